@@ -1,0 +1,145 @@
+"""Configurations of the anchor and of its memory, and the arithmetic on them.
+
+Pure Python: no device is touched and jax is not imported, so `describe` and the
+validation of a configuration start at once.
+"""
+
+import dataclasses
+from typing import Literal
+
+from hiermem_jax.errors import InputError
+
+
+def _require_positive(owner: object, *names: str) -> None:
+  for name in names:
+    if getattr(owner, name) <= 0:
+      raise InputError(
+        f"{type(owner).__name__}.{name} = {getattr(owner, name)}: must be positive; bind another value"
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnchorConfig:
+  """The small dense transformer (paper, Appendix A, Tables 4-6 and 8).
+
+  The defaults that are not sizes follow the paper and the code base it names:
+  gain-only LayerNorm, q/k norm over the flat head width, RoPE base 100,000.
+  """
+
+  num_layers: int  # L
+  width: int  # D
+  num_heads: int  # N
+  head_dim: int  # H; N * H need not equal D (the 160M anchor has 12 * 32 = 384, D = 512)
+  mlp_width: int  # F, the SwiGLU inner width
+  tied_embeddings: bool = False
+  vocab_size: int = 50432  # V; the gpt-neox vocabulary, padded
+  norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+  norm_eps: float = 1e-5
+  qk_norm: bool = True
+  rope_base: float = 100_000.0
+  dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations and matmuls; parameters are float32
+  remat: Literal["none", "dots", "full"] = "none"  # what the backward pass keeps: all, matmul outputs, layer inputs
+
+  def __post_init__(self):
+    """Rejects sizes that no decoder can have."""
+    _require_positive(self, "num_layers", "width", "num_heads", "head_dim", "mlp_width", "vocab_size", "norm_eps")
+    _require_positive(self, "rope_base")
+    if self.head_dim % 2:
+      raise InputError(f"AnchorConfig.head_dim = {self.head_dim}: RoPE rotates pairs; bind an even number")
+
+  @property
+  def attention_width(self) -> int:
+    """N * H, the flat width of q, k and v (`a` in the count below)."""
+    return self.num_heads * self.head_dim
+
+  @property
+  def embedding_params(self) -> int:
+    """Input table plus, when not tied, the output head."""
+    return (1 if self.tied_embeddings else 2) * self.vocab_size * self.width
+
+  @property
+  def params(self) -> int:
+    """Total parameters: E*V*D + L*(4*D*a + 3*D*F + 2*D + 2*a) + D.
+
+    Agrees with all nine counts published in the paper's Tables 4-6 and 8. Without q/k norm the 2*a term is gone.
+    """
+    d, a = self.width, self.attention_width
+    norms = 2 * d + (2 * a if self.qk_norm else 0)
+    return self.embedding_params + self.num_layers * (4 * d * a + 3 * d * self.mlp_width + norms) + d
+
+  def flops_per_token(self, context_length: int) -> int:
+    """Forward FLOPs per token: 2 per matmul weight, plus causal attention.
+
+    Counts the output head (tied or not) and not the embedding lookup. A token attends on average to half of
+    `context_length` positions: q.k and p.v together cost 2 * a * context_length per layer. Training costs three
+    times this (forward, and twice that backward).
+    """
+    d, a = self.width, self.attention_width
+    weights = self.num_layers * (4 * d * a + 3 * d * self.mlp_width) + self.vocab_size * d
+    return 2 * weights + self.num_layers * 2 * a * context_length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+  """FFN-memory over a cluster tree (paper, Section 2.1 and Appendix I).
+
+  `rows` are the r_1..r_K of the paper: how many extra SwiGLU neurons per transformer layer one cluster of level k
+  owns. A level with zero rows has no table.
+  """
+
+  rows: tuple[int, ...]
+  branching: int = 16
+
+  def __post_init__(self):
+    """Rejects trees and rows that cannot exist."""
+    if not self.rows or min(self.rows) < 0 or not any(self.rows):
+      raise InputError(
+        f"MemoryConfig.rows = {self.rows}: needs one non-negative number per tree level, at least one positive;"
+        " to train without memory bind train.memory = None"
+      )
+    if self.branching < 2:
+      raise InputError(f"MemoryConfig.branching = {self.branching}: a tree needs at least 2; bind the tree's")
+
+  @property
+  def depth(self) -> int:
+    """K, the number of tree levels (those without rows included)."""
+    return len(self.rows)
+
+  @property
+  def num_leaves(self) -> int:
+    """Leaves of the tree; the leaf id `num_leaves` is the generic memory."""
+    return self.branching**self.depth
+
+  @property
+  def total_rows(self) -> int:
+    """R, the rows a sequence fetches per layer, over all levels."""
+    return sum(self.rows)
+
+  @property
+  def levels(self) -> tuple[int, ...]:
+    """The 1-based levels that have a table."""
+    return tuple(level for level, rows in enumerate(self.rows, start=1) if rows)
+
+  def clusters(self, level: int) -> int:
+    """C_k, the clusters of 1-based `level` (the generic slot not counted)."""
+    return self.branching**level
+
+  def block_params(self, anchor: AnchorConfig, level: int) -> int:
+    """Parameters of one block of `level`: 3 * r_k * L * D."""
+    return 3 * self.rows[level - 1] * anchor.num_layers * anchor.width
+
+  def level_params(self, anchor: AnchorConfig, level: int) -> int:
+    """Parameters of all blocks of `level`, as published: without the generic slot."""
+    return self.clusters(level) * self.block_params(anchor, level)
+
+  def fetched_params(self, anchor: AnchorConfig) -> int:
+    """Parameters one sequence fetches: 3 * L * D * (r_1 + ... + r_K)."""
+    return sum(self.block_params(anchor, level) for level in self.levels)
+
+  def bank_params(self, anchor: AnchorConfig) -> int:
+    """Parameters of the whole bank, as published: without the generic memory (paper, Table 8)."""
+    return sum(self.level_params(anchor, level) for level in self.levels)
+
+  def flops_per_token(self, anchor: AnchorConfig) -> int:
+    """Forward FLOPs per token that the fetched block adds: 2 per fetched weight."""
+    return 2 * self.fetched_params(anchor)

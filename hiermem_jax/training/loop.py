@@ -1,0 +1,135 @@
+"""The training loop: batches in, checkpoints and scalars out."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from hiermem_jax.errors import InputError
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.parallel import batch_sharding
+from hiermem_jax.training.checkpoint import CheckpointStore, describe_model, load_model
+from hiermem_jax.training.metrics import MetricWriter
+from hiermem_jax.training.optimizer import OptimizerConfig
+from hiermem_jax.training.state import TrainState, create_state
+from hiermem_jax.training.step import make_train_step
+
+Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
+
+
+def _init_from(state: TrainState, source: str, anchor: AnchorConfig, mesh: Mesh) -> TrainState:
+  """`state` with the anchor's parameters taken from another run's newest checkpoint; the optimizer stays fresh."""
+  model = load_model(source, mesh)
+  if model.anchor != anchor:
+    raise InputError(f"{source}: its anchor is {model.anchor}, this run's is {anchor}; bind the same sizes")
+  return state.replace(params=state.params | {"anchor": model.params["anchor"]})
+
+
+def train(
+  *,
+  run_dir: str,
+  anchor: AnchorConfig,
+  memory: MemoryConfig | None,
+  optimizer: OptimizerConfig,
+  batches: Batches,
+  steps: int,
+  mesh: Mesh,
+  metadata: Mapping[str, Any],
+  open_writer: Callable[[int], MetricWriter],
+  hooks: Sequence[Callable[[int], None]] = (),
+  init_from: str | None = None,
+  generic_probability: float = 1 / 17,
+  z_loss: float = 0.0,
+  checkpoint_every: int = 1000,
+  log_every: int = 50,
+  seed: int = 0,
+) -> TrainState:
+  """Trains for `steps` steps, or for what is left of them when `run_dir` holds checkpoints of this run.
+
+  Args:
+    run_dir: where `checkpoints/` is kept. A run resumes from its newest checkpoint and then sees exactly the batches
+      and random numbers that it would have seen.
+    anchor: the anchor's configuration.
+    memory: the bank's, or None to train the anchor alone.
+    optimizer: one setting for anchor and bank.
+    batches: from a step to an iterator of host-local batches (the contract of the data room) that starts there.
+    steps: length of the run, which also sets the learning-rate schedule.
+    mesh: devices to train on; its data axis must divide the batch.
+    metadata: JSON values kept with each checkpoint, e.g. fingerprints of the tree and the tokenizer.
+    open_writer: from the step the run starts at to the writer of its scalars.
+    hooks: called with the step after every step.
+    init_from: run directory whose newest anchor starts this run, with a fresh optimizer. Ignored when resuming.
+    generic_probability: chance that a sequence trains the generic memory instead of its own path (paper: 1/17).
+    z_loss: coefficient of the squared mean log-partition; 1e-4 in anchor pretraining, 0 with memory.
+    checkpoint_every: steps between checkpoints; the last step always has one.
+    log_every: steps between scalars.
+    seed: of initialisation and of the choice of generic sequences.
+
+  Returns:
+    The final state.
+
+  Raises:
+    InputError: `init_from` has no checkpoint or another anchor; or the devices do not divide the bank's rows.
+    FloatingPointError: the loss is no longer finite.
+  """
+  transformation = optimizer.build(steps)
+  init_key, step_key = jax.random.split(jax.random.key(seed))
+  state = create_state(init_key, anchor, memory, transformation, mesh)
+  store = CheckpointStore(run_dir)
+  start = store.latest_step or 0
+  if start:
+    state = store.restore(state)
+    logging.info("%s: resuming at step %d of %d", run_dir, start, steps)
+  elif init_from is not None:
+    state = _init_from(state, init_from, anchor, mesh)
+  metadata = describe_model(anchor, memory) | dict(metadata)
+
+  step_fn = make_train_step(
+    anchor=anchor,
+    memory=memory,
+    optimizer=transformation,
+    mesh=mesh,
+    generic_probability=generic_probability,
+    z_loss=z_loss,
+  )
+  step_fn = jax.jit(step_fn, donate_argnums=0)
+  schedule = optimizer.schedule(steps)
+  sharding = batch_sharding(mesh)
+  writer = open_writer(start)
+
+  pending, clock, clock_step = None, time.monotonic(), start
+  for step, batch in zip(range(start + 1, steps + 1), batches(start)):
+    batch = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    state, metrics = step_fn(state, batch, step_key)
+    if pending:  # fetched one step late, so that the device is already busy with the next one
+      clock, clock_step = _write(writer, *pending, clock, clock_step), pending[0]
+      pending = None
+    if step % log_every == 0 or step in (start + 1, steps):
+      pending = (step, metrics | {"learning_rate": schedule(step - 1)})
+    for hook in hooks:
+      hook(step)
+    if step % checkpoint_every == 0 or step == steps:
+      store.save(state, metadata)
+  if pending:
+    _write(writer, *pending, clock, clock_step)
+  store.close()
+  writer.flush()
+  return state
+
+
+def _write(writer: MetricWriter, step: int, metrics: Mapping[str, jax.Array], clock: float, clock_step: int) -> float:
+  """Writes one step's scalars with the throughput since the last ones; returns the time."""
+  scalars = {name: float(value) for name, value in metrics.items()}
+  if not np.isfinite(scalars["loss"]):
+    raise FloatingPointError(f"step {step}: the loss is {scalars['loss']}; lower the learning rate or look at the batch")
+  now = time.monotonic()
+  scalars["tokens_per_second"] = scalars["tokens"] * (step - clock_step) / (now - clock)
+  writer.write_scalars(step, scalars)
+  logging.info(
+    "step %d: loss %.4f, %.0f tokens per second", step, scalars["loss"], scalars["tokens_per_second"]
+  )
+  return now
