@@ -47,7 +47,7 @@ def train(
   checkpoint_every: int = 1000,
   log_every: int = 50,
   seed: int = 0,
-) -> TrainState:
+) -> tuple[TrainState, dict[str, float]]:
   """Trains for `steps` steps, or for what is left of them when `run_dir` holds checkpoints of this run.
 
   Args:
@@ -70,7 +70,7 @@ def train(
     seed: of initialisation and of the choice of generic sequences.
 
   Returns:
-    The final state.
+    The final state and the scalars of the last step (empty when there was nothing left to do).
 
   Raises:
     InputError: `init_from` has no checkpoint or another anchor; or the devices do not divide the bank's rows.
@@ -101,12 +101,13 @@ def train(
   sharding = batch_sharding(mesh)
   writer = open_writer(start)
 
-  pending, clock, clock_step = None, time.monotonic(), start
+  scalars: dict[str, float] = {}
+  pending, clock = None, (start, time.monotonic())
   for step, batch in zip(range(start + 1, steps + 1), batches(start)):
     batch = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
     state, metrics = step_fn(state, batch, step_key)
-    if pending:  # fetched one step late, so that the device is already busy with the next one
-      clock, clock_step = _write(writer, *pending, clock, clock_step), pending[0]
+    if pending:  # read one step late, so that the device is already busy with the next one
+      scalars, clock = _write(writer, *pending, clock)
       pending = None
     if step % log_every == 0 or step in (start + 1, steps):
       pending = (step, metrics | {"learning_rate": schedule(step - 1)})
@@ -115,21 +116,21 @@ def train(
     if step % checkpoint_every == 0 or step == steps:
       store.save(state, metadata)
   if pending:
-    _write(writer, *pending, clock, clock_step)
+    scalars, _ = _write(writer, *pending, clock)
   store.close()
   writer.flush()
-  return state
+  return state, scalars
 
 
-def _write(writer: MetricWriter, step: int, metrics: Mapping[str, jax.Array], clock: float, clock_step: int) -> float:
-  """Writes one step's scalars with the throughput since the last ones; returns the time."""
+def _write(
+  writer: MetricWriter, step: int, metrics: Mapping[str, jax.Array], clock: tuple[int, float]
+) -> tuple[dict[str, float], tuple[int, float]]:
+  """Writes one step's scalars with the throughput since the step and time of `clock`; returns them and the new clock."""
   scalars = {name: float(value) for name, value in metrics.items()}
   if not np.isfinite(scalars["loss"]):
     raise FloatingPointError(f"step {step}: the loss is {scalars['loss']}; lower the learning rate or look at the batch")
   now = time.monotonic()
-  scalars["tokens_per_second"] = scalars["tokens"] * (step - clock_step) / (now - clock)
+  scalars["tokens_per_second"] = scalars["tokens"] * (step - clock[0]) / (now - clock[1])
   writer.write_scalars(step, scalars)
-  logging.info(
-    "step %d: loss %.4f, %.0f tokens per second", step, scalars["loss"], scalars["tokens_per_second"]
-  )
-  return now
+  logging.info("step %d: loss %.4f, %.0f tokens per second", step, scalars["loss"], scalars["tokens_per_second"])
+  return scalars, (step, now)

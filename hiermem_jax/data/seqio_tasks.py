@@ -1,0 +1,157 @@
+"""The packed dataset and raw text as SeqIO tasks, for users of SeqIO's tools.
+
+Training does not need this module: `batches.Batches` gives the same batches, addressed by step and without
+TensorFlow. A task serves inspection, mixtures and trainers that take a SeqIO task:
+
+  register_packed_task("wiki_packed", "/data/wiki_2048")
+  ds = seqio.get_dataset("wiki_packed", feature_lengths(2048), MemoryLMFeatureConverter())
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from hiermem_jax.data.packed import PackedDataset
+from hiermem_jax.data.prepare import RecordSource
+
+_READ = 64  # sequences read at once
+
+_FeatureSpec = seqio.FeatureConverter.FeatureSpec
+
+
+def feature_lengths(length: int) -> dict[str, int | None]:
+  """The `task_feature_lengths` of a packed task whose sequences have `length` positions."""
+  return {"targets": length, "targets_segment_ids": length, "memory_leaf": None}
+
+
+class MemoryLMFeatureConverter(seqio.FeatureConverter):
+  """Packed task features to the batch contract (see batches.py), one example at a time.
+
+  Example, begin-of-document 0:
+
+    {"targets": [5, 6, 2, 8, 2, 0], "targets_segment_ids": [1, 1, 1, 2, 2, 0], "memory_leaf": 7}
+
+    {"decoder_target_tokens": [5, 6, 2, 8, 2, 0],
+     "decoder_input_tokens":  [0, 5, 6, 0, 8, 0],
+     "decoder_segment_ids":   [1, 1, 1, 2, 2, 0],
+     "decoder_positions":     [0, 1, 2, 0, 1, 0],
+     "decoder_loss_weights":  [1., 1., 1., 1., 1., 0.],
+     "memory_leaf":           7}
+
+  `seqio.LMFeatureConverter` cannot do it: it packs by itself, finds padding by token 0 and knows no leaf.
+  """
+
+  TASK_FEATURES = {
+    "targets": _FeatureSpec(dtype=tf.int32),
+    "targets_segment_ids": _FeatureSpec(dtype=tf.int32),
+    "memory_leaf": _FeatureSpec(dtype=tf.int32, rank=0),
+  }
+  MODEL_FEATURES = {
+    "decoder_input_tokens": _FeatureSpec(dtype=tf.int32),
+    "decoder_target_tokens": _FeatureSpec(dtype=tf.int32),
+    "decoder_segment_ids": _FeatureSpec(dtype=tf.int32),
+    "decoder_positions": _FeatureSpec(dtype=tf.int32),
+    "decoder_loss_weights": _FeatureSpec(dtype=tf.float32),
+    "memory_leaf": _FeatureSpec(dtype=tf.int32, rank=0),
+  }
+
+  def __init__(self, bos_id: int = 0):
+    """Sets the input at the first position of each document: the packed dataset's `manifest.bos_id`."""
+    super().__init__(pack=False, bos_id=bos_id)
+
+  def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int | None]) -> tf.data.Dataset:
+    lengths = {k: v for k, v in task_feature_lengths.items() if self.TASK_FEATURES[k].rank}
+    ds = seqio.trim_and_pad_dataset(ds, lengths)
+    return ds.map(self._convert_example, num_parallel_calls=tf.data.AUTOTUNE)
+
+  def _convert_example(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    targets, segments = features["targets"], features["targets_segment_ids"]
+    valid = tf.cast(segments > 0, tf.int32)
+    inputs = seqio.autoregressive_inputs(targets, sequence_id=segments, bos_id=self.bos_id)
+    index = tf.range(tf.size(segments))
+    starts = tf.concat([[True], tf.not_equal(segments[1:], segments[:-1])], axis=0)
+    first = tf.gather(index[starts], tf.cumsum(tf.cast(starts, tf.int32)) - 1)
+    return {
+      "decoder_input_tokens": inputs * valid,
+      "decoder_target_tokens": targets * valid,
+      "decoder_segment_ids": segments,
+      "decoder_positions": (index - first) * valid,
+      "decoder_loss_weights": tf.cast(valid, tf.float32),
+      "memory_leaf": features["memory_leaf"],
+    }
+
+  def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int | None]) -> dict[str, int | None]:
+    """All features have the length of the targets; the leaf is a scalar."""
+    length = task_feature_lengths["targets"]
+    return {k: length if spec.rank else None for k, spec in self.MODEL_FEATURES.items()}
+
+
+def register_packed_task(name: str, directory: str) -> seqio.Task:
+  """Registers a packed dataset as a task with the split "train".
+
+  Features: `targets` and `targets_segment_ids` int32 [S], `memory_leaf` int32 scalar. Shuffling reads the
+  sequences in a random order (all of them: they are addressed by number).
+
+  Raises:
+    InputError: see `PackedDataset`.
+  """
+  dataset = PackedDataset(directory)
+  manifest = dataset.manifest
+  row = tf.TensorSpec([manifest.length], tf.int32)
+
+  def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+    del split
+
+    def examples() -> Iterator[dict[str, np.ndarray]]:
+      order = np.arange(len(dataset))
+      if shuffle_files:
+        np.random.default_rng(seed).shuffle(order)
+      for start in range(0, len(order), _READ):
+        for leaf, targets, segments in zip(*dataset.read(order[start : start + _READ])):
+          yield {"targets": targets, "targets_segment_ids": segments, "memory_leaf": leaf}
+
+    signature = {"targets": row, "targets_segment_ids": row, "memory_leaf": tf.TensorSpec([], tf.int32)}
+    return tf.data.Dataset.from_generator(examples, output_signature=signature)
+
+  def feature(size: int, rank: int) -> seqio.Feature:
+    vocabulary = seqio.PassThroughVocabulary(size, eos_id=manifest.eot_id)
+    return seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32, rank=rank)
+
+  return seqio.TaskRegistry.add(
+    name,
+    source=seqio.FunctionDataSource(dataset_fn, ["train"], num_input_examples={"train": len(dataset)}),
+    output_features={
+      "targets": feature(manifest.vocab_size, 1),
+      "targets_segment_ids": feature(manifest.length + 1, 1),
+      "memory_leaf": feature(manifest.num_leaves, 0),
+    },
+  )
+
+
+def register_corpus_task(name: str, source: RecordSource, tokenizer_path: str) -> seqio.Task:
+  """Registers a source's documents as a task with the split "train", to look at a corpus with SeqIO's tools.
+
+  Features: `targets` int32, the document's ids and the end-of-text id; `targets_pretokenized`, its text.
+
+  Args:
+    name: of the task.
+    source: documents; read anew for each pass.
+    tokenizer_path: a SentencePiece `.model`.
+  """
+
+  def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+    del split, shuffle_files, seed  # a source has one order
+    return tf.data.Dataset.from_generator(
+      lambda: ({"targets": record["text"]} for record in source.records()),
+      output_signature={"targets": tf.TensorSpec([], tf.string)},
+    )
+
+  vocabulary = seqio.SentencePieceVocabulary(tokenizer_path)
+  return seqio.TaskRegistry.add(
+    name,
+    source=seqio.FunctionDataSource(dataset_fn, ["train"]),
+    preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+    output_features={"targets": seqio.Feature(vocabulary, add_eos=True, dtype=tf.int32)},
+  )

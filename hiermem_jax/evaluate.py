@@ -1,0 +1,121 @@
+r"""Measures a trained model: held-out perplexity and probe accuracy, for every mode of the memory.
+
+  python -m hiermem_jax.evaluate --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
+
+Prints a table; writes RUN_DIR/evaluation/report.json and report.png.
+"""
+
+import math
+import os
+
+from absl import logging
+
+from hiermem_jax.data.sources import Source, under
+from hiermem_jax.errors import InputError
+
+
+def evaluate(
+  *,
+  run_dir: str,
+  model: str = ".",
+  validation: str = "packed/validation",
+  baseline: str | None = None,
+  probes: Source | None = None,
+  buckets: tuple[int, ...] = (1, 4, 16, 64),
+  modes: tuple[str, ...] = ("none", "generic", "fetched"),
+  tokenizer: str = "tokenizer.model",
+  tree: str = "tree",
+  directory: str = "evaluation",
+  batch_size: int = 64,
+  title: str = "Hierarchical memory",
+) -> None:
+  """Evaluates the newest checkpoint of a training.
+
+  Args:
+    run_dir: where relative paths start.
+    model: training directory of the model with memory.
+    validation: packed held-out dataset.
+    baseline: training directory of a model without memory, to compare with.
+    probes: questions with the fields `prompt`, `answer` and `count` (times the training text states the fact). The
+      retriever sees the prompt alone; an answer counts when greedy decoding gives exactly it and a full stop.
+    buckets: ascending first counts of the buckets that accuracy is reported for.
+    modes: memories to measure: none, generic, fetched, wrong.
+    tokenizer: path of the tokenizer.
+    tree: directory of the tree and its encoder.
+    directory: where the report goes.
+    batch_size: sequences scored at once.
+    title: of the plot.
+
+  Raises:
+    InputError: a checkpoint or a dataset is missing, or they belong to different trees or tokenizers.
+  """
+  from hiermem_jax.data.batches import in_order
+  from hiermem_jax.data.packed import PackedDataset
+  from hiermem_jax.data.tokenizer import load_tokenizer
+  from hiermem_jax.evaluation import MODES, Scorer, held_out_loss, probe_accuracy, report
+  from hiermem_jax.parallel import make_mesh
+  from hiermem_jax.retrieval.corpus import load_retriever
+  from hiermem_jax.training.checkpoint import load_model
+
+  if unknown := set(modes) - set(MODES):
+    raise InputError(f"evaluate.modes: {sorted(unknown)} unknown; choose from {MODES}")
+  mesh = make_mesh()
+  dataset = PackedDataset(os.path.join(run_dir, validation))
+  loaded_tokenizer = load_tokenizer(os.path.join(run_dir, tokenizer))
+  retriever = load_retriever(os.path.join(run_dir, tree))
+  trained = load_model(os.path.join(run_dir, model), mesh)
+  _require_same(f"the tree {tree}", retriever.tree.fingerprint, f"the bank of {model}", trained.metadata["tree_fingerprint"])
+  _require_same(f"the tree {tree}", retriever.tree.fingerprint, validation, dataset.manifest.tree_fingerprint)
+  _require_same(tokenizer, loaded_tokenizer.fingerprint, validation, dataset.manifest.tokenizer_fingerprint)
+
+  questions = []
+  if probes is not None:
+    questions = route_probes(list(under(probes, run_dir).records()), loaded_tokenizer, retriever)
+    logging.info("%d probes", len(questions))
+  scorer = Scorer(trained, mesh, batch_size, bos_id=loaded_tokenizer.bos_id)
+  runs = [(mode, scorer, mode) for mode in modes] if trained.memory else [("baseline", scorer, "none")]
+  if baseline is not None:
+    plain = load_model(os.path.join(run_dir, baseline), mesh)
+    runs.insert(0, ("baseline", Scorer(plain, mesh, batch_size, bos_id=loaded_tokenizer.bos_id), "none"))
+  series = {}
+  for name, scorer, mode in runs:
+    loss = held_out_loss(scorer, in_order(dataset, batch_size), mode)
+    series[name] = {"loss": loss, "perplexity": math.exp(loss)}
+    if questions:
+      series[name]["probes"] = probe_accuracy(scorer, questions, buckets, mode)
+    logging.info("%s: loss %.4f", name, loss)
+  result = {"series": series}
+  if questions:
+    result["probes"] = {"buckets": report.bucket_labels(buckets), "first_counts": list(buckets)}
+  os.makedirs(os.path.join(run_dir, directory), exist_ok=True)
+  report.write_json(result, os.path.join(run_dir, directory, "report.json"))
+  report.plot(result, os.path.join(run_dir, directory, "report.png"), title)
+  print(report.table(result))
+  print(f"\nwritten: {os.path.join(run_dir, directory)}/report.json and report.png")
+
+
+def _require_same(name: str, fingerprint: str, other: str, other_fingerprint: str) -> None:
+  if fingerprint != other_fingerprint:
+    raise InputError(
+      f"{name} has fingerprint {fingerprint}, {other} was made with {other_fingerprint}; use the ones of the same run"
+    )
+
+
+def route_probes(records, tokenizer, retriever):
+  """Tokenises probe records and routes each by the text of its prompt alone."""
+  from hiermem_jax.evaluation import Probe
+
+  prompts = [record["prompt"] for record in records]
+  prompt_ids = tokenizer.encode_batch(prompts)
+  full_ids = tokenizer.encode_batch([f"{record['prompt']} {record['answer']}." for record in records])
+  leaves = retriever.route(prompts)
+  return [
+    Probe(prompt=full[: len(prompt)], answer=full[len(prompt) :], count=record["count"], leaf=int(leaf))
+    for record, prompt, full, leaf in zip(records, prompt_ids, full_ids, leaves)
+  ]
+
+
+if __name__ == "__main__":
+  from hiermem_jax import cli
+
+  cli.main("evaluate")

@@ -1,0 +1,103 @@
+"""The report of an evaluation: a table for the terminal, `report.json`, and a plot."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+_LABELS = {
+  "baseline": "baseline (no memory, same tokens)",
+  "none": "with bank, not fetched",
+  "generic": "generic memory",
+  "fetched": "fetched memory",
+  "wrong": "wrong path",
+}
+_COLORS = {"baseline": "#4c4c4c", "none": "#b0b0b0", "generic": "#e0a030", "fetched": "#2a7ab9", "wrong": "#b04a5a"}
+
+
+def bucket_labels(buckets: Sequence[int]) -> list[str]:
+  """First counts of ascending buckets to labels: (1, 4, 16) -> 1-3, 4-15, 16+."""
+  ends = [f"–{following - 1}" if following - 1 > first else "" for first, following in zip(buckets, buckets[1:])]
+  return [f"{first}{end}" for first, end in zip(buckets, [*ends, "+"])]
+
+
+def table(report: dict[str, Any]) -> str:
+  """The report as fixed-width text: a row per series, loss and perplexity first, then accuracy by bucket."""
+  probes = report.get("probes")
+  header = ["", "loss", "perplexity"]
+  if probes:
+    header += [f"seen {label}" for label in probes["buckets"]]
+  rows = [header]
+  for name, series in report["series"].items():
+    row = [_LABELS[name], f"{series['loss']:.3f}", f"{series['perplexity']:.2f}"]
+    if probes:
+      row += ["–" if math.isnan(cell["accuracy"]) else f"{100 * cell['accuracy']:.1f}%" for cell in series["probes"]]
+    rows.append(row)
+  if probes:
+    counts = [str(cell["count"]) for cell in next(iter(report["series"].values()))["probes"]]
+    rows.append(["questions", "", "", *counts])
+  widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+  lines = [
+    "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths)))
+    for row in rows
+  ]
+  return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def write_json(report: dict[str, Any], path: str) -> None:
+  """Writes the report; a number that does not exist (an empty bucket) is null."""
+
+  def clean(value):
+    if isinstance(value, dict):
+      return {key: clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+      return [clean(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+  temporary = f"{path}.tmp"
+  with open(temporary, "w", encoding="utf-8") as file:
+    json.dump(clean(report), file, indent=2)
+    file.write("\n")
+  os.replace(temporary, path)
+
+
+def plot(report: dict[str, Any], path: str, title: str) -> None:
+  """Draws accuracy by bucket (when there are probes) beside held-out perplexity, as a PNG."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  series = report["series"]
+  probes = report.get("probes")
+  if probes:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=(3, 1.2), layout="constrained")
+    width = 0.8 / len(series)
+    for index, (name, values) in enumerate(series.items()):
+      offset = (index - (len(series) - 1) / 2) * width
+      positions = [bucket + offset for bucket in range(len(probes["buckets"]))]
+      accuracy = [100 * cell["accuracy"] for cell in values["probes"]]
+      error = [100 * cell["stderr"] for cell in values["probes"]]
+      left.bar(positions, accuracy, width, yerr=error, color=_COLORS[name], label=_LABELS[name], error_kw={"lw": 0.8})
+    left.set_xticks(range(len(probes["buckets"])), probes["buckets"])
+    left.set_xlabel("times the fact is stated in the training text")
+    left.set_ylabel("facts answered exactly (%)")
+    left.legend(frameon=False, fontsize=9, loc="upper left")
+    left.spines[["top", "right"]].set_visible(False)
+  else:
+    figure, right = plt.subplots(figsize=(5.5, 4.0), layout="constrained")
+  names = list(series)
+  perplexities = [series[name]["perplexity"] for name in names]
+  bars = right.bar(range(len(names)), perplexities, 0.7, color=[_COLORS[name] for name in names])
+  right.bar_label(bars, fmt="%.2f", fontsize=9)
+  right.set_xticks(range(len(names)), names, rotation=30)
+  low, high = min(perplexities), max(perplexities)
+  right.set_ylim(max(0, low - 0.6 * (high - low) - 0.02 * low), high + 0.15 * (high - low) + 0.02 * low)
+  right.set_ylabel("held-out perplexity (axis does not start at 0)")
+  right.spines[["top", "right"]].set_visible(False)
+  figure.suptitle(title)
+  temporary = f"{path}.tmp"
+  figure.savefig(temporary, format="png", dpi=150)
+  plt.close(figure)
+  os.replace(temporary, path)

@@ -1,0 +1,94 @@
+"""Arrays (npz) and their description (json) on disk: no pickle, no half-written files.
+
+An artifact `NAME` in a directory is `NAME.npz` and `NAME.json`. Each file is written to a
+temporary name and renamed; the json goes last, so an artifact without it is unfinished.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hiermem_jax.errors import InputError
+
+_FORMAT = 1
+
+
+def digest(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+  """First 16 hex characters of the sha256 over `meta` (sorted json) and named, typed arrays."""
+  sha = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
+  for name in sorted(arrays):
+    array = np.ascontiguousarray(arrays[name])
+    sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
+    sha.update(array.data)
+  return sha.hexdigest()[:16]
+
+
+def write_artifact(
+  directory: str, name: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
+  """Writes `directory/name.npz` and `directory/name.json`, replacing what was there."""
+  folder = pathlib.Path(directory)
+  folder.mkdir(parents=True, exist_ok=True)
+  header = {"format": _FORMAT, **meta, "digest": digest(meta, arrays)}
+  temporary = {kind: folder / f".{name}.{kind}.{os.getpid()}.tmp" for kind in ("npz", "json")}
+  try:
+    with temporary["npz"].open("wb") as file:
+      np.savez(file, **arrays)
+    temporary["json"].write_text(json.dumps(header, indent=2, sort_keys=True) + "\n")
+    os.replace(temporary["npz"], folder / f"{name}.npz")
+    os.replace(temporary["json"], folder / f"{name}.json")
+  finally:
+    for path in temporary.values():
+      path.unlink(missing_ok=True)
+
+
+def read_meta(directory: str, name: str) -> dict[str, Any]:
+  """Reads the description only, as it was given to `write_artifact`, plus its `digest`.
+
+  Raises:
+    InputError: the file is missing, not json, or of another format.
+  """
+  path = pathlib.Path(directory) / f"{name}.json"
+  try:
+    header = json.loads(path.read_text())
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise InputError(
+      f"no {name}.json in {directory}: give the directory that the cluster verb wrote"
+    ) from error
+  except ValueError as error:
+    raise InputError(f"{path} is damaged (not json): restore it or cluster the corpus again") from error
+  if not isinstance(header, dict) or header.pop("format", None) != _FORMAT or "digest" not in header:
+    raise InputError(
+      f"{path} is not a format {_FORMAT} description: cluster the corpus again with this version"
+    )
+  return header
+
+
+def read_artifact(directory: str, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """Reads what `write_artifact` wrote and checks it against its digest.
+
+  Raises:
+    InputError: a file is missing, damaged, or the two files do not belong together.
+  """
+  meta = read_meta(directory, name)
+  expected = meta.pop("digest")
+  path = pathlib.Path(directory) / f"{name}.npz"
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      arrays = {key: archive[key] for key in archive.files}
+  except FileNotFoundError as error:
+    raise InputError(f"{path} is missing: restore it or cluster the corpus again") from error
+  except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    raise InputError(
+      f"{path} is damaged (not an npz archive): restore it or cluster the corpus again"
+    ) from error
+  if digest(meta, arrays) != expected:
+    raise InputError(f"{path} does not match {name}.json beside it: restore both or cluster the corpus again")
+  return meta, arrays

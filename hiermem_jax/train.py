@@ -1,0 +1,151 @@
+r"""Trains an anchor, or an anchor with its memory bank, on a packed dataset.
+
+  python -m hiermem_jax.train --gin_file=gin/runs/a2.gin --gin_bindings="train.dataset = '/data/dclm/train'" \
+    --gin_bindings="train.init_from = 'runs/a1'" --run_dir=runs/a2
+
+Writes RUN_DIR/config.gin, checkpoints/, TensorBoard events, metrics.jsonl and, at the end, report.json. The same command
+in the same directory resumes.
+"""
+
+import json
+import os
+
+from absl import logging
+
+from hiermem_jax.errors import InputError
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.training.optimizer import OptimizerConfig
+
+
+def train(
+  *,
+  run_dir: str,
+  dataset: str,
+  anchor: AnchorConfig,
+  memory: MemoryConfig | None,
+  optimizer: OptimizerConfig,
+  steps: int,
+  batch_size: int,
+  directory: str = ".",
+  init_from: str | None = None,
+  generic_probability: float = 1 / 17,
+  z_loss: float = 0.0,
+  checkpoint_every: int = 1000,
+  log_every: int = 50,
+  seed: int = 0,
+) -> None:
+  """Opens the dataset, the mesh over all devices and the writers, and runs the training loop.
+
+  Args:
+    run_dir: where relative paths start.
+    dataset: packed dataset to train on.
+    anchor: the anchor.
+    memory: the bank, or None to train the anchor alone.
+    optimizer: one setting for both.
+    steps: length of the run.
+    batch_size: sequences per step, over all devices.
+    directory: where this training keeps its checkpoints and metrics.
+    init_from: run directory whose anchor this training starts from, with a fresh optimizer.
+    generic_probability: chance that a sequence trains the generic memory (paper: 1/17).
+    z_loss: coefficient of the squared mean log-partition.
+    checkpoint_every: steps between checkpoints.
+    log_every: steps between scalars.
+    seed: of initialisation, data order and the choice of generic sequences.
+
+  Raises:
+    InputError: dataset, anchor, bank and starting point do not fit each other or the devices.
+  """
+  import jax
+
+  from hiermem_jax.data.batches import Batches
+  from hiermem_jax.data.packed import PackedDataset
+  from hiermem_jax.parallel import make_mesh
+  from hiermem_jax.training import loop
+
+  directory = os.path.join(run_dir, directory)
+  packed = PackedDataset(os.path.join(run_dir, dataset))
+  manifest = packed.manifest
+  if manifest.vocab_size > anchor.vocab_size:
+    raise InputError(
+      f"{packed.directory}: its tokenizer has {manifest.vocab_size} pieces, AnchorConfig.vocab_size is"
+      f" {anchor.vocab_size}; bind at least as many"
+    )
+  if memory is not None and memory.num_leaves != manifest.num_leaves:
+    raise InputError(
+      f"{packed.directory}: its tree has {manifest.num_leaves} leaves, MemoryConfig (branching {memory.branching}, rows"
+      f" {memory.rows}) has {memory.num_leaves}; bind the tree's branching and one entry of rows per level"
+    )
+  mesh = make_mesh()
+  if batch_size % mesh.size:
+    raise InputError(f"train.batch_size = {batch_size}: cannot be split over {mesh.size} devices; bind a multiple")
+  batches = Batches(
+    packed,
+    batch_size=batch_size,
+    seed=seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  _log_overview(anchor, memory)
+  hooks = []
+
+  def open_writer(start_step):
+    writer, progress = _telemetry(directory, start_step, steps)
+    hooks.extend(progress)
+    return writer
+
+  state, scalars = loop.train(
+    run_dir=directory,
+    anchor=anchor,
+    memory=memory,
+    optimizer=optimizer,
+    batches=batches.iterate,
+    steps=steps,
+    mesh=mesh,
+    metadata={
+      "tree_fingerprint": manifest.tree_fingerprint,
+      "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
+    },
+    open_writer=open_writer,
+    hooks=hooks,
+    init_from=None if init_from is None else os.path.join(run_dir, init_from),
+    generic_probability=generic_probability,
+    z_loss=z_loss,
+    checkpoint_every=checkpoint_every,
+    log_every=log_every,
+    seed=seed,
+  )
+  if scalars:
+    with open(os.path.join(directory, "report.json"), "w", encoding="utf-8") as file:
+      json.dump({"steps": int(state.step), **scalars}, file, indent=2)
+      file.write("\n")
+
+
+def _log_overview(anchor: AnchorConfig, memory: MemoryConfig | None) -> None:
+  import flax.linen as nn
+  import jax
+  from clu import parameter_overview
+
+  from hiermem_jax.training.state import init_params
+
+  shapes = nn.unbox(jax.eval_shape(lambda: init_params(jax.random.key(0), anchor, memory)))
+  logging.info("parameters:\n%s", parameter_overview.get_parameter_overview(shapes, include_stats=False))
+
+
+def _telemetry(directory: str, start_step: int, steps: int):
+  """The writer of scalars and the hooks that report progress; metrics.jsonl alone where TensorFlow is absent."""
+  from hiermem_jax.training.metrics import JsonlWriter
+
+  jsonl = JsonlWriter(os.path.join(directory, "metrics.jsonl"), start_step)
+  try:
+    from clu import metric_writers, periodic_actions
+  except ImportError as error:  # clu writes TensorBoard events through TensorFlow
+    logging.warning("no TensorBoard events and no progress reports: %s", error)
+    return jsonl, []
+  writer = metric_writers.MultiWriter([jsonl, metric_writers.SummaryWriter(directory)])
+  return writer, [periodic_actions.ReportProgress(num_train_steps=steps, every_secs=30)]
+
+
+if __name__ == "__main__":
+  from hiermem_jax import cli
+
+  cli.main("train")

@@ -1,0 +1,155 @@
+"""Balanced k-means against scikit-learn, and the properties of the balance rule."""
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+
+from hiermem_jax.errors import InputError
+from hiermem_jax.retrieval import kmeans
+from hiermem_jax.retrieval.kmeans import balanced_kmeans, rebalance
+
+
+def _nearest(x, centroids):
+  return ((x[:, None, :] - centroids[None]) ** 2).sum(-1).argmin(1)
+
+
+def _inertia(x, centroids):
+  return ((x - centroids[_nearest(x, centroids)]) ** 2).sum()
+
+
+def _unit(x):
+  return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _skewed(rng):
+  """Four fifths of the points in one blob, the rest in seven others."""
+  sizes = [3200] + [800 // 7] * 7
+  points = np.repeat(6 * rng.standard_normal((8, 8)), sizes, axis=0)
+  return (points + 0.3 * rng.standard_normal(points.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("balance", [None, 1.5])
+@pytest.mark.parametrize("batch_size", [200, 6400])
+def test_finds_well_separated_blobs(balance, batch_size):
+  rng = np.random.default_rng(0)
+  centers = 10 * rng.standard_normal((8, 16))
+  x = np.repeat(centers, 100, axis=0) + 0.1 * rng.standard_normal((800, 16))
+  found = balanced_kmeans(x.astype(np.float32), 8, batch_size=batch_size, balance=balance, seed=1)
+  assert found.shape == (8, 16) and found.dtype == np.float32
+  assert sorted(_nearest(centers, found)) == list(range(8))
+  np.testing.assert_allclose(found[_nearest(centers, found)], centers, atol=0.2)
+
+
+@pytest.mark.parametrize("batch_size", [500, 6400])
+def test_without_the_rule_inertia_is_near_scikit_learns(batch_size):
+  rng = np.random.default_rng(1)
+  topics = rng.standard_normal((40, 24))
+  x = _unit(topics[rng.integers(40, size=4000)] + 0.7 * rng.standard_normal((4000, 24)))
+  best = KMeans(16, n_init=5, random_state=0).fit(x).inertia_
+  ours = np.mean([_inertia(x, balanced_kmeans(x, 16, batch_size=batch_size, balance=None, seed=s)) for s in range(3)])
+  assert ours < 1.05 * best
+
+
+def test_the_rule_evens_out_skewed_data():
+  x = _skewed(np.random.default_rng(2))
+
+  def largest_share(balance):
+    centroids = balanced_kmeans(x, 8, batch_size=1000, balance=balance, seed=0)
+    return np.bincount(_nearest(x, centroids), minlength=8).max() / len(x)
+
+  assert largest_share(None) > 0.7
+  assert largest_share(1.5) < 0.25
+
+
+def test_deterministic_per_seed():
+  x = np.random.default_rng(3).standard_normal((300, 4)).astype(np.float32)
+  one, again, other = (balanced_kmeans(x, 4, batch_size=64, seed=s) for s in (5, 5, 6))
+  np.testing.assert_array_equal(one, again)
+  assert not np.array_equal(one, other)
+
+
+def test_one_step_from_one_batch_is_the_mean_of_each_cluster():
+  x = np.random.default_rng(4).standard_normal((50, 3)).astype(np.float32)
+  one = balanced_kmeans(x, 3, steps=1, balance=None, seed=0)
+  # Every example is in exactly one mean, so the means weighted by cluster size give the mean of all;
+  # find the sizes by solving for them.
+  system = np.vstack([one.T, np.ones(3)])
+  sizes, *_ = np.linalg.lstsq(system, np.append(x.sum(0), 50), rcond=None)
+  np.testing.assert_allclose(sizes, np.round(sizes), atol=1e-3)
+  np.testing.assert_allclose(system @ sizes, np.append(x.sum(0), 50), atol=1e-3)
+
+
+def test_equal_examples_and_as_many_clusters_as_examples():
+  np.testing.assert_array_equal(balanced_kmeans(np.ones((40, 3), np.float32), 4), np.ones((4, 3)))
+  x = 10 * np.eye(6, dtype=np.float32)
+  found = balanced_kmeans(x, 6)
+  np.testing.assert_allclose(found[_nearest(x, found)], x)
+
+
+@pytest.mark.parametrize("num_examples", [16, 17, 31, 100, 6400])
+@pytest.mark.parametrize("share", [None, 1.0 / 16, 1.5 / 16])
+def test_rebalance_meets_the_limit_and_leaves_none_empty(num_examples, share):
+  rng = np.random.default_rng(num_examples)
+  for concentration in (0.05, 1.0):
+    before = rng.choice(16, num_examples, p=rng.dirichlet(np.full(16, concentration)))
+    after = rebalance(before, 16, share, rng)
+    sizes = np.bincount(after, minlength=16)
+    assert sizes.sum() == num_examples and sizes.min() >= 1
+    if share is not None:
+      assert sizes.max() <= max(share * num_examples, -(-num_examples // 16))
+
+
+def test_rebalance_splits_largest_and_smallest_evenly_and_at_random():
+  before = np.repeat([0, 1, 2, 3], [70, 10, 10, 10])
+  after = rebalance(before, 4, 0.45, np.random.default_rng(0))
+  np.testing.assert_array_equal(np.bincount(after), [40, 40, 10, 10])
+  np.testing.assert_array_equal(after[70:], before[70:])  # only the largest cluster gives
+  assert np.ptp(np.flatnonzero(after[:70] == 1)) > 40  # from all over it
+  np.testing.assert_array_equal(rebalance(before, 4, 0.7, np.random.default_rng(0)), before)
+
+
+def test_batches_are_fresh_until_the_examples_run_out():
+  rng = np.random.default_rng(0)
+  batches = list(kmeans._batches(100, 30, 7, rng))
+  assert [len(b) for b in batches] == [30] * 7
+  assert len(set(np.concatenate(batches[:3]))) == 90
+  assert all(len(set(b)) == 30 for b in batches)
+  assert [sorted(b) for b in kmeans._batches(5, 30, 2, rng)] == [list(range(5))] * 2
+
+
+def test_few_compiled_shapes():
+  shapes = {kmeans._padded_size(n, 6400) for n in range(1, 6401)}
+  assert shapes == {256, 512, 1024, 2048, 4096, 6400}
+  assert kmeans._padded_size(100, 100) == 100
+  assert all(kmeans._padded_size(n, 100) >= n for n in range(1, 101))
+
+
+@pytest.mark.parametrize(
+  "change, names",
+  [
+    ({"num_clusters": 21}, "20 examples for 21 clusters"),
+    ({"batch_size": 3}, "batch_size 3"),
+    ({"balance": 0.5}, "balance is 0.5"),
+    ({"steps": 0}, "0 steps"),
+  ],
+)
+def test_input_errors(change, names):
+  arguments = {"embeddings": np.ones((20, 2), np.float32), "num_clusters": 4, **change}
+  with pytest.raises(InputError, match=names):
+    balanced_kmeans(arguments.pop("embeddings"), arguments.pop("num_clusters"), **arguments)
+
+
+def test_values_that_are_not_finite():
+  x = np.ones((20, 2), np.float32)
+  x[3, 1] = np.nan
+  with pytest.raises(InputError, match="not finite"):
+    balanced_kmeans(x, 4)
+
+
+def test_an_abandoned_centroid_starts_anew_among_the_examples(monkeypatch):
+  places = np.repeat([0.0, 10.0, 20.0], 60)
+  x = (places[:, None] + 0.1 * np.random.default_rng(0).standard_normal((180, 2))).astype(np.float32)
+  # The examples around 20 are seen once, then never again.
+  monkeypatch.setattr(kmeans, "_batches", lambda *_: [np.arange(180), np.arange(120), np.arange(120)])
+  found = balanced_kmeans(x, 3, steps=3, balance=None, seed=0)
+  np.testing.assert_allclose(np.sort(np.abs(found - 5).mean(1)), [5, 5, 5], atol=0.2)
