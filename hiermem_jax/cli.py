@@ -1,5 +1,6 @@
 """The command line that all verbs share: flags, gin, logging, and one clear line for bad input."""
 
+import logging as python_logging
 import os
 import sys
 
@@ -22,9 +23,17 @@ def main(verb: str) -> None:
   """Runs a verb from the command line; exits with status 2 and one line on bad input."""
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
-  # Checkpointing logs dozens of lines per save at INFO.
-  logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname or record.levelno > 20)
+  logging.get_absl_handler().addFilter(_is_news)
+  for flag in (_GIN_FILE, _GIN_BINDINGS, _RUN_DIR, _VALIDATE_ONLY, _SKIP_BAD_RECORDS, _JSON):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])  # so that --help lists it
   app.run(lambda argv: _run(verb, argv), flags_parser=_parse_flags)
+
+
+def _is_news(record: python_logging.LogRecord) -> bool:
+  """Whether to log a record: orbax writes dozens of lines per save, gin one per place where an include is not."""
+  if record.module == "resource_reader":
+    return False
+  return "orbax" not in record.pathname or record.levelno > python_logging.INFO
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -43,10 +52,7 @@ def _run(verb: str, argv: list[str]) -> None:
   if len(argv) > 1:
     _fail(f"{argv[1]!r}: arguments are given as --flags; --help lists them")
   try:
-    bindings = list(_GIN_BINDINGS.value)
-    if _SKIP_BAD_RECORDS.value:
-      bindings.append("JsonlSource.skip_bad_records = True")
-    configuration.load(_GIN_FILE.value, bindings)
+    configuration.load(_GIN_FILE.value, _GIN_BINDINGS.value)
     if verb == "describe":
       configuration.call("describe", as_json=_JSON.value)
       return
@@ -57,10 +63,16 @@ def _run(verb: str, argv: list[str]) -> None:
     if _VALIDATE_ONLY.value:
       print(text)
       return
-    name = "config.gin" if verb in ("train", "quickstart") else f"{verb}.config.gin"
-    configuration.save(os.path.join(run_dir, name), text)
-    configuration.call(verb, run_dir=run_dir)
+    path = os.path.join(run_dir, "config.gin" if verb in ("train", "quickstart") else f"{verb}.config.gin")
+    configuration.save(path, text)
+    if _SKIP_BAD_RECORDS.value:  # not part of what is saved: a run that a bad record stopped can go on with the flag
+      configuration.load(_GIN_FILE.value, [*_GIN_BINDINGS.value, "JsonlSource.skip_bad_records = True"])
+    try:
+      configuration.call(verb, run_dir=run_dir)
+    except InputError:
+      configuration.discard(path)
+      raise
   except InputError as error:
     _fail(str(error))
-  except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
-    _fail(f"{error.filename}: {error.strerror}; check the path")
+  except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+    _fail(f"{str(error).splitlines()[0]}; check the path")

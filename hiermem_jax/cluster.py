@@ -1,7 +1,6 @@
 r"""Learns the cluster tree of a corpus, and the tokenizer when there is none yet.
 
-  python -m hiermem_jax.cluster --gin_file=gin/runs/real_text_small.gin \
-    --gin_bindings="CORPUS = '/data/wikipedia/train-*.jsonl.gz'" --gin_bindings="…" --run_dir=runs/real_text_small
+  python -m hiermem_jax.cluster --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
 
 Writes RUN_DIR/tokenizer.model and RUN_DIR/tree/ (tree and encoder). What is there already is kept.
 """
@@ -61,11 +60,14 @@ def cluster(
   tokenizer = os.path.join(run_dir, tokenizer)
   directory = os.path.join(run_dir, directory)
   if os.path.exists(os.path.join(directory, "tree.json")) and os.path.exists(tokenizer):
-    logging.info("%s holds a tree already (%d leaves): reusing it", directory, load_retriever(directory).tree.num_leaves)
+    leaves = load_retriever(directory).tree.num_leaves
+    logging.info("%s holds a tree already (%d leaves): reusing it", directory, leaves)
     return
   if not os.path.exists(tokenizer):
     if tokenizer_vocab_size is None:
-      raise InputError(f"{tokenizer}: no such tokenizer; bind cluster.tokenizer, or cluster.tokenizer_vocab_size to train one")
+      raise InputError(
+        f"{tokenizer}: no such tokenizer; bind cluster.tokenizer, or cluster.tokenizer_vocab_size to train one"
+      )
     logging.info("training a tokenizer of %d pieces", tokenizer_vocab_size)
     train_sentencepiece((r["text"] for r in corpus.records()), tokenizer, vocab_size=tokenizer_vocab_size)
   texts = sample_windows(

@@ -10,8 +10,10 @@ import contextlib
 import functools
 import inspect
 import os
+import pathlib
 import re
-from collections.abc import Callable, Sequence
+import tokenize
+from collections.abc import Callable, Iterator, Sequence
 
 import gin
 from beartype import BeartypeConf
@@ -20,7 +22,11 @@ from gin import config_parser
 
 from hiermem_jax.errors import InputError
 
+# Where "gin/..." starts for who is not in the checkout's root.
+_ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
 _NUMBERS = BeartypeConf(is_pep484_tower=True)  # an int is welcome where a float is expected
+# Defaults that gin constructs, so that what is bound to them counts.
+_DEFAULTS = "cluster.encoder = @LsaEncoder()"
 _rehearsing = False
 
 
@@ -30,24 +36,33 @@ def _checked(target: Callable, name: str, is_verb: bool = False) -> Callable:
 
   @functools.wraps(target)
   def wrapper(*args, **kwargs):
-    try:
-      bound = signature.bind(*args, **kwargs)
-    except TypeError as error:
-      raise InputError(f"{name}: {error}; bind it in a gin file or with --gin_bindings=\"{name}.ARGUMENT = …\"") from None
-    for argument, value in bound.arguments.items():
-      hint = signature.parameters[argument].annotation
-      if not is_bearable(value, hint, conf=_NUMBERS):
-        shown = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
-        raise InputError(f"{name}.{argument} = {value!r}: is a {type(value).__name__}, must be {shown}; bind such a value")
+    bound = signature.bind_partial(*args, **kwargs).arguments
+    required = [p.name for p in signature.parameters.values() if p.default is p.empty]
+    if missing := [f"{name}.{argument}" for argument in required if argument not in bound]:
+      remedy = f'bind in a gin file or with --gin_bindings="{missing[0]} = ..."'
+      raise InputError(f"{', '.join(missing)}: not bound; {remedy}")
+    for argument, value in bound.items():
+      _check_type(f"{name}.{argument}", value, signature.parameters[argument].annotation)
     return None if is_verb and _rehearsing else target(*args, **kwargs)
 
   wrapper.__signature__ = signature
   return wrapper
 
 
+def _check_type(name: str, value: object, hint: object) -> None:
+  # beartype looks at one element of a tuple, drawn at random: so at each as a tuple[X, ...] of its own.
+  parts = [value, *((element,) for element in value)] if isinstance(value, tuple) else [value]
+  if all(is_bearable(part, hint, conf=_NUMBERS) for part in parts):
+    return
+  shown = hint.__name__ if isinstance(hint, type) else re.sub(r"\b(\w+\.)+(?=[A-Z])", "", str(hint))
+  if callable(value):
+    raise InputError(f"{name} = @{value.__name__}: must be {shown}; write @{value.__name__}() to construct one")
+  raise InputError(f"{name} = {value!r}: must be {shown}; bind such a value")
+
+
 @functools.cache
 def register() -> None:
-  """Makes the verbs and the constructors they take known to gin, by their own names."""
+  """Makes the verbs and the constructors they take known to gin, by their own names, and `include` find the parts."""
   from hiermem_jax import cluster, describe, evaluate, prepare, quickstart, train
   from hiermem_jax.data.sources import JsonlSource, TfdsSource, WorldSource
   from hiermem_jax.data.world import WorldConfig
@@ -55,6 +70,7 @@ def register() -> None:
   from hiermem_jax.retrieval.encoder import LsaEncoder
   from hiermem_jax.training.optimizer import OptimizerConfig
 
+  gin.add_config_file_search_path(_ROOT)
   constructors = (AnchorConfig, MemoryConfig, OptimizerConfig, LsaEncoder, WorldConfig)
   constructors += (JsonlSource, TfdsSource, WorldSource)
   for constructor in constructors:
@@ -66,35 +82,58 @@ def register() -> None:
     gin.external_configurable(verb, name, module="hiermem_jax")
 
 
-def _one_line(error: BaseException) -> str:
-  return re.sub(r"\s+", " ", str(error)).strip()
+@contextlib.contextmanager
+def _one_line(place: str) -> Iterator[None]:
+  """Turns what gin and its parser raise into an InputError of one line."""
+  try:
+    yield
+  except tokenize.TokenError as error:  # an open bracket or quote; has no file
+    message, (line, _) = error.args
+    raise InputError(f"{place}, line {line}: {message}; close the bracket or quote") from None
+  except SyntaxError as error:
+    where = f"{error.filename or place}, line {error.lineno}: {(error.text or '').strip()!r}"
+    raise InputError(f"{where}: {error.msg.rstrip('.')}; correct the line") from None
+  except (ValueError, OSError, TypeError, AttributeError, ImportError) as error:
+    message = str(error).split("\n  In bindings string", 1)[0]  # `place` says it
+    raise InputError(f"{place}: {' '.join(message.split()).rstrip('.')}; correct the name or the line") from None
 
 
 def load(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
   """Parses gin files and bindings on top of them.
 
+  Args:
+    gin_files: paths; like those that they include, relative to the working directory or to the root of the checkout.
+    bindings: one statement each.
+
   Raises:
-    InputError: a file is missing, a line cannot be parsed, a name is not known, or a macro is bound and never read.
+    InputError: a file is missing, a line cannot be parsed, a name is not known, a macro that is read is not
+      bound, or nothing reads a macro or a scope that is bound.
   """
   register()
   gin.clear_config()
+  gin.parse_config(_DEFAULTS)
   for path in gin_files:
-    if not os.path.isfile(path):
+    if not any(os.path.isfile(os.path.join(start, path)) for start in ("", _ROOT)):
       raise InputError(f"--gin_file={path}: no such file; paths are relative to {os.getcwd()}")
-  try:
-    gin.parse_config_files_and_bindings(list(gin_files), list(bindings))
-  except (ValueError, SyntaxError, OSError, TypeError, AttributeError) as error:
-    raise InputError(f"gin: {_one_line(error)}; correct the name or the line") from None
-  _check_macros(gin.config_str())
+    with _one_line(path):
+      gin.parse_config_file(path)
+  for binding in bindings:
+    with _one_line(f"--gin_bindings={binding}"):
+      gin.parse_config(binding)
+  _check_names(gin.config_str())
+  with _one_line("gin"):
+    gin.finalize()
 
 
 class _References(config_parser.ParserDelegate):
-  """Collects the macros that a configuration reads."""
+  """Collects the macros and the scopes that a configuration reads."""
 
   def __init__(self):
     self.macros = set()
+    self.scopes = {""}
 
   def configurable_reference(self, scoped_configurable_name, evaluate):
+    self.scopes.add(scoped_configurable_name.rpartition("/")[0])
     return scoped_configurable_name
 
   def macro(self, macro_name):
@@ -102,17 +141,26 @@ class _References(config_parser.ParserDelegate):
     return macro_name
 
 
-def _check_macros(text: str) -> None:
-  """Raises InputError when `text` binds a macro that nothing in it reads (gin itself would ignore the misspelling)."""
+def _check_names(text: str) -> None:
+  """Raises InputError when `text` reads a macro that is not bound, or binds a macro or a scope that nothing reads.
+
+  gin itself would ignore the second.
+  """
   references = _References()
-  bound = {}
-  for statement in config_parser.ConfigParser(text, references):
-    if isinstance(statement, config_parser.BindingStatement) and not statement.arg_name:
-      bound[statement.selector] = statement.value
-  for name, value in bound.items():
-    if name not in references.macros:
-      known = ", ".join(sorted(references.macros)) or "none"
-      raise InputError(f"gin macro {name} = {value!r}: nothing reads it; the macros that are read: {known}")
+  statements = config_parser.ConfigParser(text, references)
+  bindings = [s for s in statements if isinstance(s, config_parser.BindingStatement)]
+  macros = {s.selector: s.value for s in bindings if not s.arg_name}
+  if missing := sorted(references.macros - macros.keys()):
+    remedy = f'bind with --gin_bindings="{missing[0]} = ..."'
+    raise InputError(f"gin macro {', '.join(missing)}: read and not bound; {remedy}")
+  for name in sorted(macros.keys() - references.macros):
+    known = ", ".join(sorted(references.macros)) or "none"
+    raise InputError(f"gin macro {name} = {macros[name]!r}: nothing reads it; the macros that are read: {known}")
+  for binding in bindings:
+    if binding.scope not in references.scopes:
+      name = f"{binding.scope}/{binding.selector}.{binding.arg_name}"
+      known = ", ".join(sorted(references.scopes - {""})) or "none"
+      raise InputError(f"gin binding {name}: nothing refers to scope {binding.scope}; the scopes in use: {known}")
 
 
 @contextlib.contextmanager
@@ -125,16 +173,19 @@ def _rehearsal():
     _rehearsing = False
 
 
+@contextlib.contextmanager
+def _cause_only() -> Iterator[None]:
+  """Strips what gin appends to an InputError on its way up: where the call came from, on further lines."""
+  try:
+    yield
+  except InputError as error:
+    raise InputError(str(error).split("\n", 1)[0]) from error
+
+
 def call(verb: str, **arguments):
   """Calls a verb with its bindings; `arguments` come from the command line."""
-  try:
+  with _cause_only():
     return gin.get_configurable(verb)(**arguments)
-  except (InputError, TypeError, ValueError) as error:
-    # gin appends where the call came from to the message, on further lines; the cause is the first.
-    cause = str(error).split("\n", 1)[0]
-    if isinstance(error, InputError):
-      raise InputError(cause) from error
-    raise
 
 
 def rehearse(verb: str, **arguments) -> str:
@@ -143,17 +194,21 @@ def rehearse(verb: str, **arguments) -> str:
   For a chain, every stage is rehearsed. Returns gin's operative configuration: every parameter in effect, defaults
   included.
   """
-  with _rehearsal():
-    call(verb, **arguments)
-    stages = gin.get_bindings(verb).get("stages", ())
-    for stage in stages:
+  with _rehearsal(), _cause_only():
+    gin.get_configurable(verb)(**arguments)
+    for stage in gin.get_bindings(verb).get("stages", ()):
       stage(**arguments)
   return gin.operative_config_str(max_line_length=110)
 
 
 def bound_argument(verb: str, argument: str):
-  """The value bound to a verb's argument, constructed; None when nothing is bound."""
-  return gin.get_bindings(verb).get(argument)
+  """The value bound to a verb's argument, constructed and checked; None when nothing is bound."""
+  with _cause_only():
+    bindings = gin.get_bindings(verb)
+  if argument in bindings:
+    hint = inspect.signature(gin.get_configurable(verb)).parameters[argument].annotation
+    _check_type(f"{verb}.{argument}", bindings[argument], hint)
+  return bindings.get(argument)
 
 
 def save(path: str, text: str) -> None:
@@ -177,6 +232,13 @@ def save(path: str, text: str) -> None:
   with open(temporary, "w", encoding="utf-8") as file:
     file.write(text)
   os.replace(temporary, path)
+
+
+def discard(path: str) -> None:
+  """Removes a run's configuration where it is all that the run has written, so that a corrected one may follow."""
+  directory, name = os.path.split(path)
+  if os.listdir(directory) == [name]:
+    os.remove(path)
 
 
 def _first_difference(stored: str, text: str) -> tuple[str, str]:

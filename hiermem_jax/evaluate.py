@@ -64,8 +64,9 @@ def evaluate(
   loaded_tokenizer = load_tokenizer(os.path.join(run_dir, tokenizer))
   retriever = load_retriever(os.path.join(run_dir, tree))
   trained = load_model(os.path.join(run_dir, model), mesh)
-  _require_same(f"the tree {tree}", retriever.tree.fingerprint, f"the bank of {model}", trained.metadata["tree_fingerprint"])
-  _require_same(f"the tree {tree}", retriever.tree.fingerprint, validation, dataset.manifest.tree_fingerprint)
+  fingerprint = retriever.tree.fingerprint
+  _require_same(f"the tree {tree}", fingerprint, f"the bank of {model}", trained.metadata["tree_fingerprint"])
+  _require_same(f"the tree {tree}", fingerprint, validation, dataset.manifest.tree_fingerprint)
   _require_same(tokenizer, loaded_tokenizer.fingerprint, validation, dataset.manifest.tokenizer_fingerprint)
 
   questions = []

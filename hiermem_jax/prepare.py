@@ -1,6 +1,6 @@
 r"""Writes the packed dataset: windows routed to leaves, tokenised, grouped by leaf, packed, shuffled.
 
-  python -m hiermem_jax.prepare --gin_file=gin/runs/real_text_small.gin --gin_bindings="…" --run_dir=runs/real_text_small
+  python -m hiermem_jax.prepare --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
 
 Needs what `cluster` wrote. Writes RUN_DIR/packed/train and RUN_DIR/packed/validation; a directory that holds the result
 of the same inputs is kept.

@@ -1,10 +1,10 @@
 r"""Trains an anchor, or an anchor with its memory bank, on a packed dataset.
 
-  python -m hiermem_jax.train --gin_file=gin/runs/a2.gin --gin_bindings="train.dataset = '/data/dclm/train'" \
-    --gin_bindings="train.init_from = 'runs/a1'" --run_dir=runs/a2
+  python -m hiermem_jax.train --gin_file=gin/runs/a2.gin --run_dir=runs/a2 \
+    --gin_bindings="train.dataset = '/data/dclm_2048/train'" --gin_bindings="train.init_from = '../a1'"
 
-Writes RUN_DIR/config.gin, checkpoints/, TensorBoard events, metrics.jsonl and, at the end, report.json. The same command
-in the same directory resumes.
+Writes RUN_DIR/config.gin, checkpoints/, TensorBoard events, metrics.jsonl and, at the end, report.json. The same
+command in the same directory resumes.
 """
 
 import json
@@ -86,13 +86,7 @@ def train(
     process_count=jax.process_count(),
   )
   _log_overview(anchor, memory)
-  hooks = []
-
-  def open_writer(start_step):
-    writer, progress = _telemetry(directory, start_step, steps)
-    hooks.extend(progress)
-    return writer
-
+  open_writer, hooks = _telemetry(directory, steps)
   state, scalars = loop.train(
     run_dir=directory,
     anchor=anchor,
@@ -131,18 +125,26 @@ def _log_overview(anchor: AnchorConfig, memory: MemoryConfig | None) -> None:
   logging.info("parameters:\n%s", parameter_overview.get_parameter_overview(shapes, include_stats=False))
 
 
-def _telemetry(directory: str, start_step: int, steps: int):
-  """The writer of scalars and the hooks that report progress; metrics.jsonl alone where TensorFlow is absent."""
+def _telemetry(directory: str, steps: int):
+  """What opens the writer of scalars, given the first step, and the hooks that report progress.
+
+  Where TensorFlow is absent, which clu needs for both, there is metrics.jsonl and what the loop itself logs.
+  """
   from hiermem_jax.training.metrics import JsonlWriter
 
-  jsonl = JsonlWriter(os.path.join(directory, "metrics.jsonl"), start_step)
+  def open_jsonl(start_step):
+    return JsonlWriter(os.path.join(directory, "metrics.jsonl"), start_step)
+
   try:
     from clu import metric_writers, periodic_actions
-  except ImportError as error:  # clu writes TensorBoard events through TensorFlow
-    logging.warning("no TensorBoard events and no progress reports: %s", error)
-    return jsonl, []
-  writer = metric_writers.MultiWriter([jsonl, metric_writers.SummaryWriter(directory)])
-  return writer, [periodic_actions.ReportProgress(num_train_steps=steps, every_secs=30)]
+  except ImportError as error:
+    logging.warning("metrics.jsonl only, no TensorBoard events: %s", error)
+    return open_jsonl, []
+
+  def open_both(start_step):
+    return metric_writers.MultiWriter([open_jsonl(start_step), metric_writers.SummaryWriter(directory)])
+
+  return open_both, [periodic_actions.ReportProgress(num_train_steps=steps, every_secs=30)]
 
 
 if __name__ == "__main__":

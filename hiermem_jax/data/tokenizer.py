@@ -168,9 +168,10 @@ def train_sentencepiece(
   if target.suffix != ".model":
     raise InputError(f"tokenizer {path}: name the file to write with the suffix .model")
   content = io.BytesIO()
+  errors: list[Exception] = []
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=_lines(texts, max_characters),
+      sentence_iterator=_noting_errors(_lines(texts, max_characters), errors),
       model_writer=content,
       model_type="bpe",
       vocab_size=vocab_size,
@@ -192,6 +193,8 @@ def train_sentencepiece(
       minloglevel=2,
     )
   except RuntimeError as error:
+    if errors:
+      raise errors[0] from None
     raise InputError(_training_problem(str(error), vocab_size)) from error
   target.parent.mkdir(parents=True, exist_ok=True)
   temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -208,6 +211,15 @@ def _lines(texts: Iterable[str], max_characters: int) -> Iterator[str]:
     left -= len(text)
     if left <= 0:
       return
+
+
+def _noting_errors(lines: Iterator[str], errors: list[Exception]) -> Iterator[str]:
+  """The lines; what reading them raises goes into `errors`, as SentencePiece passes on no more than its text."""
+  try:
+    yield from lines
+  except Exception as error:
+    errors.append(error)
+    raise
 
 
 def _training_problem(message: str, vocab_size: int) -> str:

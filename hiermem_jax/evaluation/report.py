@@ -39,7 +39,7 @@ def table(report: dict[str, Any]) -> str:
     rows.append(["questions", "", "", *counts])
   widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
   lines = [
-    "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths)))
+    "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
     for row in rows
   ]
   return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

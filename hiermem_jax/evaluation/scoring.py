@@ -66,9 +66,8 @@ class Scorer:
       (float32 [B]), and whether greedy decoding would produce all of them (bool [B]).
     """
     size = len(batch["memory_leaf"])
-    padded = {
-      name: np.pad(array, [(0, self.batch_size - size)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()
-    }
+    missing = self.batch_size - size
+    padded = {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
     outputs = self._score(self.model.params, jax.device_put(padded, self._sharding))
     return tuple(np.asarray(output)[:size] for output in outputs)
 
@@ -92,17 +91,19 @@ class Scorer:
     for start in range(0, len(order), self.batch_size):
       chosen = order[start : start + self.batch_size]
       length = -(-lengths[chosen].max() // _LENGTH_BUCKET) * _LENGTH_BUCKET
-      batch = _prompt_batch([prompts[i] for i in chosen], [continuations[i] for i in chosen], leaf[chosen], length, self.bos_id)
-      losses, _, agrees = self.score_batch(batch)
+      pairs = [(prompts[i], continuations[i]) for i in chosen]
+      losses, _, agrees = self.score_batch(_prompt_batch(pairs, leaf[chosen], length, self.bos_id))
       log_likelihood[chosen], greedy[chosen] = -losses, agrees
     return log_likelihood, greedy
 
 
-def _prompt_batch(prompts, continuations, leaf: np.ndarray, length: int, bos_id: int) -> dict[str, np.ndarray]:
-  """One document per sequence, loss weights on the continuation alone."""
-  targets = np.zeros((len(prompts), length), np.int32)
+def _prompt_batch(
+  pairs: Sequence[tuple[Sequence[int], Sequence[int]]], leaf: np.ndarray, length: int, bos_id: int
+) -> dict[str, np.ndarray]:
+  """One document per (prompt, continuation), loss weights on the continuation alone."""
+  targets = np.zeros((len(pairs), length), np.int32)
   segments, weights = np.zeros_like(targets), np.zeros(targets.shape, np.float32)
-  for row, (prompt, continuation) in enumerate(zip(prompts, continuations)):
+  for row, (prompt, continuation) in enumerate(pairs):
     end = len(prompt) + len(continuation)
     targets[row, :end] = [*prompt, *continuation]
     segments[row, :end] = 1

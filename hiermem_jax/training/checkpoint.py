@@ -28,7 +28,7 @@ class CheckpointStore:
   """The checkpoints of one run directory.
 
   A checkpoint is four items: `anchor` and `bank` (parameters), `optimizer` (its state), `metadata` (JSON: both
-  configurations, the step, the fingerprints of tree and tokenizer). Evaluation and later phases read only the first two.
+  configurations, the step, the fingerprints of tree and tokenizer). Evaluation and later phases leave the optimizer.
   """
 
   def __init__(self, run_dir: str, keep: int = 2):

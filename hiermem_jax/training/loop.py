@@ -74,7 +74,7 @@ def train(
 
   Raises:
     InputError: `init_from` has no checkpoint or another anchor; or the devices do not divide the bank's rows.
-    FloatingPointError: the loss is no longer finite.
+    FloatingPointError: the loss or its gradient is no longer finite.
   """
   transformation = optimizer.build(steps)
   init_key, step_key = jax.random.split(jax.random.key(seed))
@@ -114,21 +114,29 @@ def train(
     for hook in hooks:
       hook(step)
     if step % checkpoint_every == 0 or step == steps:
+      if pending:  # now, because a run that resumes from this checkpoint does not see the step again
+        scalars, clock = _write(writer, *pending, clock)
+        pending = None
+      _require_finite(step, metrics)
       store.save(state, metadata)
-  if pending:
-    scalars, _ = _write(writer, *pending, clock)
   store.close()
   writer.flush()
   return state, scalars
 
 
+def _require_finite(step: int, metrics: Mapping[str, jax.Array]) -> None:
+  """Raises when the step ruined the state, which then must not replace a good checkpoint."""
+  for name in ("loss", "grad_norm"):
+    if not np.isfinite(value := float(metrics[name])):
+      raise FloatingPointError(f"step {step}: {name} is {value}; lower the learning rate")
+
+
 def _write(
   writer: MetricWriter, step: int, metrics: Mapping[str, jax.Array], clock: tuple[int, float]
 ) -> tuple[dict[str, float], tuple[int, float]]:
-  """Writes one step's scalars with the throughput since the step and time of `clock`; returns them and the new clock."""
+  """Writes one step's scalars, with the throughput since the (step, time) of `clock`; returns them and a new clock."""
+  _require_finite(step, metrics)
   scalars = {name: float(value) for name, value in metrics.items()}
-  if not np.isfinite(scalars["loss"]):
-    raise FloatingPointError(f"step {step}: the loss is {scalars['loss']}; lower the learning rate or look at the batch")
   now = time.monotonic()
   scalars["tokens_per_second"] = scalars["tokens"] * (step - clock[0]) / (now - clock[1])
   writer.write_scalars(step, scalars)

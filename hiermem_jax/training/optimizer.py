@@ -11,8 +11,8 @@ from hiermem_jax.errors import InputError
 class OptimizerConfig:
   """AdamW, cosine from `peak_learning_rate` to `final_learning_rate` after a linear warmup.
 
-  The bank is updated densely: rows that no sequence fetched have zero gradient, and their moments and weights decay like
-  every other parameter's. One global norm over anchor and bank is clipped.
+  The bank is updated densely: rows that no sequence fetched have zero gradient, and their moments and weights decay
+  like every other parameter's. One global norm over anchor and bank is clipped.
   """
 
   peak_learning_rate: float

@@ -1,0 +1,26 @@
+# Two commands set everything up: `make quickstart` trains a small model and draws what its memory bought,
+# `make test` runs the test suite. Each creates .venv when it is not there and reuses it after.
+#   make quickstart RUN_DIR=runs/other PYTHON=python3.12 ARGS="--gin_bindings='SEED = 1'"
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN_DIR ?= runs/quickstart
+ARGS ?=
+
+.PHONY: quickstart test
+.DEFAULT_GOAL := quickstart
+
+quickstart: $(VENV)/installed
+	$(VENV)/bin/python -m hiermem_jax.quickstart --gin_file=gin/runs/quickstart.gin --run_dir=$(RUN_DIR) $(ARGS)
+
+test: $(VENV)/installed-tests
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt -e .
+	touch $@
+
+$(VENV)/installed-tests: $(VENV)/installed tests/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt -r tests/requirements.txt
+	touch $@

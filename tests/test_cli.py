@@ -1,0 +1,350 @@
+"""The verbs from their command line: describe, a tiny chain on JSON lines, and one clear line for every bad input."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from hiermem_jax import cli, configuration
+from hiermem_jax.retrieval.corpus import load_retriever
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+_TOPICS = (
+  ("sailor", "harbour", "anchor", "mast", "tide", "keel", "rope", "deck", "storm", "captain"),
+  ("baker", "oven", "flour", "yeast", "bread", "crust", "butter", "sugar", "cake", "kitchen"),
+  ("planet", "orbit", "comet", "telescope", "galaxy", "moon", "crater", "rocket", "star", "eclipse"),
+  ("violin", "concert", "melody", "chord", "rhythm", "opera", "flute", "choir", "tempo", "piano"),
+)
+
+_RUN = """
+JsonlSource.pattern = '{corpus}'
+probes/JsonlSource.pattern = '{probes}'
+probes/JsonlSource.required = ('prompt', 'answer')
+LsaEncoder.dim = 8
+cluster.corpus = @JsonlSource()
+cluster.tokenizer_vocab_size = 300
+cluster.branching = 2
+cluster.depth = 2
+cluster.steps = 3
+prepare.train = @JsonlSource()
+prepare.validation = @JsonlSource()
+prepare.length = 32
+prepare.num_shards = 1
+AnchorConfig.num_layers = 1
+AnchorConfig.width = 16
+AnchorConfig.num_heads = 2
+AnchorConfig.head_dim = 8
+AnchorConfig.mlp_width = 32
+AnchorConfig.vocab_size = 300
+AnchorConfig.dtype = 'float32'
+MemoryConfig.branching = 2
+MemoryConfig.rows = (2, 2)
+OptimizerConfig.peak_learning_rate = 1e-3
+OptimizerConfig.final_learning_rate = 1e-4
+OptimizerConfig.warmup_steps = 1
+OptimizerConfig.weight_decay = 0.0
+train.anchor = @AnchorConfig()
+train.memory = @MemoryConfig()
+train.optimizer = @OptimizerConfig()
+train.dataset = 'packed/train'
+train.steps = 2
+train.batch_size = 8
+train.log_every = 1
+evaluate.probes = @probes/JsonlSource()
+evaluate.batch_size = 8
+quickstart.stages = (@cluster, @prepare, @train)
+"""
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+  """(gin file, run directory) of a tiny chain that has run: 4 leaves, a one-layer model, two steps."""
+  directory = tmp_path_factory.mktemp("chain")
+  rng = np.random.default_rng(0)
+  with open(directory / "corpus.jsonl", "w") as file:
+    for number in range(200):
+      words = rng.choice(_TOPICS[number % len(_TOPICS)], 12)
+      file.write(json.dumps({"text": f"The {' '.join(words)}."}) + "\n")
+  with open(directory / "probes.jsonl", "w") as file:
+    file.write(json.dumps({"prompt": "The sailor and the", "answer": "harbour", "count": 3}) + "\n")
+  gin_file = directory / "run.gin"
+  gin_file.write_text(_RUN.format(corpus=directory / "corpus.jsonl", probes=directory / "probes.jsonl"))
+  configuration.load([str(gin_file)], [])
+  configuration.call("quickstart", run_dir=str(directory / "run"))
+  return gin_file, directory / "run"
+
+
+@pytest.fixture
+def run(capsys):
+  """Runs a verb in this process; returns exit status, standard output and standard error."""
+
+  def run_verb(verb, *arguments):
+    status = 0
+    with flagsaver.flagsaver():
+      try:
+        cli._run(verb, cli._parse_flags([verb, *map(str, arguments)]))
+      except SystemExit as stop:
+        status = stop.code
+    output = capsys.readouterr()
+    return status, output.out, output.err
+
+  return run_verb
+
+
+@pytest.fixture
+def fails(run):
+  """Runs a verb that must fail with status 2 and exactly one line, which it returns without "error: "."""
+
+  def run_verb(verb, *arguments):
+    status, output, errors = run(verb, *arguments)
+    assert status == 2 and not output, (status, output, errors)
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in errors, errors
+    return lines[0].removeprefix("error: ")
+
+  return run_verb
+
+
+def python(*arguments, cwd=_ROOT):
+  """Runs an interpreter of its own."""
+  return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+# describe --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  "name, anchor, fetched, bank",
+  [
+    ("a2", 163_510_016, 18_063_360, 4_624_220_160),
+    ("b2", 411_665_408, 49_545_216, 12_683_575_296),
+    ("c2", 1_439_893_504, 153_354_240, 21_139_292_160),
+  ],
+)
+def test_describe_prints_the_papers_sizes(run, name, anchor, fetched, bank):
+  status, output, errors = run("describe", f"--gin_file=gin/runs/{name}.gin", "--json")
+  assert (status, errors) == (0, "")
+  sizes = json.loads(output)
+  assert (sizes["anchor_params"], sizes["fetched_params"], sizes["bank_params"]) == (anchor, fetched, bank)
+  assert sizes["flops_per_token"] - sizes["flops_per_token_no_memory"] == 2 * fetched
+  assert sum(level["params"] for level in sizes["levels"]) == bank
+
+
+def test_describe_prints_a_page(run):
+  status, output, _ = run("describe", "--gin_file=gin/runs/a2.gin")
+  assert status == 0
+  assert "4,624,220,160     9.248 GB in bfloat16" in output
+  status, output, _ = run("describe", "--gin_file=gin/runs/a1.gin")
+  assert status == 0
+  assert "163,510,016" in output and "level" not in output
+
+
+def test_describe_of_nothing(fails):
+  assert fails("describe") == "train.anchor is not bound: name a run with --gin_file, e.g. gin/runs/a2.gin"
+  assert fails("describe", "--gin_bindings=train.anchor = 3").startswith("train.anchor = 3: must be AnchorConfig")
+
+
+def test_describe_loads_no_tensorflow():
+  program = (
+    "import sys; from hiermem_jax import cli\n"
+    "sys.argv = ['describe', '--gin_file=gin/runs/a2.gin', '--json']\n"
+    "try: cli.main('describe')\n"
+    "finally: print([name for name in ('tensorflow', 'seqio', 'apache_beam', 'sklearn') if name in sys.modules])"
+  )
+  result = python("-c", program)
+  assert (result.returncode, result.stderr) == (0, "")
+  assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("verb", ["describe", "train"])
+def test_help_shows_an_example_and_the_flags(verb):
+  result = python("-m", f"hiermem_jax.{verb}", "--help")
+  assert f"python -m hiermem_jax.{verb} --gin_file=gin/runs/a2.gin" in result.stdout
+  assert "--gin_bindings:" in result.stdout and "--run_dir:" in result.stdout
+  assert result.stderr == ""
+
+
+def test_real_process_from_another_directory(tmp_path):
+  arguments = ("-m", "hiermem_jax.train", f"--gin_file={_ROOT}/gin/runs/a2.gin", "--validate_only")
+  result = python(*arguments, "--gin_bindings=train.dataset = 'x'", cwd=tmp_path)
+  assert (result.returncode, result.stderr) == (0, "")
+  assert "train.steps = 524288\n" in result.stdout
+  result = python(*arguments, cwd=tmp_path)
+  assert (result.returncode, result.stdout) == (2, "")
+  assert result.stderr == 'error: train.dataset: not bound; bind in a gin file or with --gin_bindings="train.dataset = ..."\n'
+  assert not list(tmp_path.iterdir())
+
+
+# Flags and configuration -------------------------------------------------------------------------------------------------
+
+
+def test_unknown_flag(fails):
+  assert fails("train", "--foo") == "Unknown command line flag 'foo'; --help lists the flags"
+
+
+def test_stray_argument(fails):
+  assert fails("train", "gin/runs/a2.gin") == "'gin/runs/a2.gin': arguments are given as --flags; --help lists them"
+
+
+def test_missing_gin_file(fails):
+  assert fails("train", "--gin_file=nope.gin").startswith("--gin_file=nope.gin: no such file; paths are relative to /")
+
+
+def test_missing_run_dir(chain, fails):
+  assert fails("train", f"--gin_file={chain[0]}") == "--run_dir is missing; name the directory that the run may fill"
+
+
+def test_run_dir_is_a_file(chain, fails, tmp_path):
+  (tmp_path / "file").touch()
+  message = fails("train", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/file")
+  assert f"'{tmp_path}/file'" in message and message.endswith("; check the path")
+
+
+def test_bad_binding(chain, fails, tmp_path):
+  message = fails("train", f"--gin_file={chain[0]}", "--gin_bindings=train.steps = '4'", f"--run_dir={tmp_path}/run")
+  assert message == "train.steps = '4': must be int; bind such a value"
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", ["cluster", "prepare", "train", "evaluate", "quickstart"])
+def test_validate_only_prints_and_touches_nothing(chain, run, tmp_path, verb):
+  status, output, errors = run(verb, f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run", "--validate_only")
+  assert (status, errors) == (0, "")
+  assert f"# Parameters for {verb}:" in output
+  assert not list(tmp_path.iterdir())
+
+
+def test_run_directory_of_another_configuration(chain, fails, tmp_path):
+  arguments = ("train", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}")
+  configuration.load([str(chain[0])], [])
+  configuration.save(f"{tmp_path}/config.gin", configuration.rehearse("train", run_dir=""))
+  message = fails(*arguments, "--gin_bindings=train.steps = 3")
+  assert message.startswith(f"{tmp_path}/config.gin: this directory is of a run with another configuration")
+  assert "there: 'train.steps = 2', now: 'train.steps = 3'" in message
+  assert message.endswith("use another --run_dir or delete this one")
+
+
+def test_failed_start_can_be_corrected_in_place(chain, fails, tmp_path):
+  arguments = ("train", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run")
+  for dataset in ("nope", "nowhere"):  # the second is not refused as another configuration
+    message = fails(*arguments, f"--gin_bindings=train.dataset = '{tmp_path}/{dataset}'")
+    assert message.startswith(f"{tmp_path}/{dataset}/manifest.json: No such file")
+  assert not list((tmp_path / "run").iterdir())
+
+
+# Corpora -----------------------------------------------------------------------------------------------------------------
+
+
+def corpus_arguments(chain, tmp_path, lines):
+  (tmp_path / "corpus.jsonl").write_text("".join(lines))
+  pattern = f"--gin_bindings=JsonlSource.pattern = '{tmp_path}/corpus.jsonl'"
+  return "cluster", f"--gin_file={chain[0]}", pattern, f"--run_dir={tmp_path}/run"
+
+
+def test_malformed_line_is_named_and_can_be_skipped(chain, run, fails, tmp_path, caplog):
+  lines = (chain[0].parent / "corpus.jsonl").read_text().splitlines(keepends=True)
+  arguments = corpus_arguments(chain, tmp_path, [*lines[:2], '{"text": \n', *lines[2:], '{"body": "x"}\n'])
+  message = fails(*arguments)
+  assert message.startswith(f"{tmp_path}/corpus.jsonl:3: malformed JSON") and "--skip_bad_records" in message
+  status, _, _ = run(*arguments, "--skip_bad_records")
+  assert status == 0
+  assert "Skipped 2 bad records (1 malformed JSON, 1 field 'text' missing)" in caplog.text
+  assert (tmp_path / "run/tree/tree.json").exists()
+
+
+def test_missing_corpus(chain, fails, tmp_path):
+  arguments = corpus_arguments(chain, tmp_path, [])
+  (tmp_path / "corpus.jsonl").unlink()
+  assert fails(*arguments) == f"no file matches {tmp_path}/corpus.jsonl; give an existing .jsonl or .jsonl.gz path or glob"
+
+
+def test_empty_corpus(chain, fails, tmp_path):
+  message = fails(*corpus_arguments(chain, tmp_path, ["\n"]))
+  assert message == f"empty corpus: no records in {tmp_path}/corpus.jsonl; check the pattern and the files"
+
+
+def test_fewer_documents_than_clusters(chain, fails, tmp_path):
+  message = fails(
+    "cluster", f"--gin_file={chain[0]}", "--gin_bindings=cluster.depth = 12", f"--run_dir={tmp_path}/run"
+  )
+  assert "cannot fill the 4096 leaves of branching 2, depth 12: lower depth or branching" in message
+
+
+def test_no_tokenizer(chain, fails, tmp_path):
+  binding = "--gin_bindings=cluster.tokenizer_vocab_size = None"
+  message = fails("cluster", f"--gin_file={chain[0]}", binding, f"--run_dir={tmp_path}/run")
+  assert message.startswith(f"{tmp_path}/run/tokenizer.model") and "cluster.tokenizer_vocab_size" in message
+
+
+# Training and evaluation -------------------------------------------------------------------------------------------------
+
+
+def train_arguments(chain, tmp_path, *bindings):
+  dataset = f"train.dataset = '{chain[1]}/packed/train'"
+  flags = [f"--gin_bindings={binding}" for binding in (dataset, *bindings)]
+  return "train", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run", *flags
+
+
+@pytest.mark.parametrize(
+  "bindings, parts",
+  [
+    (["MemoryConfig.rows = (2, 2, 2)"], ["its tree has 4 leaves", "has 8", "bind the tree's branching"]),
+    (["AnchorConfig.vocab_size = 64"], ["300 pieces", "AnchorConfig.vocab_size is 64"]),
+    (["OptimizerConfig.warmup_steps = 2"], ["OptimizerConfig.warmup_steps = 2", "the run's 2 steps", "bind fewer"]),
+  ],
+)
+def test_training_inputs_that_do_not_fit(chain, fails, tmp_path, bindings, parts):
+  message = fails(*train_arguments(chain, tmp_path, *bindings))
+  assert all(part in message for part in parts), message
+
+
+def test_init_from_another_anchor(chain, fails, tmp_path):
+  message = fails(*train_arguments(chain, tmp_path, f"train.init_from = '{chain[1]}'", "AnchorConfig.mlp_width = 48"))
+  assert message.startswith(f"{chain[1]}: its anchor is") and message.endswith("bind the same sizes")
+
+
+def test_training_without_tensorflow(chain, tmp_path):
+  program = (
+    "import sys; sys.modules['tensorflow'] = None\n"
+    f"sys.argv = {list(train_arguments(chain, tmp_path))}\n"
+    "from hiermem_jax import cli; cli.main('train')"
+  )
+  result = python("-c", program)
+  assert result.returncode == 0, result.stderr
+  assert "no TensorBoard events" in result.stderr
+  lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [1, 2]
+  assert json.loads((tmp_path / "run/report.json").read_text())["steps"] == 2
+
+
+def test_evaluation_prints_and_writes_a_report(chain, run):
+  status, output, _ = run("evaluate", f"--gin_file={chain[0]}", f"--run_dir={chain[1]}")
+  assert status == 0
+  report = json.loads((chain[1] / "evaluation/report.json").read_text())
+  assert list(report["series"]) == ["none", "generic", "fetched"]
+  for series in report["series"].values():
+    assert f"{series['perplexity']:.2f}" in output
+    assert [bucket["count"] for bucket in series["probes"]] == [1, 0, 0, 0]
+
+
+def test_tree_of_another_run(chain, fails, tmp_path):
+  configuration.load([str(chain[0])], ["LsaEncoder.dim = 7"])
+  configuration.call("cluster", run_dir=str(tmp_path))
+  binding = f"--gin_bindings=evaluate.tree = '{tmp_path}/tree'"
+  message = fails("evaluate", f"--gin_file={chain[0]}", binding, f"--run_dir={chain[1]}")
+  (chain[1] / "evaluate.config.gin").unlink(missing_ok=True)
+  fingerprints = {load_retriever(str(directory / "tree")).tree.fingerprint for directory in (tmp_path, chain[1])}
+  assert len(fingerprints) == 2 and all(fingerprint in message for fingerprint in fingerprints)
+  assert message.endswith("use the ones of the same run")
+
+
+def test_missing_checkpoint(chain, fails, tmp_path):
+  shutil.copytree(chain[1], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "*.gin"))
+  message = fails("evaluate", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run")
+  assert "no checkpoint there; train it first" in message

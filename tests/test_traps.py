@@ -1,0 +1,104 @@
+"""Traps: what must go wrong when the memory is the wrong one, and what must not change when a run is killed.
+
+If any of these gains survived its trap, the effect that the experiments report would not be the memory's.
+"""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hiermem_jax import configuration
+
+ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+def _run(run_dir, bindings=()):
+  configuration.load([str(ROOT / "tests/traps.gin")], list(bindings))
+  configuration.call("quickstart", run_dir=str(run_dir))
+
+
+def _report(run_dir, directory="evaluation"):
+  return json.loads((run_dir / directory / "report.json").read_text())["series"]
+
+
+def _rare(series, name):
+  """Accuracy on facts stated less than 16 times, over both buckets."""
+  cells = series[name]["probes"][:2]
+  return sum(c["accuracy"] * c["count"] for c in cells) / sum(c["count"] for c in cells)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  """A trained chain; and on the same tree and anchor a bank trained with leaves dealt out at random."""
+  run_dir = tmp_path_factory.mktemp("traps")
+  _run(run_dir)
+  _run(
+    run_dir,
+    [
+      "prepare.directory = 'shuffled'",
+      "prepare.shuffle_leaves = True",
+      "cotrain/train.dataset = 'shuffled/train'",
+      "cotrain/train.directory = 'cotrain_shuffled'",
+      "evaluate.model = 'cotrain_shuffled'",
+      "evaluate.directory = 'evaluation_shuffled'",
+    ],
+  )
+  return run_dir
+
+
+def test_fetched_memory_beats_the_baseline_on_rare_facts(world):
+  series = _report(world)
+  assert _rare(series, "fetched") > 1.5 * _rare(series, "baseline")
+  assert series["fetched"]["loss"] < series["baseline"]["loss"]
+
+
+def test_with_a_shuffled_tree_the_gain_disappears(world):
+  """Leaf sizes, block sizes and tokens are the same; only the leaf no longer says anything about the text."""
+  true, shuffled = _report(world), _report(world, "evaluation_shuffled")
+  gain = _rare(true, "fetched") - _rare(true, "baseline")
+  assert _rare(shuffled, "fetched") - _rare(shuffled, "baseline") < 0.2 * gain
+  loss_gain = true["baseline"]["loss"] - true["fetched"]["loss"]
+  assert shuffled["baseline"]["loss"] - shuffled["fetched"]["loss"] < 0.2 * loss_gain
+
+
+def test_with_the_wrong_leaf_the_rare_facts_are_lost(world):
+  series = _report(world)
+  assert _rare(series, "wrong") < 0.4 * _rare(series, "fetched")
+  assert series["wrong"]["loss"] > series["generic"]["loss"]
+
+
+def test_a_killed_run_continues_bit_for_bit(world, tmp_path):
+  """SIGKILL between two checkpoints; the rerun's loss curve is that of a run that was left alone."""
+  bindings = [
+    f"train.dataset = '{world / 'packed/train'}'",
+    "train.memory = @MemoryConfig()",
+    "train.steps = 40",
+    "train.log_every = 1",
+    "train.checkpoint_every = 10",
+  ]
+  command = [sys.executable, "-m", "hiermem_jax.train", f"--gin_file={ROOT / 'tests/traps.gin'}"]
+  command += [f"--gin_bindings={binding}" for binding in bindings]
+
+  def losses(run_dir):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in map(json.loads, lines)]
+
+  subprocess.run([*command, f"--run_dir={tmp_path / 'whole'}"], check=True, capture_output=True, cwd=ROOT)
+  broken = tmp_path / "broken"
+  process = subprocess.Popen([*command, f"--run_dir={broken}"], stderr=subprocess.DEVNULL, cwd=ROOT)
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline:
+    if (broken / "metrics.jsonl").exists() and len((broken / "metrics.jsonl").read_text().splitlines()) >= 25:
+      break
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL
+  assert len(losses(broken)) < 40
+  subprocess.run([*command, f"--run_dir={broken}"], check=True, capture_output=True, cwd=ROOT)
+  assert losses(broken) == losses(tmp_path / "whole")
