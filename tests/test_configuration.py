@@ -64,12 +64,17 @@ def test_missing_arguments_are_all_named():
 
 
 @pytest.mark.parametrize(
-  "text, line", [("train.steps = 3\n\ntrain.batch_size = = 4\n", 3), ("train.steps = {\n\n", 3), ("train.steps = 'a\n", 1)]
+  "text, line",
+  [
+    ("train.steps = 3\n\ntrain.batch_size = = 4\n", "3: "),
+    ("train.steps = 'a\n", "1: "),
+    ("train.steps = {\n\n", ""),  # Pythons differ in where the end of the file is
+  ],
 )
 def test_syntax_error_names_file_and_line(tmp_path, text, line):
   path = tmp_path / "broken.gin"
   path.write_text(text)
-  assert f"{path}, line {line}: " in rejected(files=[str(path)])
+  assert f"{path}, line {line}" in rejected(files=[str(path)])
 
 
 def test_errors_in_an_included_file_name_that_file(tmp_path):

@@ -60,7 +60,7 @@ class JsonlSource:
   required: tuple[str, ...] = ("text",)
   max_shards: int | None = None
   max_records: int | None = None
-  skip_bad_records: bool = False
+  skip_bad_records: bool = dataclasses.field(default=False, repr=False)  # not part of what is read
 
   def __post_init__(self):
     _check_limits(self, "max_shards", "max_records")

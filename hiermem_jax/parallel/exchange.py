@@ -42,6 +42,6 @@ def push(
 ) -> bank_lib.Bank:
   """Row gradients [B, L * 3 * R_k * D] back to arrays of the tables' shapes; duplicates add up, others are zero."""
   slot = _place(bank_lib.slots(leaf, memory), mesh, PartitionSpec())
-  # Without the first constraint the second one reaches back into the backward pass, which cannot be split along the row.
+  # Without the first constraint the second reaches back into the backward pass, which cannot be split along the row.
   sliced = _place(_place(rows, mesh, _BY_SEQUENCE), mesh, _BY_ROW_SLICE)
   return _place(bank_lib.scatter_rows(sliced, slot, bank), mesh, _BY_ROW_SLICE)

@@ -103,23 +103,25 @@ def train(
 
   scalars: dict[str, float] = {}
   pending, clock = None, (start, time.monotonic())
-  for step, batch in zip(range(start + 1, steps + 1), batches(start)):
-    batch = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
-    state, metrics = step_fn(state, batch, step_key)
-    if pending:  # read one step late, so that the device is already busy with the next one
-      scalars, clock = _write(writer, *pending, clock)
-      pending = None
-    if step % log_every == 0 or step in (start + 1, steps):
-      pending = (step, metrics | {"learning_rate": schedule(step - 1)})
-    for hook in hooks:
-      hook(step)
-    if step % checkpoint_every == 0 or step == steps:
-      if pending:  # now, because a run that resumes from this checkpoint does not see the step again
+  try:
+    for step, batch in zip(range(start + 1, steps + 1), batches(start)):
+      batch = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+      state, metrics = step_fn(state, batch, step_key)
+      if pending:  # read one step late, so that the device is already busy with the next one
         scalars, clock = _write(writer, *pending, clock)
         pending = None
-      _require_finite(step, metrics)
-      store.save(state, metadata)
-  store.close()
+      if step % log_every == 0 or step in (start + 1, steps):
+        pending = (step, metrics | {"learning_rate": schedule(step - 1)})
+      for hook in hooks:
+        hook(step)
+      if step % checkpoint_every == 0 or step == steps:
+        if pending:  # now, because a run that resumes from this checkpoint does not see the step again
+          scalars, clock = _write(writer, *pending, clock)
+          pending = None
+        _require_finite(step, metrics)
+        store.save(state, metadata)
+  finally:
+    store.close()  # also when the run is stopped: waits for the checkpoint that is being written
   writer.flush()
   return state, scalars
 

@@ -140,9 +140,7 @@ def main(run_dir):
   store = CheckpointStore(run_dir)
   store.save(state, describe_model(ANCHOR, MEMORY))
   store.wait()
-  blank = jax.tree.map(
-    lambda x: jax.device_put(np.zeros(x.shape, x.dtype), NamedSharding(two, x.sharding.spec)), state
-  )
+  blank = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), NamedSharding(two, x.sharding.spec)), state)
   restored = store.restore(blank)
   store.close()
   findings |= {

@@ -89,15 +89,15 @@ def dense_loss(params, batch):
   log_z = jnp.log(jnp.exp(logits).sum(axis=-1))
   chosen = jnp.take_along_axis(logits, batch["decoder_target_tokens"][..., None], axis=-1)[..., 0]
   counted = batch["decoder_segment_ids"] > 0
-  cross_entropy = jnp.mean((log_z - chosen)[counted])
-  return cross_entropy + Z_LOSS * jnp.mean(log_z[counted]) ** 2, cross_entropy
+  cross_entropy = jnp.mean(log_z - chosen, where=counted)
+  return cross_entropy + Z_LOSS * jnp.mean(log_z, where=counted) ** 2, cross_entropy
 
 
 def test_gradients_equal_those_of_the_dense_formulation(params, fetched_step):
   """With the z-loss, duplicates, the generic memory and none; rows off the batch's paths get exactly zero."""
   batch = random_batch()
   state, metrics = fetched_step(make_state(params), batch, jax.random.key(0))
-  (_, cross_entropy), expected = jax.value_and_grad(lambda p: dense_loss(p, batch), has_aux=True)(params)
+  (_, cross_entropy), expected = jax.jit(jax.value_and_grad(dense_loss, has_aux=True))(params, batch)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4), state.opt_state, expected)
   for name, touched in TOUCHED.items():
     gradient = np.asarray(state.opt_state["bank"][name])
@@ -148,7 +148,7 @@ def test_without_memory_there_is_no_bank(params):
   after, metrics = make_step(None, generic_probability=1.0)(state, batch, jax.random.key(0))
   assert after.params.keys() == {"anchor"}
   names = ("decoder_input_tokens", "decoder_segment_ids", "decoder_positions")
-  logits = Anchor(ANCHOR).apply({"params": params["anchor"]}, *(batch[name] for name in names))
+  logits = jax.jit(Anchor(ANCHOR).apply)({"params": params["anchor"]}, *(batch[name] for name in names))
   losses, _ = token_losses(logits, batch)
   assert float(metrics["loss"]) == pytest.approx(float(losses[batch["decoder_segment_ids"] > 0].mean()), rel=1e-5)
 

@@ -1,0 +1,72 @@
+"""`describe`: the paper's arithmetic, printed without a device and without TensorFlow."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from hiermem_jax import configuration
+from hiermem_jax.errors import InputError
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def load(run: str) -> None:
+  configuration.load([str(_ROOT / f"gin/runs/{run}.gin")], [])
+
+
+@pytest.mark.parametrize(
+  "run, anchor, fetched, bank",
+  [
+    ("a2", 163_510_016, 18_063_360, 4_624_220_160),
+    ("b2", 411_665_408, 49_545_216, 12_683_575_296),
+    ("c2", 1_439_893_504, 153_354_240, 21_139_292_160),
+  ],
+)
+def test_sizes_are_the_papers(capsys, run, anchor, fetched, bank):
+  load(run)
+  configuration.call("describe", as_json=True)
+  sizes = json.loads(capsys.readouterr().out)
+  assert (sizes["anchor_params"], sizes["fetched_params"], sizes["bank_params"]) == (anchor, fetched, bank)
+  assert sizes["flops_per_token"] - sizes["flops_per_token_no_memory"] == 2 * fetched
+  assert sum(level["params"] for level in sizes["levels"]) == bank
+
+
+def test_page_with_and_without_memory(capsys):
+  load("a2")
+  configuration.call("describe")
+  assert "4,624,220,160     9.248 GB in bfloat16" in capsys.readouterr().out
+  load("a1")
+  configuration.call("describe")
+  page = capsys.readouterr().out
+  assert "163,510,016" in page and "level" not in page
+
+
+@pytest.mark.parametrize(
+  "bindings, message",
+  [
+    ([], "train.anchor is not bound: name a run with --gin_file, e.g. gin/runs/a2.gin"),
+    (["train.anchor = 3"], "train.anchor = 3: must be AnchorConfig; bind such a value"),
+  ],
+)
+def test_nothing_to_describe(bindings, message):
+  configuration.load([], bindings)
+  with pytest.raises(InputError) as caught:
+    configuration.call("describe")
+  assert str(caught.value) == message
+
+
+def test_process_loads_no_tensorflow():
+  program = (
+    "import sys; from hiermem_jax import cli\n"
+    "sys.argv = ['describe', '--gin_file=gin/runs/a2.gin', '--json']\n"
+    "try: cli.main('describe')\n"
+    "finally: print([name for name in ('tensorflow', 'seqio', 'apache_beam', 'sklearn') if name in sys.modules])"
+  )
+  result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=_ROOT, check=False)
+  assert (result.returncode, result.stderr) == (0, "")
+  output, _, modules = result.stdout.rstrip().rpartition("\n")
+  assert modules == "[]"
+  assert json.loads(output)["bank_params"] == 4_624_220_160

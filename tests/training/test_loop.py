@@ -1,0 +1,181 @@
+"""Whole runs: killed and resumed, started from another run's anchor, stopped by a loss that is not finite."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from hiermem_jax.errors import InputError
+from hiermem_jax.models import AnchorConfig, MemoryConfig
+from hiermem_jax.parallel import make_mesh
+from hiermem_jax.training import OptimizerConfig
+from hiermem_jax.training.checkpoint import CheckpointStore, load_model
+from hiermem_jax.training.loop import train
+from hiermem_jax.training.metrics import JsonlWriter
+
+ANCHOR = AnchorConfig(num_layers=1, width=8, num_heads=1, head_dim=4, mlp_width=8, vocab_size=13, dtype="float32")
+MEMORY = MemoryConfig(rows=(2, 1), branching=2)
+OPTIMIZER = OptimizerConfig(peak_learning_rate=0.02, final_learning_rate=0.01, warmup_steps=2, weight_decay=0.01)
+MESH = make_mesh(jax.devices()[:1])
+
+
+def random_batch(step):
+  """The batch of a step, a function of its number alone."""
+  rng = np.random.default_rng(step)
+  inputs, targets = rng.integers(0, ANCHOR.vocab_size, (2, 6, 5)).astype(np.int32)
+  return {
+    "decoder_input_tokens": inputs,
+    "decoder_target_tokens": targets,
+    "decoder_segment_ids": np.ones((6, 5), np.int32),
+    "decoder_positions": np.tile(np.arange(5, dtype=np.int32), (6, 1)),
+    "decoder_loss_weights": np.ones((6, 5), np.float32),
+    "memory_leaf": rng.integers(0, MEMORY.num_leaves, 6).astype(np.int32),
+  }
+
+
+def batches(start):
+  step = start
+  while True:
+    step += 1
+    yield random_batch(step)
+
+
+def run(run_dir, **changes):
+  settings = {
+    "run_dir": str(run_dir),
+    "anchor": ANCHOR,
+    "memory": MEMORY,
+    "optimizer": OPTIMIZER,
+    "batches": batches,
+    "steps": 12,
+    "mesh": MESH,
+    "metadata": {"tree_fingerprint": "feed"},
+    "open_writer": lambda start: JsonlWriter(f"{run_dir}/metrics.jsonl", start),
+    "generic_probability": 0.3,
+    "checkpoint_every": 4,
+    "log_every": 1,
+  }
+  return train(**settings | changes)
+
+
+def metrics(run_dir):
+  """Lines of metrics.jsonl without the throughput, which is the clock's."""
+  lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+  return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+def assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """Directory, final state, last scalars and hooked steps of a run that nothing disturbed."""
+  run_dir, hooked = tmp_path_factory.mktemp("whole"), []
+  state, scalars = run(run_dir, hooks=[hooked.append])
+  return run_dir, state, scalars, hooked
+
+
+def test_undisturbed_run(whole):
+  run_dir, state, scalars, hooked = whole
+  lines = metrics(run_dir)
+  assert [line["step"] for line in lines] == hooked == list(range(1, 13))
+  assert int(state.step) == 12
+  for line in lines:
+    rate = float(OPTIMIZER.schedule(12)(line["step"] - 1))
+    assert line["learning_rate"] == pytest.approx(rate)
+    assert line["tokens"] == 30
+  assert lines[-1]["loss"] == scalars["loss"]
+  assert np.mean([line["loss"] for line in lines[-3:]]) < np.mean([line["loss"] for line in lines[:3]])
+  assert sorted(int(entry.name) for entry in (run_dir / "checkpoints").iterdir()) == [8, 12]  # keeps two
+
+
+def test_checkpoint_holds_the_final_model(whole):
+  run_dir, state, _, _ = whole
+  model = load_model(str(run_dir), MESH)
+  assert (model.anchor, model.memory) == (ANCHOR, MEMORY)
+  assert model.metadata["step"] == 12
+  assert model.metadata["tree_fingerprint"] == "feed"
+  assert_equal(model.params, state.params)
+
+
+@pytest.mark.parametrize("killed_before", [5, 7])
+def test_killed_and_resumed_equals_undisturbed(whole, tmp_path, killed_before):
+  """Killed right after a checkpoint or between two: afterwards every bit and every line is as it would have been."""
+
+  def until_killed(start):
+    for step in range(start + 1, killed_before):
+      yield random_batch(step)
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path, batches=until_killed)
+  with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+    file.write('{"step": 9, "lo')  # a line that the kill cut short
+  starts = []
+
+  def resumed(start):
+    starts.append(start)
+    return batches(start)
+
+  state, _ = run(tmp_path, batches=resumed)
+  assert starts == [4]
+  assert_equal(state, whole[1])
+  assert metrics(tmp_path) == metrics(whole[0])
+
+
+def test_finished_run_is_left_alone(whole):
+  """Also when what it once started from is gone."""
+  run_dir, state, _, _ = whole
+  before = metrics(run_dir)
+  again, scalars = run(run_dir, init_from="/nowhere")
+  assert scalars == {}
+  assert_equal(again, state)
+  assert metrics(run_dir) == before
+
+
+def test_starts_from_another_runs_anchor(whole, tmp_path):
+  """The anchor is taken over; the bank and the optimizer are fresh. A rate of almost zero shows where it started."""
+  source, target = tmp_path / "source", tmp_path / "target"
+  alone, _ = run(source, memory=None, steps=3)
+  assert alone.params.keys() == {"anchor"}
+  assert load_model(str(source), MESH).memory is None
+
+  still = OptimizerConfig(peak_learning_rate=1e-30, final_learning_rate=0.0, warmup_steps=0, weight_decay=0.0)
+  state, _ = run(target, init_from=str(source), optimizer=still, steps=2, log_every=1)
+  assert_equal(state.params["anchor"], alone.params["anchor"])
+  for level, neurons in ((1, 2), (2, 1)):
+    table = np.asarray(state.params["bank"][f"level_{level}"]).reshape(2**level + 1, 3, neurons, 8)
+    np.testing.assert_allclose(table[:, 2], 0, atol=1e-20)  # M3 of a fresh bank
+    assert np.abs(table[:, :2]).min(axis=(1, 2, 3)).max() > 0
+  counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == np.int32]
+  assert counts
+  assert all(int(count) == 2 for count in counts)  # not 3 + 2
+
+
+def test_starting_points_that_do_not_fit(whole, tmp_path):
+  larger = AnchorConfig(num_layers=1, width=8, num_heads=1, head_dim=4, mlp_width=9, vocab_size=13, dtype="float32")
+  with pytest.raises(InputError, match="its anchor is .*mlp_width=8.* this run's is .*mlp_width=9"):
+    run(tmp_path / "larger", anchor=larger, init_from=str(whole[0]))
+  with pytest.raises(InputError, match="no checkpoint there"):
+    run(tmp_path / "fresh", init_from=str(tmp_path / "nowhere"))
+  (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+  with pytest.raises(InputError, match="no complete checkpoint there"):
+    load_model(str(tmp_path / "empty"), MESH)
+
+
+@pytest.mark.parametrize(("log_every", "checkpoint_every"), [(1, 2), (100, 1)])
+def test_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, log_every, checkpoint_every):
+  """A step without a single token has no mean loss. Whether it is logged or not, no checkpoint may follow it."""
+
+  def poisoned(start):
+    for batch in batches(start):
+      start += 1
+      yield batch | ({"decoder_loss_weights": np.zeros((6, 5), np.float32)} if start == 3 else {})
+
+  with pytest.raises(FloatingPointError, match="step 3: loss is nan"):
+    run(tmp_path, batches=poisoned, steps=4, checkpoint_every=checkpoint_every, log_every=log_every)
+  store = CheckpointStore(str(tmp_path))
+  assert store.latest_step == 2
+  store.close()
