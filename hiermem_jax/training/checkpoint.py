@@ -51,6 +51,11 @@ class CheckpointStore:
     items["metadata"] = ocp.args.JsonSave(metadata | {"step": step})
     self._manager.save(step, args=ocp.args.Composite(**items))
 
+  def metadata(self) -> dict[str, Any]:
+    """The metadata of the newest checkpoint."""
+    arguments = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+    return self._manager.restore(self.latest_step, args=arguments)["metadata"]
+
   def restore(self, state: TrainState) -> TrainState:
     """The newest checkpoint, laid out like `state` (whose values are not used)."""
     step = self.latest_step
@@ -65,7 +70,7 @@ class CheckpointStore:
   def load_model(self, mesh: Mesh) -> Model:
     """Parameters of the newest checkpoint, on `mesh`."""
     step = self.latest_step
-    metadata = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+    metadata = self.metadata()
     anchor = AnchorConfig(**metadata["anchor"])
     memory = None
     if metadata["memory"]:

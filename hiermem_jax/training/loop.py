@@ -1,5 +1,7 @@
 """The training loop: batches in, checkpoints and scalars out."""
 
+import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,12 +23,31 @@ from hiermem_jax.training.step import make_train_step
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
 
 
-def _init_from(state: TrainState, source: str, anchor: AnchorConfig, mesh: Mesh) -> TrainState:
-  """`state` with the anchor's parameters taken from another run's newest checkpoint; the optimizer stays fresh."""
+def _same_parameters(config: AnchorConfig, other: AnchorConfig) -> bool:
+  """Whether parameters of one configuration mean the same under the other: dtype and remat only say how to compute."""
+  return dataclasses.replace(config, dtype=other.dtype, remat=other.remat) == other
+
+
+def _load_anchor(source: str, anchor: AnchorConfig, mesh: Mesh):
+  """The anchor's parameters from another run's newest checkpoint."""
   model = load_model(source, mesh)
-  if model.anchor != anchor:
-    raise InputError(f"{source}: its anchor is {model.anchor}, this run's is {anchor}; bind the same sizes")
-  return state.replace(params=state.params | {"anchor": model.params["anchor"]})
+  if not _same_parameters(model.anchor, anchor):
+    raise InputError(f"{source}: its anchor is {model.anchor}, this run's is {anchor}; bind the same values")
+  return model.params["anchor"]
+
+
+def _check_resumable(run_dir: str, stored: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+  """Raises InputError when the checkpoints of `run_dir` are not of the run that `metadata` describes."""
+  for name, value in metadata.items():
+    held = stored.get(name)
+    if name == "anchor":
+      same = _same_parameters(AnchorConfig(**held), AnchorConfig(**value))
+    else:
+      same = json.dumps(held) == json.dumps(value)
+    if not same:
+      raise InputError(
+        f"{run_dir}: its checkpoints have {name} {held}, this run has {value}; bind the same or use another directory"
+      )
 
 
 def train(
@@ -73,20 +94,24 @@ def train(
     The final state and the scalars of the last step (empty when there was nothing left to do).
 
   Raises:
-    InputError: `init_from` has no checkpoint or another anchor; or the devices do not divide the bank's rows.
+    InputError: `init_from` has no checkpoint or another anchor; `run_dir` has checkpoints of another model, tree or
+      tokenizer; the devices do not divide the bank's rows; or the batches end early.
     FloatingPointError: the loss or its gradient is no longer finite.
   """
   transformation = optimizer.build(steps)
   init_key, step_key = jax.random.split(jax.random.key(seed))
-  state = create_state(init_key, anchor, memory, transformation, mesh)
+  metadata = describe_model(anchor, memory) | dict(metadata)
   store = CheckpointStore(run_dir)
   start = store.latest_step or 0
+  if start:  # every check comes before the bank is created
+    _check_resumable(run_dir, store.metadata(), metadata)
+  initial = _load_anchor(init_from, anchor, mesh) if init_from is not None and not start else None
+  state = create_state(init_key, anchor, memory, transformation, mesh)
   if start:
     state = store.restore(state)
     logging.info("%s: resuming at step %d of %d", run_dir, start, steps)
-  elif init_from is not None:
-    state = _init_from(state, init_from, anchor, mesh)
-  metadata = describe_model(anchor, memory) | dict(metadata)
+  elif initial is not None:
+    state = state.replace(params=state.params | {"anchor": initial})
 
   step_fn = make_train_step(
     anchor=anchor,
@@ -103,6 +128,7 @@ def train(
 
   scalars: dict[str, float] = {}
   pending, clock = None, (start, time.monotonic())
+  step = start
   try:
     for step, batch in zip(range(start + 1, steps + 1), batches(start)):
       batch = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
@@ -123,6 +149,8 @@ def train(
   finally:
     store.close()  # also when the run is stopped: waits for the checkpoint that is being written
   writer.flush()
+  if step < steps:
+    raise InputError(f"{run_dir}: the batches ended after step {step} of {steps}; give more data or bind fewer steps")
   return state, scalars
 
 

@@ -71,7 +71,7 @@ class Questions(NamedTuple):
 def questions():
   """Lengths on both sides of a padding bucket, an empty prompt, every kind of leaf id."""
   rng = np.random.default_rng(1)
-  lengths = [(0, 1), (3, 1), (14, 2), (15, 2), (3, 3), (18, 4), (1, 1), (2, 1), (4, 1), (3, 1)]
+  lengths = [(0, 1), (3, 1), (14, 2), (15, 2), (2, 2), (3, 1), (1, 3), (12, 4), (3, 1), (0, 4)]
   prompts = [rng.integers(0, 7, prompt).tolist() for prompt, _ in lengths]
   continuations = [rng.integers(0, 7, continuation).tolist() for _, continuation in lengths]
   return Questions(prompts, continuations, np.array([0, 8, GENERIC, NO_MEMORY, 4, 5, 1, 2, 3, 6], np.int32))
@@ -105,13 +105,13 @@ def test_continuations_one_by_one(scorer, questions, log_probabilities):
 
 
 def test_greedy_means_what_decoding_gives(scorer, questions, log_probabilities):
-  chosen = [0, 1, 4, 6]
+  chosen = [1, 5, 8, 4]
   prompts, leaf = [questions.prompts[i] for i in chosen], questions.leaf[chosen]
-  decoded = [decode(prompt, 3, int(x), log_probabilities) for prompt, x in zip(prompts, leaf)]
+  decoded = [decode(prompt, 2, int(x), log_probabilities) for prompt, x in zip(prompts, leaf)]
   _, greedy = scorer.score_continuations(prompts, decoded, leaf)
   assert greedy.all()
   wrong = [list(tokens) for tokens in decoded]
-  for position, tokens in zip((0, 1, 2, 0), wrong):
+  for position, tokens in zip((0, 1, 1, 0), wrong):
     tokens[position] = (tokens[position] + 1) % 7
   _, greedy = scorer.score_continuations(prompts, wrong, leaf)
   assert not greedy.any()
