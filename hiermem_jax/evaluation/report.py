@@ -93,8 +93,9 @@ def plot(report: dict[str, Any], path: str, title: str) -> None:
   right.bar_label(bars, fmt="%.2f", fontsize=9)
   right.set_xticks(range(len(names)), names, rotation=30)
   low, high = min(perplexities), max(perplexities)
-  right.set_ylim(max(0, low - 0.6 * (high - low) - 0.02 * low), high + 0.15 * (high - low) + 0.02 * low)
-  right.set_ylabel("held-out perplexity (axis does not start at 0)")
+  bottom = 0 if high > 1.5 * low else 0.9 * low  # small differences are shown enlarged, and the axis says so
+  right.set_ylim(bottom, high + 0.1 * (high - bottom))
+  right.set_ylabel("held-out perplexity" + (" (axis does not start at 0)" if bottom else ""))
   right.spines[["top", "right"]].set_visible(False)
   figure.suptitle(title)
   temporary = f"{path}.tmp"
