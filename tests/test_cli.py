@@ -254,7 +254,7 @@ def test_training_inputs_that_do_not_fit(chain, fails, tmp_path, bindings, parts
 
 def test_init_from_another_anchor(chain, fails, tmp_path):
   message = fails(*train_arguments(chain, tmp_path, f"train.init_from = '{chain[1]}'", "AnchorConfig.mlp_width = 48"))
-  assert message.startswith(f"{chain[1]}: its anchor is") and message.endswith("bind the same sizes")
+  assert message.startswith(f"{chain[1]}: its anchor is") and message.endswith("bind the same values")
 
 
 @pytest.mark.slow
