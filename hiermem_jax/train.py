@@ -109,9 +109,11 @@ def train(
     seed=seed,
   )
   if scalars:
-    with open(os.path.join(directory, "report.json"), "w", encoding="utf-8") as file:
+    path = os.path.join(directory, "report.json")
+    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
       json.dump({"steps": int(state.step), **scalars}, file, indent=2)
       file.write("\n")
+    os.replace(f"{path}.tmp", path)
 
 
 def _log_overview(anchor: AnchorConfig, memory: MemoryConfig | None) -> None:

@@ -1,7 +1,7 @@
 """Configurations of the anchor and of its memory, and the arithmetic on them.
 
-Pure Python: no device is touched and jax is not imported, so `describe` and the
-validation of a configuration start at once.
+Pure Python: no device is touched, so `describe` and the validation of a configuration
+start at once.
 """
 
 import dataclasses
