@@ -14,6 +14,7 @@ from absl import logging
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.parallel.mesh import MeshConfig
 from hiermem_jax.training.optimizer import OptimizerConfig
 
 
@@ -26,6 +27,7 @@ def train(
   optimizer: OptimizerConfig,
   steps: int,
   batch_size: int,
+  mesh: MeshConfig = MeshConfig(),
   directory: str = ".",
   init_from: str | None = None,
   generic_probability: float = 1 / 17,
@@ -44,6 +46,7 @@ def train(
     optimizer: one setting for both.
     steps: length of the run.
     batch_size: sequences per step, over all devices.
+    mesh: how the devices are arranged and what is split over them.
     directory: where this training keeps its checkpoints and metrics.
     init_from: run directory whose anchor this training starts from, with a fresh optimizer.
     generic_probability: chance that a sequence trains the generic memory (paper: 1/17).
@@ -59,7 +62,7 @@ def train(
 
   from hiermem_jax.data.batches import Batches
   from hiermem_jax.data.packed import PackedDataset
-  from hiermem_jax.parallel import make_mesh
+  from hiermem_jax.parallel import local_rows, make_mesh
   from hiermem_jax.training import loop
 
   directory = os.path.join(run_dir, directory)
@@ -75,16 +78,8 @@ def train(
       f"{packed.directory}: its tree has {manifest.num_leaves} leaves, MemoryConfig (branching {memory.branching}, rows"
       f" {memory.rows}) has {memory.num_leaves}; bind the tree's branching and one entry of rows per level"
     )
-  mesh = make_mesh()
-  if batch_size % mesh.size:
-    raise InputError(f"train.batch_size = {batch_size}: cannot be split over {mesh.size} devices; bind a multiple")
-  batches = Batches(
-    packed,
-    batch_size=batch_size,
-    seed=seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
+  devices = make_mesh(mesh)
+  batches = Batches(packed, batch_size=batch_size, seed=seed, rows=local_rows(devices, batch_size))
   _log_overview(anchor, memory)
   open_writer, hooks = _telemetry(directory, steps)
   state, scalars = loop.train(
@@ -94,7 +89,9 @@ def train(
     optimizer=optimizer,
     batches=batches.iterate,
     steps=steps,
-    mesh=mesh,
+    batch_size=batch_size,
+    mesh=devices,
+    mesh_config=mesh,
     metadata={
       "tree_fingerprint": manifest.tree_fingerprint,
       "tokenizer_fingerprint": manifest.tokenizer_fingerprint,

@@ -58,8 +58,8 @@ class Batches:
 
   Global batch `step` holds positions step * batch_size and on of the stream. Epoch e visits every sequence
   once, in an order drawn from (seed, e). A batch may reach over the border of two epochs, or over several where
-  the dataset is smaller than a batch. The stream does not depend on the number of processes: their slices,
-  joined in process order, are the global batch.
+  the dataset is smaller than a batch. The stream does not depend on the processes that read it: each takes the
+  positions that its devices need of the same global batch.
 
   Memory on each process: the orders of two epochs, 8 bytes a sequence in all (4.3 GB for 2^40 tokens in
   sequences of 2048). The order is that of NumPy's `Generator.shuffle`, which another NumPy version may
@@ -72,8 +72,7 @@ class Batches:
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
   ):
     """Sets up the stream.
 
@@ -81,36 +80,31 @@ class Batches:
       dataset: where sequences are read from.
       batch_size: sequences in a global batch.
       seed: of the shuffles, non-negative.
-      process_index: which slice of the global batch `at` gives.
-      process_count: number of slices.
+      rows: positions of the global batch that `at` gives, int64 [b] below batch_size; all of them by default.
 
     Raises:
-      InputError: the dataset is empty or the batch cannot be divided by the processes.
+      InputError: the dataset is empty or the batch is.
     """
-    if batch_size < 1 or batch_size % process_count:
-      raise InputError(
-        f"batch_size {batch_size} cannot be divided by {process_count} processes: make it a positive multiple"
-      )
+    if batch_size < 1:
+      raise InputError(f"batch_size {batch_size}: must be positive; bind another")
     if not len(dataset):
       raise InputError(f"packed dataset {dataset.directory} has no sequences: prepare a larger corpus")
-    if not 0 <= process_index < process_count:
-      raise ValueError(f"process_index {process_index} of {process_count}")
     self.dataset = dataset
     self.batch_size = batch_size
     self.seed = seed
-    self._local = batch_size // process_count
-    self._offset = process_index * self._local
+    self._rows = np.arange(batch_size) if rows is None else rows
     self._order = functools.lru_cache(maxsize=2)(self._permutation)
 
   def indices(self, step: int) -> np.ndarray:
-    """Sequence numbers of this process's slice of the batch, int64 [batch_size // process_count]."""
-    start = step * self.batch_size + self._offset
-    epochs, offsets = np.divmod(np.arange(start, start + self._local), len(self.dataset))
-    parts = [self._order(int(epoch))[offsets[epochs == epoch]] for epoch in np.unique(epochs)]
-    return np.concatenate(parts).astype(np.int64)
+    """Sequence numbers of this process's part of the batch, int64 [b]."""
+    epochs, offsets = np.divmod(step * self.batch_size + self._rows, len(self.dataset))
+    indices = np.empty(len(self._rows), np.int64)
+    for epoch in np.unique(epochs):
+      indices[epochs == epoch] = self._order(int(epoch))[offsets[epochs == epoch]]
+    return indices
 
   def at(self, step: int) -> dict[str, np.ndarray]:
-    """This process's slice of batch `step`, B = batch_size // process_count (see the module's docstring)."""
+    """This process's part of batch `step`, B = b (see the module's docstring)."""
     return to_batch(*self.dataset.read(self.indices(step)), bos_id=self.dataset.manifest.bos_id)
 
   def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:

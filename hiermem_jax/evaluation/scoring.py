@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from hiermem_jax.models.bank import NO_MEMORY, rows_to_block
+from hiermem_jax.models.bank import NO_MEMORY
 from hiermem_jax.models.config import MemoryConfig
-from hiermem_jax.parallel import DATA_AXIS, batch_sharding, fetch
+from hiermem_jax.parallel import batch_parallel, batch_sharding, batch_shards, fetch
+from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
 from hiermem_jax.training.checkpoint import Model
+from hiermem_jax.training.state import anchor_specs
 from hiermem_jax.training.step import apply_anchor, token_losses
 
 MODES = ("none", "generic", "fetched", "wrong")
@@ -39,22 +41,30 @@ def mode_leaves(mode: str, leaf: np.ndarray, memory: MemoryConfig, seed: int = 0
 class Scorer:
   """A model on a mesh, ready to score batches; compiled once per shape."""
 
-  def __init__(self, model: Model, mesh: Mesh, batch_size: int = 64, *, bos_id: int = 0):
+  def __init__(
+    self, model: Model, mesh: Mesh, batch_size: int = 64, *, bos_id: int = 0, rules: Rules = DEFAULT_RULES
+  ):
     self.model = model
     self.bos_id = bos_id
-    self.batch_size = -(-batch_size // mesh.shape[DATA_AXIS]) * mesh.shape[DATA_AXIS]
+    self.batch_size = -(-batch_size // batch_shards(mesh)) * batch_shards(mesh)
     self._sharding = batch_sharding(mesh)
+    by_sequence = self._sharding.spec
 
-    def score(params, batch):
-      block = None
-      if model.memory is not None:
-        rows = fetch(params["bank"], batch["memory_leaf"], model.memory, mesh)
-        block = rows_to_block(rows, model.memory, model.anchor)
-      logits = apply_anchor(model.anchor, params["anchor"], batch, block)
+    def score_local(params, block, batch):
+      logits = apply_anchor(model.anchor, params, batch, block)
       losses, _ = token_losses(logits, batch)
       weights = batch["decoder_loss_weights"]
       agrees = (jnp.argmax(logits, axis=-1) == batch["decoder_target_tokens"]) | (weights == 0)
       return (losses * weights).sum(axis=-1), weights.sum(axis=-1), agrees.all(axis=-1)
+
+    specs = (anchor_specs(model.anchor, rules), by_sequence, by_sequence)
+    score_fn = batch_parallel(score_local, mesh, rules, in_specs=specs, out_specs=by_sequence)
+
+    def score(params, batch):
+      block = None
+      if model.memory is not None:
+        block = fetch(params["bank"], batch["memory_leaf"], model.memory, model.anchor, mesh)
+      return score_fn(params["anchor"], block, batch)
 
     self._score = jax.jit(score)
 

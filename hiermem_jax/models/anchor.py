@@ -4,10 +4,13 @@ Shape letters are those of `hiermem_jax.models`. Logical axis names stand beside
 mesh axes by rules elsewhere; no mesh axis appears here.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hiermem_jax.models.attention import document_mask, splash
 from hiermem_jax.models.bank import Block
 from hiermem_jax.models.config import AnchorConfig
 
@@ -17,13 +20,34 @@ _REMAT_POLICIES = {
 }
 
 
-def _trunc_normal(sigma: float | jax.Array, *axes: str):
-  """Truncated normal cut at 3 sigma, with the logical names of the weight's axes."""
+class Weight(nn.Module):
+  """A weight matrix where it is used: in the type that is computed in, and whole.
 
-  def init(key, shape, dtype=jnp.float32):
-    return jax.random.truncated_normal(key, -3, 3, shape, dtype) * sigma
+  It is gathered along the axes that the rules split over devices which each run this code (FSDP). The gradient of a
+  gather is a reduce-scatter, so every device ends with the gradient of its own part.
+  """
 
-  return nn.with_logical_partitioning(init, axes)
+  shape: tuple[int, int]
+  axes: tuple[str, str]  # logical names
+  sigma: float | jax.Array  # of the initial truncated normal, cut at 3 sigma
+  dtype: str
+  leaf: str = "kernel"
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    """The weight, of `shape` and `dtype`; stored in float32."""
+    if self.is_initializing():
+
+      def init(key, shape):
+        return jax.random.truncated_normal(key, -3, 3, shape) * self.sigma
+
+      return self.param(self.leaf, nn.with_logical_partitioning(init, self.axes), self.shape).astype(self.dtype)
+    weight = self.get_variable("params", self.leaf).astype(self.dtype)  # `param` would not take a part
+    running = jax.sharding.get_abstract_mesh().manual_axes
+    for axis, mesh_axis in enumerate(nn.logical_to_mesh_axes(self.axes) or ()):
+      if mesh_axis in running:
+        weight = jax.lax.all_gather(weight, mesh_axis, axis=axis, tiled=True)
+    return weight
 
 
 def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
@@ -45,21 +69,11 @@ def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
   return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
 
 
-def document_mask(segment_ids: jax.Array) -> jax.Array:
-  """Which key a query may see: its own document, itself and earlier. int32 [B, S] -> bool [B, 1, S, S].
-
-  A padding position (segment 0) sees padding, so no softmax row is empty.
-  """
-  same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-  causal = jnp.tril(jnp.ones((segment_ids.shape[1],) * 2, bool))
-  return same & causal
-
-
 class Norm(nn.Module):
   """Gain-only LayerNorm or RMSNorm over the last axis, computed in float32."""
 
   config: AnchorConfig
-  axis: str = "embed"
+  axis: str = "norm"
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,24 +94,19 @@ class Attention(nn.Module):
   config: AnchorConfig
 
   @nn.compact
-  def __call__(self, x: jax.Array, mask: jax.Array, positions: jax.Array, layer: jax.Array) -> jax.Array:
-    """x [B, S, D], mask bool [B, 1, S, S], positions int32 [B, S], layer int32 [] -> [B, S, D]."""
+  def __call__(self, x, mask, segment_ids, positions, layer) -> jax.Array:
+    """x [B, S, D], mask bool [B, 1, S, S] or None, segment_ids, positions int32 [B, S], layer int32 [] -> [B, S, D]."""
     c = self.config
     heads = (*x.shape[:2], c.num_heads, c.head_dim)
-    sigma = c.width**-0.5
-
-    def project(name):
-      init = _trunc_normal(sigma, "embed", "heads")
-      return nn.Dense(c.attention_width, use_bias=False, dtype=c.dtype, kernel_init=init, name=name)(x)
-
-    q, k, v = project("query"), project("key"), project("value")
+    shape, axes, sigma = (c.width, c.attention_width), ("embed", "heads"), c.width**-0.5
+    q, k, v = (x @ Weight(shape, axes, sigma, c.dtype, name=name)() for name in ("query", "key", "value"))
     if c.qk_norm:
       q, k = Norm(c, "heads", name="query_norm")(q), Norm(c, "heads", name="key_norm")(k)
     q, k = (rope(y.reshape(heads), positions, c.rope_base) for y in (q, k))
-    y = jax.nn.dot_product_attention(q, k, v.reshape(heads), mask=mask)
-    init = _trunc_normal(sigma / jnp.sqrt(2.0 * (layer + 1)), "heads", "embed")
-    out = nn.Dense(c.width, use_bias=False, dtype=c.dtype, kernel_init=init, name="out")
-    return out(y.reshape(*x.shape[:2], c.attention_width))
+    v = v.reshape(heads)
+    y = splash(q, k, v, segment_ids) if mask is None else jax.nn.dot_product_attention(q, k, v, mask=mask)
+    out = Weight(shape[::-1], axes[::-1], sigma / jnp.sqrt(2.0 * (layer + 1)), c.dtype, name="out")
+    return y.reshape(*x.shape[:2], c.attention_width) @ out()
 
 
 class FeedForward(nn.Module):
@@ -109,12 +118,10 @@ class FeedForward(nn.Module):
   def __call__(self, x: jax.Array, block: Block | None, layer: jax.Array) -> jax.Array:
     """x [B, S, D], block leaves [B, R, D] or None, layer int32 [] -> [B, S, D]."""
     c = self.config
-    init = _trunc_normal(c.width**-0.5, "embed", "mlp")
-    gate = nn.Dense(c.mlp_width, use_bias=False, dtype=c.dtype, kernel_init=init, name="w1")(x)
-    up = nn.Dense(c.mlp_width, use_bias=False, dtype=c.dtype, kernel_init=init, name="w2")(x)
-    init = _trunc_normal(c.mlp_width**-0.5 / jnp.sqrt(2.0 * (layer + 1)), "mlp", "embed")
-    down = nn.Dense(c.width, use_bias=False, dtype=c.dtype, kernel_init=init, name="w3")
-    y = down(nn.silu(gate) * up)
+    shape, axes = (c.width, c.mlp_width), ("embed", "mlp")
+    gate, up = (x @ Weight(shape, axes, c.width**-0.5, c.dtype, name=name)() for name in ("w1", "w2"))
+    w3 = Weight(shape[::-1], axes[::-1], c.mlp_width**-0.5 / jnp.sqrt(2.0 * (layer + 1)), c.dtype, name="w3")
+    y = (nn.silu(gate) * up) @ w3()
     return y if block is None else y + feed_forward_memory(x, block)
 
 
@@ -139,10 +146,11 @@ class Layer(nn.Module):
   config: AnchorConfig
 
   @nn.compact
-  def __call__(self, x, block, layer, mask, positions):
+  def __call__(self, x, block, layer, mask, segment_ids, positions):
     """The carry x [B, S, D] and this layer's slice of the scanned inputs -> (x, None)."""
     c = self.config
-    x = x + Attention(c, name="attention")(Norm(c, name="attention_norm")(x), mask, positions, layer)
+    attended = Attention(c, name="attention")(Norm(c, name="attention_norm")(x), mask, segment_ids, positions, layer)
+    x = x + attended
     x = x + FeedForward(c, name="feed_forward")(Norm(c, name="feed_forward_norm")(x), block, layer)
     return nn.with_logical_constraint(x, ("batch", "seq", "embed_act")), None
 
@@ -152,7 +160,38 @@ class Anchor(nn.Module):
 
   config: AnchorConfig
 
-  @nn.compact
+  def setup(self):
+    c = self.config
+    sigma, dtype = c.width**-0.5, c.dtype
+    self.embed = Weight((c.vocab_size, c.width), ("vocab", "embed"), sigma, dtype, leaf="embedding")
+    if not c.tied_embeddings:
+      self.head = Weight((c.width, c.vocab_size), ("embed", "vocab"), sigma, dtype)
+    layer = Layer
+    if c.remat != "none":
+      layer = nn.remat(Layer, policy=_REMAT_POLICIES[c.remat], prevent_cse=False)
+    self.layers = nn.scan(
+      layer,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      # The layer index is scanned because the output projections' initial scale depends on it.
+      in_axes=(1, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+      length=c.num_layers,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )(c)
+    self.final_norm = Norm(c)
+
+  def hidden(
+    self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, block: Block | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """Factors of the logits: hidden states [B, S, D] and the output head [D, V]; arguments as for `__call__`."""
+    c = self.config
+    embedding = self.embed()
+    x = nn.with_logical_constraint(jnp.take(embedding, tokens, axis=0), ("batch", "seq", "embed_act"))
+    mask = document_mask(segment_ids) if c.attention == "xla" else None
+    x, _ = self.layers(x, block, jnp.arange(c.num_layers), mask, segment_ids, positions)
+    head = embedding.T if c.tied_embeddings else self.head()
+    return self.final_norm(x), head
+
   def __call__(
     self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, block: Block | None = None
   ) -> jax.Array:
@@ -167,34 +206,12 @@ class Anchor(nn.Module):
     Returns:
       float32 [B, S, V].
     """
-    c = self.config
-    embedding = nn.Embed(
-      c.vocab_size, c.width, dtype=c.dtype, embedding_init=_trunc_normal(c.width**-0.5, "vocab", "embed"), name="embed"
-    )
-    x = nn.with_logical_constraint(embedding(tokens), ("batch", "seq", "embed_act"))
-    layer = Layer
-    if c.remat != "none":
-      layer = nn.remat(Layer, policy=_REMAT_POLICIES[c.remat], prevent_cse=False)
-    layers = nn.scan(
-      layer,
-      variable_axes={"params": 0},
-      split_rngs={"params": True},
-      # The layer index is scanned because the output projections' initial scale depends on it.
-      in_axes=(1, 0, nn.broadcast, nn.broadcast),
-      length=c.num_layers,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )(c, name="layers")
-    x, _ = layers(x, block, jnp.arange(c.num_layers), document_mask(segment_ids), positions)
-    x = Norm(c, name="final_norm")(x)
-    if c.tied_embeddings:
-      logits = embedding.attend(x)
-    else:
-      head = _trunc_normal(c.width**-0.5, "embed", "vocab")
-      logits = nn.Dense(c.vocab_size, use_bias=False, dtype=c.dtype, kernel_init=head, name="head")(x)
-    return logits.astype(jnp.float32)
+    hidden, head = self.hidden(tokens, segment_ids, positions, block)
+    return (hidden @ head).astype(jnp.float32)
 
 
 def init_anchor(key: jax.Array, config: AnchorConfig):
   """Fresh float32 parameters, as boxed `nn.LogicallyPartitioned` values that carry their logical axis names."""
   tokens = jnp.zeros((1, 1), jnp.int32)
+  config = dataclasses.replace(config, attention="xla")  # the kernel has no use for one token
   return Anchor(config).init(key, tokens, tokens, tokens)["params"]

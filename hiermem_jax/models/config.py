@@ -39,6 +39,8 @@ class AnchorConfig:
   rope_base: float = 100_000.0
   dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations and matmuls; parameters are float32
   remat: Literal["none", "dots", "full"] = "none"  # what the backward pass keeps: all, matmul outputs, layer inputs
+  attention: Literal["xla", "splash"] = "xla"  # splash: the flash-attention kernel for TPUs
+  logits_chunk: int | None = None  # positions whose logits exist at a time in training; None: the whole sequence's
 
   def __post_init__(self):
     """Rejects sizes that no decoder can have."""
@@ -46,6 +48,8 @@ class AnchorConfig:
     _require_positive(self, "rope_base")
     if self.head_dim % 2:
       raise InputError(f"AnchorConfig.head_dim = {self.head_dim}: RoPE rotates pairs; bind an even number")
+    if self.logits_chunk is not None:
+      _require_positive(self, "logits_chunk")
 
   @property
   def attention_width(self) -> int:
@@ -89,6 +93,7 @@ class MemoryConfig:
 
   rows: tuple[int, ...]
   branching: int = 16
+  dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored tables; bfloat16 ones are rounded stochastically
 
   def __post_init__(self):
     """Rejects trees and rows that cannot exist."""

@@ -1,47 +1,100 @@
 """The exchange: moving memory rows between tables that are split along the row and batches that are split by sequence.
 
-Every device holds the same slice of every row. A fetch gathers that slice of all rows the global batch wants (local
-work), then one all-to-all per table hands each device the whole rows of its own sequences. A push is the mirror image
-for gradients. Each device does the same work whatever the mix of topics.
+Every device of a slice holds the same part of every row. A fetch gathers that part of all rows that the slice's sequences
+want (local work), then one all-to-all per table hands each device the rows of its own sequences. A push is the mirror
+image for gradients. Each device does the same work whatever the mix of topics.
+
+On the wire rows have the type that the anchor computes in (bfloat16 as a rule); tables and sums are float32. A device
+that has more sequences than a table has rows (a shallow level) receives each of that table's rows once and sends one
+sum for each, so U_k = min(sequences per device, C_k + 1) rows of level k travel per device and direction.
+
+Slices hold copies of the tables, so a fetch never leaves its slice; of a push, the sums of each slice cross.
 """
 
+import functools
+
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from hiermem_jax.models import bank as bank_lib
-from hiermem_jax.models.config import MemoryConfig
-from hiermem_jax.parallel.mesh import DATA_AXIS
+from hiermem_jax.models.bank import Bank, Block, RowGradient
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.parallel.mesh import BATCH_AXES, DATA_AXIS, MODEL_AXIS, REPLICA_AXIS, ROW_AXES
 
-_BY_ROW_SLICE = PartitionSpec(None, DATA_AXIS)
-_BY_SEQUENCE = PartitionSpec(DATA_AXIS, None)
-
-
-def _place(tree, mesh: Mesh, spec: PartitionSpec):
-  return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
+_LEAF = PartitionSpec(BATCH_AXES)
+_TABLE = PartitionSpec(None, ROW_AXES)
+_BLOCK = PartitionSpec(BATCH_AXES, None, MODEL_AXIS, None)
 
 
-def fetch(bank: bank_lib.Bank, leaf: jax.Array, memory: MemoryConfig, mesh: Mesh) -> bank_lib.Rows:
-  """Rows that the leaf ids address, for use inside `jax.jit`.
+def fetch(bank: Bank, leaf: jax.Array, memory: MemoryConfig, anchor: AnchorConfig, mesh: Mesh) -> Block:
+  """The block that each sequence's leaf id addresses, for use inside `jax.jit`.
 
   Args:
-    bank: tables [C_k + 1, L * 3 * R_k * D], split along the row.
-    leaf: int32 [B] leaf ids, split by sequence. Negative ids give zeros.
+    bank: tables [C_k + 1, R_k * L * 3 * D], split along the row.
+    leaf: int32 [B] leaf ids, split by sequence; the module `models.bank` says what ids do.
     memory: shape of the tree.
-    mesh: the mesh; its data axis must divide B and every row.
+    anchor: depth, width and the type to fetch in.
+    mesh: the mesh; replica x data must divide B, model every R_k, and data the rest of a row.
 
   Returns:
-    Per table the rows [B, L * 3 * R_k * D], split by sequence.
+    The block in `anchor.dtype`, leaves [B, L, R, D], split by sequence and, over the model axis, by neuron. The order of
+    neurons on the R axis depends on the mesh, and nothing else does.
   """
-  slot = _place(bank_lib.slots(leaf, memory), mesh, PartitionSpec())
-  sliced = _place(bank_lib.gather_rows(bank, slot), mesh, _BY_ROW_SLICE)
-  return _place(sliced, mesh, _BY_SEQUENCE)
+
+  @functools.partial(jax.shard_map, mesh=mesh, in_specs=(_TABLE, _LEAF), out_specs=_BLOCK, check_vma=False)
+  def local(bank, leaf):  # parts of all rows; the leaves of this device's sequences [b]
+    own, wanted = _slots(leaf, memory)
+    rows = {}
+    for name, table in bank.items():
+      with jax.named_scope(name):
+        part = bank_lib.gather_rows(table, wanted[name]).astype(anchor.dtype)
+        whole = jax.lax.all_to_all(part, DATA_AXIS, split_axis=0, concat_axis=1, tiled=True)
+        rows[name] = whole if len(leaf) <= len(table) else bank_lib.gather_rows(whole, own[name])
+    return bank_lib.rows_to_block(rows, memory, anchor)
+
+  with jax.named_scope("fetch"):
+    return local(bank, leaf)
 
 
-def push(
-  rows: bank_lib.Rows, leaf: jax.Array, bank: bank_lib.Bank, memory: MemoryConfig, mesh: Mesh
-) -> bank_lib.Bank:
-  """Row gradients [B, L * 3 * R_k * D] back to arrays of the tables' shapes; duplicates add up, others are zero."""
-  slot = _place(bank_lib.slots(leaf, memory), mesh, PartitionSpec())
-  # Without the first constraint the second reaches back into the backward pass, which cannot be split along the row.
-  sliced = _place(_place(rows, mesh, _BY_SEQUENCE), mesh, _BY_ROW_SLICE)
-  return _place(bank_lib.scatter_rows(sliced, slot, bank), mesh, _BY_ROW_SLICE)
+def push(block: Block, leaf: jax.Array, memory: MemoryConfig, mesh: Mesh) -> dict[str, RowGradient]:
+  """Gradient of the fetched rows from the gradient of the block, which has `fetch`'s shape and layout.
+
+  Returns:
+    Per table the gradient summed over all sequences of the batch that share a row; values are float32, split along
+    the row, the slots are replicated.
+  """
+  out_specs = {name: RowGradient(PartitionSpec(), _TABLE) for name in map(bank_lib.table_name, memory.levels)}
+
+  @functools.partial(jax.shard_map, mesh=mesh, in_specs=(_BLOCK, _LEAF), out_specs=out_specs, check_vma=False)
+  def local(block, leaf):
+    own, wanted = _slots(leaf, memory)
+    result = {}
+    for level, (name, rows) in zip(memory.levels, bank_lib.block_to_rows(block, memory).items()):
+      table_rows, wire = memory.clusters(level) + bank_lib.GENERIC_SLOTS, rows.dtype
+      with jax.named_scope(name):
+        if len(leaf) > table_rows:
+          sums = jnp.zeros((table_rows, rows.shape[1]), jnp.float32)
+          rows = sums.at[own[name]].add(rows.astype(jnp.float32), mode="drop").astype(wire)
+        part = jax.lax.all_to_all(rows, DATA_AXIS, split_axis=1, concat_axis=0, tiled=True)
+        gradient = bank_lib.sum_rows(wanted[name], part, table_rows)
+        if mesh.shape[REPLICA_AXIS] > 1:
+          sums = gradient._replace(value=gradient.value.astype(wire))
+          slot, value = jax.lax.all_gather(sums, REPLICA_AXIS, tiled=True)
+          gradient = bank_lib.sum_rows(slot, value, table_rows)
+        result[name] = gradient
+    return result
+
+  with jax.named_scope("push"):
+    return local(block, leaf)
+
+
+def _slots(leaf: jax.Array, memory: MemoryConfig) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  """Per table, from this device's leaf ids [b]: its own slots [b], and the rows [data * U_k] that the slice exchanges."""
+  everyone = jax.lax.all_gather(leaf, DATA_AXIS, tiled=True)
+  own, wanted = bank_lib.slots(leaf, memory), bank_lib.slots(everyone, memory)
+  for level in memory.levels:
+    name, table_rows = bank_lib.table_name(level), memory.clusters(level) + bank_lib.GENERIC_SLOTS
+    if len(leaf) > table_rows:
+      wanted[name] = jnp.tile(jnp.arange(table_rows), len(everyone) // len(leaf))
+  return own, wanted

@@ -1,29 +1,171 @@
-"""The device mesh and the rules that map logical axis names to it."""
+"""The device mesh and the rules that map logical axis names to it.
 
-from collections.abc import Sequence
+One mesh for every machine, with three axes:
+
+  replica   TPU slices, joined by the data-centre network (DCN). Each holds a copy of everything; gradients cross.
+  data      chips of a slice. Splits the batch, the anchor's weights (FSDP) and every row of the bank.
+  model     tensor parallelism: splits attention heads, MLP neurons, the vocabulary and the bank's neurons.
+
+One CPU device is the mesh (1, 1, 1), a v5e 16x16 slice (1, 256, 1), two of them (2, 256, 1).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-DATA_AXIS = "data"
+from hiermem_jax.errors import InputError
 
-# Logical axis -> mesh axis. A name without a rule is replicated: the anchor's weights are, the bank's rows are split.
-DEFAULT_RULES = (("batch", DATA_AXIS), ("bank_row", DATA_AXIS))
+REPLICA_AXIS, DATA_AXIS, MODEL_AXIS = AXES = ("replica", "data", "model")
+BATCH_AXES = (REPLICA_AXIS, DATA_AXIS)  # what a batch is split over
+ROW_AXES = (MODEL_AXIS, DATA_AXIS)  # what a bank row is split over; model first, so that it gets whole neurons
+
+Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+
+# Logical axis -> mesh axes. A name without a rule is not split.
+DEFAULT_RULES: Rules = (
+  ("batch", BATCH_AXES),
+  ("embed", DATA_AXIS),  # FSDP
+  ("heads", MODEL_AXIS),
+  ("mlp", MODEL_AXIS),
+  ("vocab", MODEL_AXIS),
+)
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A one-axis data-parallel mesh over `devices` (default: all of them)."""
-  return Mesh(np.asarray(devices if devices is not None else jax.devices()), (DATA_AXIS,))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+  """Shape of the mesh; the data axis takes the devices that the others leave.
+
+  `rules` says how the anchor is laid out; the batch and the bank follow the mesh (see the module's docstring).
+  """
+
+  slices: int | None = None  # size of the replica axis; None: as many slices as the devices belong to
+  model: int = 1  # size of the model axis
+  rules: Rules = DEFAULT_RULES
+
+  def __post_init__(self):
+    """Rejects sizes and rules that no mesh can have."""
+    if self.model < 1 or (self.slices is not None and self.slices < 1):
+      raise InputError(f"MeshConfig: slices = {self.slices}, model = {self.model}; bind positive sizes")
+    for name, axes in self.rules:
+      unknown = set((axes,) if isinstance(axes, str) else axes or ()) - set(AXES)
+      if unknown:
+        raise InputError(f"MeshConfig.rules: {name!r} maps to {sorted(unknown)}; the mesh has the axes {AXES}")
+    if dict(self.rules).get("batch") != BATCH_AXES:
+      raise InputError(f"MeshConfig.rules: 'batch' must map to {BATCH_AXES}, which the exchange of rows relies on")
+
+  def shape(self, devices: int, slices: int = 1) -> tuple[int, int, int]:
+    """Sizes of (replica, data, model) on so many devices, of so many slices where the configuration does not say."""
+    replica = self.slices or slices
+    if devices % (replica * self.model):
+      raise InputError(
+        f"{devices} devices cannot be split into {replica} slices x model axis of {self.model}; bind MeshConfig.slices and"
+        " MeshConfig.model to divisors"
+      )
+    return replica, devices // (replica * self.model), self.model
+
+
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The mesh over `devices` (default: all), neighbours in the machine beside each other.
+
+  Raises:
+    InputError: the number of devices is not a multiple of slices x model.
+  """
+  config = config or MeshConfig()
+  devices = list(devices if devices is not None else jax.devices())
+  slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
+  shape = config.shape(len(devices), slices)
+  if devices[0].platform != "tpu":
+    return Mesh(np.asarray(devices).reshape(shape), AXES)
+  if slices == 1:
+    return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
+  if shape[0] != slices:
+    raise InputError(f"MeshConfig.slices = {shape[0]}: the devices belong to {slices} slices; bind that or None")
+  inner, outer = (1, *shape[1:]), (slices, 1, 1)
+  return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True), AXES)
+
+
+def abstract_mesh(shape: tuple[int, int, int]) -> AbstractMesh:
+  """A mesh of sizes (replica, data, model) without devices, for arithmetic on shardings."""
+  return AbstractMesh(shape, AXES)
+
+
+def batch_parallel(function: Callable, mesh: Mesh, rules: Rules, in_specs, out_specs) -> Callable:
+  """`function` run by every device on its own sequences, with the logical axis names of the model in force.
+
+  Arrays are local along replica and data: what crosses devices there is what `function` says (gathers of weights, sums).
+  The model axis stays with the compiler, which splits what the rules split over it.
+
+  Args:
+    function: of local arrays.
+    mesh: the mesh.
+    rules: of the layout.
+    in_specs: per argument, how it is split over replica and data.
+    out_specs: the same for the results.
+  """
+
+  def local(*arguments):
+    with nn.logical_axis_rules([rule for rule in rules if rule[0] != "batch"]):
+      return function(*arguments)
+
+  names = set(BATCH_AXES)
+  return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names, check_vma=False)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Sharding of every array of a batch: the leading (sequence) axis is split over the data axis."""
-  return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+  """Sharding of every array of a batch: the leading (sequence) axis over replica and data."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def state_shardings(abstract_state, mesh: Mesh, rules=DEFAULT_RULES):
-  """Shardings of a state whose leaves may be boxed with logical axis names; unnamed leaves are replicated."""
-  specs = nn.get_partition_spec(abstract_state)
-  return nn.logical_to_mesh_sharding(specs, mesh, rules)
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+  """How many parts a batch is split into."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """Which positions of a global batch this process feeds to its devices, ascending, int64 [b].
+
+  Raises:
+    InputError: the mesh does not divide the batch.
+  """
+  if batch_size % batch_shards(mesh):
+    raise InputError(f"batch of {batch_size} sequences: cannot be split over {batch_shards(mesh)} devices; use a multiple")
+  slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
+
+
+def place_batch(batch, mesh: Mesh, batch_size: int):
+  """Global arrays of what every process holds of a batch (its `local_rows`)."""
+  sharding = batch_sharding(mesh)
+  return {
+    name: jax.make_array_from_process_local_data(sharding, array, (batch_size, *array.shape[1:]))
+    for name, array in batch.items()
+  }
+
+
+def state_shardings(boxed, mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RULES):
+  """Shardings of a tree whose leaves may be boxed with logical axis names; unnamed leaves are replicated.
+
+  Raises:
+    InputError: an axis is not a multiple of the devices it would be split over.
+  """
+  rules = (*rules, ("bank_row", ROW_AXES))
+  shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
+
+  def check(path, leaf, sharding):
+    for size, axes in zip(leaf.shape, sharding.spec):
+      parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+      if size % parts:
+        keys = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+        raise InputError(
+          f"{keys} {leaf.shape}: {size} cannot be split over {parts} devices (mesh axes {axes}); use a mesh that divides"
+          " it, or change the model's size"
+        )
+
+  jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), shardings)
+  return shardings

@@ -4,15 +4,15 @@ import dataclasses
 import os
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel import state_shardings
-from hiermem_jax.training.state import TrainState, check_mesh, init_params
+from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
+from hiermem_jax.training.state import TrainState, abstract_arrays, check_mesh, init_params
 
 
 class Model(NamedTuple):
@@ -57,33 +57,26 @@ class CheckpointStore:
     return self._manager.restore(self.latest_step, args=arguments)["metadata"]
 
   def restore(self, state: TrainState) -> TrainState:
-    """The newest checkpoint, laid out like `state` (whose values are not used)."""
+    """The newest checkpoint, laid out like `state`, whose leaves may be abstract; the mesh may differ from the saver's."""
     step = self.latest_step
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.params.items()}
-    items["optimizer"] = ocp.args.StandardRestore(abstract.opt_state)
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in state.params.items()}
+    items["optimizer"] = ocp.args.StandardRestore(state.opt_state)
     restored = self._manager.restore(step, args=ocp.args.Composite(**items))
     params = {name: restored[name] for name in state.params}
-    step_array = jax.device_put(jax.numpy.int32(step), state.step.sharding)
+    step_array = jax.jit(lambda: jnp.int32(step), out_shardings=state.step.sharding)()
     return TrainState(step=step_array, params=params, opt_state=restored["optimizer"])
 
-  def load_model(self, mesh: Mesh) -> Model:
-    """Parameters of the newest checkpoint, on `mesh`."""
-    step = self.latest_step
+  def load_model(self, mesh: Mesh, rules: Rules = DEFAULT_RULES, *, bank: bool = True) -> Model:
+    """Parameters of the newest checkpoint, on `mesh`; without the bank's where `bank` is False."""
     metadata = self.metadata()
     anchor = AnchorConfig(**metadata["anchor"])
     memory = None
-    if metadata["memory"]:
+    if metadata["memory"] and bank:
       memory = MemoryConfig(**metadata["memory"] | {"rows": tuple(metadata["memory"]["rows"])})
     check_mesh(mesh, anchor, memory)
-    boxed = jax.eval_shape(lambda: init_params(jax.random.key(0), anchor, memory))
-    abstract = jax.tree.map(
-      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-      nn.unbox(boxed),
-      state_shardings(boxed, mesh),
-    )
+    abstract = abstract_arrays(lambda: init_params(jax.random.key(0), anchor, memory), mesh, rules)
     items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-    restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+    restored = self._manager.restore(self.latest_step, args=ocp.args.Composite(**items))
     return Model(anchor, memory, {name: restored[name] for name in abstract}, metadata)
 
   def wait(self) -> None:
@@ -95,8 +88,8 @@ class CheckpointStore:
     self._manager.close()
 
 
-def load_model(run_dir: str, mesh: Mesh) -> Model:
-  """The newest checkpoint of a finished or running training in `run_dir`.
+def load_model(run_dir: str, mesh: Mesh, rules: Rules = DEFAULT_RULES, *, bank: bool = True) -> Model:
+  """The newest checkpoint of a finished or running training in `run_dir`; see `CheckpointStore.load_model`.
 
   Raises:
     InputError: there is no checkpoint there.
@@ -107,7 +100,7 @@ def load_model(run_dir: str, mesh: Mesh) -> Model:
   try:
     if store.latest_step is None:
       raise InputError(f"{run_dir}: no complete checkpoint there; train it first or bind another directory")
-    return store.load_model(mesh)
+    return store.load_model(mesh, rules, bank=bank)
   finally:
     store.close()
 

@@ -13,24 +13,26 @@ from jax.sharding import Mesh
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel import batch_sharding
+from hiermem_jax.parallel import MeshConfig, place_batch
+from hiermem_jax.parallel.mesh import Rules
 from hiermem_jax.training.checkpoint import CheckpointStore, describe_model, load_model
 from hiermem_jax.training.metrics import MetricWriter
 from hiermem_jax.training.optimizer import OptimizerConfig
-from hiermem_jax.training.state import TrainState, create_state
-from hiermem_jax.training.step import make_train_step
+from hiermem_jax.training.program import make_program
+from hiermem_jax.training.state import TrainState
 
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
 
 
 def _same_parameters(config: AnchorConfig, other: AnchorConfig) -> bool:
-  """Whether parameters of one configuration mean the same under the other: dtype and remat only say how to compute."""
-  return dataclasses.replace(config, dtype=other.dtype, remat=other.remat) == other
+  """Whether parameters of one configuration mean the same under the other, which may compute in another way."""
+  how = {name: getattr(other, name) for name in ("dtype", "remat", "attention", "logits_chunk")}
+  return dataclasses.replace(config, **how) == other
 
 
-def _load_anchor(source: str, anchor: AnchorConfig, mesh: Mesh):
+def _load_anchor(source: str, anchor: AnchorConfig, mesh: Mesh, rules: Rules):
   """The anchor's parameters from another run's newest checkpoint."""
-  model = load_model(source, mesh)
+  model = load_model(source, mesh, rules, bank=False)
   if not _same_parameters(model.anchor, anchor):
     raise InputError(f"{source}: its anchor is {model.anchor}, this run's is {anchor}; bind the same values")
   return model.params["anchor"]
@@ -58,9 +60,11 @@ def train(
   optimizer: OptimizerConfig,
   batches: Batches,
   steps: int,
+  batch_size: int,
   mesh: Mesh,
   metadata: Mapping[str, Any],
   open_writer: Callable[[int], MetricWriter],
+  mesh_config: MeshConfig = MeshConfig(),
   hooks: Sequence[Callable[[int], None]] = (),
   init_from: str | None = None,
   generic_probability: float = 1 / 17,
@@ -77,11 +81,14 @@ def train(
     anchor: the anchor's configuration.
     memory: the bank's, or None to train the anchor alone.
     optimizer: one setting for anchor and bank.
-    batches: from a step to an iterator of host-local batches (the contract of the data room) that starts there.
+    batches: from a step to an iterator, which starts there, of what this process feeds of each batch (the contract of
+      the data room; `parallel.local_rows` says which rows).
     steps: length of the run, which also sets the learning-rate schedule.
-    mesh: devices to train on; its data axis must divide the batch.
+    batch_size: sequences of a global batch.
+    mesh: devices to train on.
     metadata: JSON values kept with each checkpoint, e.g. fingerprints of the tree and the tokenizer.
     open_writer: from the step the run starts at to the writer of its scalars.
+    mesh_config: rules of the layout on the mesh.
     hooks: called with the step after every step.
     init_from: run directory whose newest anchor starts this run, with a fresh optimizer. Ignored when resuming.
     generic_probability: chance that a sequence trains the generic memory instead of its own path (paper: 1/17).
@@ -95,35 +102,35 @@ def train(
 
   Raises:
     InputError: `init_from` has no checkpoint or another anchor; `run_dir` has checkpoints of another model, tree or
-      tokenizer; the devices do not divide the bank's rows; or the batches end early.
+      tokenizer; the mesh does not divide the batch or the model; or the batches end early.
     FloatingPointError: the loss or its gradient is no longer finite.
   """
-  transformation = optimizer.build(steps)
+  program = make_program(
+    anchor=anchor,
+    memory=memory,
+    optimizer=optimizer,
+    steps=steps,
+    batch_size=batch_size,
+    mesh_config=mesh_config,
+    mesh=mesh,
+    generic_probability=generic_probability,
+    z_loss=z_loss,
+  )
   init_key, step_key = jax.random.split(jax.random.key(seed))
   metadata = describe_model(anchor, memory) | dict(metadata)
   store = CheckpointStore(run_dir)
   start = store.latest_step or 0
   if start:  # every check comes before the bank is created
     _check_resumable(run_dir, store.metadata(), metadata)
-  initial = _load_anchor(init_from, anchor, mesh) if init_from is not None and not start else None
-  state = create_state(init_key, anchor, memory, transformation, mesh)
-  if start:
-    state = store.restore(state)
+    state = store.restore(program.abstract_state)
     logging.info("%s: resuming at step %d of %d", run_dir, start, steps)
-  elif initial is not None:
-    state = state.replace(params=state.params | {"anchor": initial})
-
-  step_fn = make_train_step(
-    anchor=anchor,
-    memory=memory,
-    optimizer=transformation,
-    mesh=mesh,
-    generic_probability=generic_probability,
-    z_loss=z_loss,
-  )
-  step_fn = jax.jit(step_fn, donate_argnums=0)
+  else:
+    initial = None if init_from is None else _load_anchor(init_from, anchor, mesh, mesh_config.rules)
+    state = program.init(init_key)
+    if initial is not None:
+      state = state.replace(params=state.params | {"anchor": initial})
+  step_key = program.replicate(step_key)
   schedule = optimizer.schedule(steps)
-  sharding = batch_sharding(mesh)
   writer = open_writer(start)
 
   scalars: dict[str, float] = {}
@@ -131,8 +138,7 @@ def train(
   step = start
   try:
     for step, batch in zip(range(start + 1, steps + 1), batches(start)):
-      batch = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
-      state, metrics = step_fn(state, batch, step_key)
+      state, metrics = program.step(state, place_batch(batch, mesh, batch_size), step_key)
       if pending:  # read one step late, so that the device is already busy with the next one
         scalars, clock = _write(writer, *pending, clock)
         pending = None

@@ -1,18 +1,26 @@
 """AdamW with warmup and cosine decay, one setting for anchor and bank (paper, Appendices A.1 and A.2)."""
 
 import dataclasses
+from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.models.bank import GENERIC_SLOTS, table_name
+from hiermem_jax.models.config import MemoryConfig
+from hiermem_jax.training.row_adamw import apply_row_updates, row_adamw
+
+RowUpdate = Literal["dense", "lazy"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
   """AdamW, cosine from `peak_learning_rate` to `final_learning_rate` after a linear warmup.
 
-  The bank is updated densely: rows that no sequence fetched have zero gradient, and their moments and weights decay
-  like every other parameter's. One global norm over anchor and bank is clipped.
+  One global norm over the anchor and the fetched rows is clipped; a row that several sequences share counts once, with
+  the sum of their gradients.
   """
 
   peak_learning_rate: float
@@ -23,6 +31,10 @@ class OptimizerConfig:
   beta2: float = 0.95
   epsilon: float = 1e-8
   clip_norm: float = 1.0
+  # How bank tables are updated (see `row_adamw`), for all levels or one entry per tree level. "auto" is dense where a batch
+  # has at least as many sequences as the table has rows, so that nearly all of them move anyway, and lazy below.
+  bank_update: Literal["dense", "lazy", "auto"] | tuple[Literal["dense", "lazy"], ...] = "dense"
+  bank_moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
   def __post_init__(self):
     """Rejects schedules that cannot be run."""
@@ -46,11 +58,72 @@ class OptimizerConfig:
       end_value=self.final_learning_rate,
     )
 
-  def build(self, steps: int) -> optax.GradientTransformation:
-    """The optax transformation for a run of `steps` steps."""
-    return optax.chain(
-      optax.clip_by_global_norm(self.clip_norm),
-      optax.adamw(
-        self.schedule(steps), b1=self.beta1, b2=self.beta2, eps=self.epsilon, weight_decay=self.weight_decay
-      ),
-    )
+  def row_updates(self, memory: MemoryConfig, batch_size: int) -> dict[str, RowUpdate]:
+    """How each table of the bank is updated when a batch has `batch_size` sequences."""
+    choice = self.bank_update
+    if isinstance(choice, tuple) and len(choice) != memory.depth:
+      raise InputError(
+        f"OptimizerConfig.bank_update = {choice}: the tree has {memory.depth} levels; bind one entry for each"
+      )
+
+    def of(level: int) -> RowUpdate:
+      if isinstance(choice, tuple):
+        return choice[level - 1]
+      if choice == "auto":
+        return "dense" if memory.clusters(level) + GENERIC_SLOTS <= batch_size else "lazy"
+      return choice
+
+    return {table_name(level): of(level) for level in memory.levels}
+
+  def build(self, steps: int, memory: MemoryConfig | None = None, batch_size: int = 0) -> optax.GradientTransformation:
+    """The optax transformation of a run's parameters {"anchor": ..., "bank": ...}.
+
+    Its gradients are the anchor's and, per table, a `RowGradient`. `apply_updates` adds its updates.
+
+    Args:
+      steps: length of the run.
+      memory: the bank's configuration, None when the run has none.
+      batch_size: sequences in a global batch, which "auto" asks for.
+    """
+    adam = {"b1": self.beta1, "b2": self.beta2, "eps": self.epsilon, "weight_decay": self.weight_decay}
+    schedule = self.schedule(steps)
+    anchor = optax.adamw(schedule, **adam)
+    tables = {
+      name: row_adamw(schedule, **adam, lazy=choice == "lazy", moment_dtype=self.bank_moment_dtype)
+      for name, choice in (self.row_updates(memory, batch_size) if memory else {}).items()
+    }
+
+    def init(params):
+      bank = {name: tables[name].init(table) for name, table in params.get("bank", {}).items()}
+      return {"anchor": anchor.init(params["anchor"]), "bank": bank}
+
+    def update(grads, state, params):
+      norm = global_norm(grads)
+      scale = jnp.where(norm < self.clip_norm, 1.0, self.clip_norm / norm)
+      clipped = jax.tree.map(lambda g: g * scale, grads["anchor"])
+      updates, anchor_state = anchor.update(clipped, state["anchor"], params["anchor"])
+      updates, bank_state = {"anchor": updates}, {}
+      for name, gradient in grads.get("bank", {}).items():
+        with jax.named_scope(name):
+          gradient = gradient._replace(value=gradient.value * scale)
+          result = tables[name].update(gradient, state["bank"][name], params["bank"][name])
+        updates.setdefault("bank", {})[name], bank_state[name] = result
+      return updates, {"anchor": anchor_state, "bank": bank_state}
+
+    return optax.GradientTransformation(init, update)
+
+
+def global_norm(grads) -> jax.Array:
+  """The norm over anchor and bank of gradients as `OptimizerConfig.build` takes them, float32 []."""
+  rows = [gradient.value for gradient in grads.get("bank", {}).values()]
+  return optax.global_norm((grads["anchor"], rows))
+
+
+def apply_updates(params, updates, key: jax.Array):
+  """Parameters plus the updates of `OptimizerConfig.build`; `key` is for the rounding of bfloat16 tables."""
+  result = {"anchor": optax.apply_updates(params["anchor"], updates["anchor"])}
+  for index, (name, table) in enumerate(params.get("bank", {}).items()):
+    with jax.named_scope(name):
+      table = apply_row_updates(table, updates["bank"][name], jax.random.fold_in(key, index))
+    result.setdefault("bank", {})[name] = table
+  return result

@@ -1,4 +1,4 @@
-"""The training state and how it is created on a mesh."""
+"""The training state and how it is laid out on a mesh."""
 
 from typing import Any
 
@@ -7,13 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.anchor import init_anchor
-from hiermem_jax.models.bank import init_bank, table_shapes
+from hiermem_jax.models.bank import init_bank
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel import DATA_AXIS, DEFAULT_RULES, state_shardings
+from hiermem_jax.parallel import state_shardings
+from hiermem_jax.parallel.mesh import DATA_AXIS, DEFAULT_RULES, MODEL_AXIS, Rules
 
 
 @flax.struct.dataclass
@@ -37,30 +38,44 @@ def init_params(key: jax.Array, anchor: AnchorConfig, memory: MemoryConfig | Non
   return params
 
 
-def check_mesh(mesh: Mesh, anchor: AnchorConfig, memory: MemoryConfig | None) -> None:
-  """Raises InputError when the devices cannot share the bank's rows evenly."""
-  devices = mesh.shape[DATA_AXIS]
-  for name, (_, row) in (table_shapes(memory, anchor) if memory else {}).items():
-    if row % devices:
-      raise InputError(
-        f"bank table {name}: a row of {row} parameters cannot be split over {devices} devices; use a number of devices"
-        " that divides it, or change MemoryConfig.rows"
-      )
-
-
-def create_state(
-  key: jax.Array,
-  anchor: AnchorConfig,
-  memory: MemoryConfig | None,
-  optimizer: optax.GradientTransformation,
-  mesh: Mesh,
+def init_state(
+  key: jax.Array, anchor: AnchorConfig, memory: MemoryConfig | None, optimizer: optax.GradientTransformation
 ) -> TrainState:
-  """A fresh state, every array created in place on its own devices; plain arrays, float32."""
-  check_mesh(mesh, anchor, memory)
+  """A fresh state, its parameters and moments boxed with their logical axis names."""
+  params = init_params(key, anchor, memory)
+  return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
-  def init(key):
-    params = init_params(key, anchor, memory)
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
-  shardings = state_shardings(jax.eval_shape(init, key), mesh, DEFAULT_RULES)
-  return jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)(key)
+def anchor_specs(anchor: AnchorConfig, rules: Rules = DEFAULT_RULES):
+  """How the anchor's parameters are split over the data axis (FSDP), as a tree of `PartitionSpec`s."""
+  boxed = jax.eval_shape(lambda: init_anchor(jax.random.key(0), anchor))
+  specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), rules)
+
+  def data_only(spec):
+    return PartitionSpec(*(axis if axis == DATA_AXIS else None for axis in spec))
+
+  return jax.tree.map(data_only, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def check_mesh(mesh: Mesh | AbstractMesh, anchor: AnchorConfig, memory: MemoryConfig | None) -> None:
+  """Raises InputError when the model axis does not divide the attention heads or the bank's neurons."""
+  parts = mesh.shape[MODEL_AXIS]
+  sizes = {"AnchorConfig.num_heads": anchor.num_heads}
+  for level in memory.levels if memory else ():
+    sizes[f"MemoryConfig.rows of level {level}"] = memory.rows[level - 1]
+  for name, size in sizes.items():
+    if size % parts:
+      raise InputError(f"{name} = {size}: cannot be split over a model axis of {parts}; bind MeshConfig.model to a divisor")
+
+
+def abstract_arrays(init, mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RULES):
+  """What `init()` returns, unboxed, as `jax.ShapeDtypeStruct`s laid out on a mesh by the rules.
+
+  Raises:
+    InputError: an axis cannot be split over its devices.
+  """
+  boxed = jax.eval_shape(init)
+  shardings = state_shardings(boxed, mesh, rules)
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), nn.unbox(boxed), shardings
+  )

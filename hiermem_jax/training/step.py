@@ -5,13 +5,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
+from hiermem_jax.errors import InputError
 from hiermem_jax.models.anchor import Anchor
-from hiermem_jax.models.bank import Block, rows_to_block
+from hiermem_jax.models.bank import Block
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel import fetch, push
-from hiermem_jax.training.state import TrainState
+from hiermem_jax.parallel import batch_parallel, fetch, push
+from hiermem_jax.parallel.mesh import BATCH_AXES, DATA_AXIS, DEFAULT_RULES, REPLICA_AXIS, Rules
+from hiermem_jax.training.optimizer import apply_updates, global_norm
+from hiermem_jax.training.state import TrainState, anchor_specs
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -25,13 +28,34 @@ def token_losses(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]
 
 def apply_anchor(anchor: AnchorConfig, params, batch: Batch, block: Block | None) -> jax.Array:
   """Logits float32 [B, S, V] of a batch under the anchor and a fetched block."""
-  return Anchor(anchor).apply(
-    {"params": params},
-    batch["decoder_input_tokens"],
-    batch["decoder_segment_ids"],
-    batch["decoder_positions"],
-    block,
-  )
+  return Anchor(anchor).apply({"params": params}, *_inputs(batch), block)
+
+
+def anchor_losses(anchor: AnchorConfig, params, batch: Batch, block: Block | None) -> tuple[jax.Array, jax.Array]:
+  """`token_losses` of a batch; only `anchor.logits_chunk` positions of the logits exist at a time."""
+  hidden, head = Anchor(anchor).apply({"params": params}, *_inputs(batch), block, method="hidden")
+  targets = batch["decoder_target_tokens"]
+
+  def losses(head, hidden, targets):
+    return token_losses((hidden @ head).astype(jnp.float32), {"decoder_target_tokens": targets})
+
+  length = targets.shape[1]
+  chunk = anchor.logits_chunk or length
+  if chunk >= length:
+    return losses(head, hidden, targets)
+  if length % chunk:
+    raise InputError(f"AnchorConfig.logits_chunk = {chunk}: does not divide sequences of {length}; bind a divisor")
+
+  def split(x):
+    return jnp.moveaxis(x.reshape(x.shape[0], length // chunk, chunk, *x.shape[2:]), 1, 0)
+
+  # The logits are computed again in the backward pass; the head is an argument, so that it is gathered once.
+  chunks = jax.lax.map(lambda x: jax.checkpoint(losses)(head, *x), (split(hidden), split(targets)))
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(targets.shape), chunks)
+
+
+def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+  return tuple(batch[f"decoder_{name}"] for name in ("input_tokens", "segment_ids", "positions"))
 
 
 def choose_generic(key: jax.Array, leaf: jax.Array, memory: MemoryConfig, probability: float) -> jax.Array:
@@ -46,6 +70,7 @@ def make_train_step(
   memory: MemoryConfig | None,
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
+  rules: Rules = DEFAULT_RULES,
   generic_probability: float,
   z_loss: float,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
@@ -53,37 +78,59 @@ def make_train_step(
 
   The loss is the mean next-token cross-entropy over the global batch's non-padding tokens (equation 2.1), plus
   z_loss * (mean log-partition)**2. It is differentiated with respect to the anchor and the *fetched rows*, never the
-  tables; row gradients are then summed over duplicates into the tables' shapes for the dense optimizer.
+  tables; row gradients are then summed over duplicates and go to the optimizer as the rows that they are.
 
   Returns:
     step(state, batch, key) -> (state, metrics). The key is the run's; the step number is folded in. Metrics are float32
     scalars: loss (cross-entropy alone), tokens, grad_norm (before clipping).
   """
 
-  def loss_fn(anchor_params, rows, batch):
-    block = None if memory is None else rows_to_block(rows, memory, anchor)
-    losses, log_z = token_losses(apply_anchor(anchor, anchor_params, batch, block), batch)
+  specs = anchor_specs(anchor, rules)
+
+  def local_loss(anchor_params, block, batch, tokens):
+    """This device's part of the loss, whose gradients add up to the loss's."""
+    losses, log_z = anchor_losses(anchor, anchor_params, batch, block)
     weights = batch["decoder_loss_weights"]
-    tokens = weights.sum()
     loss = (losses * weights).sum() / tokens
-    penalty = z_loss * jnp.square((log_z * weights).sum() / tokens)
-    return loss + penalty, (loss, tokens)
+    log_z = (log_z * weights).sum() / tokens
+    elsewhere = jax.lax.stop_gradient(jax.lax.psum(log_z, BATCH_AXES) - log_z)
+    return loss + z_loss * jnp.square(log_z + elsewhere), loss
+
+  def local_grads(anchor_params, block, batch):
+    """Gradients of the loss on each device's sequences; the anchor's are summed over devices."""
+    tokens = jax.lax.psum(batch["decoder_loss_weights"].sum(), BATCH_AXES)
+    grad_fn = jax.grad(local_loss, argnums=(0, 1), has_aux=True)
+    (anchor_grads, block_grads), loss = grad_fn(anchor_params, block, batch, tokens)
+
+    def add(grad, spec):  # what is split over the data axis has been summed over it by the gather's gradient
+      return jax.lax.psum(grad, REPLICA_AXIS if DATA_AXIS in spec else BATCH_AXES)
+
+    anchor_grads = jax.tree.map(add, anchor_grads, specs)
+    return anchor_grads, block_grads, jax.lax.psum(loss, BATCH_AXES), tokens
+
+  by_sequence, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
+  grads_fn = batch_parallel(
+    local_grads,
+    mesh,
+    rules,
+    in_specs=(specs, by_sequence, by_sequence),
+    out_specs=(specs, by_sequence, everywhere, everywhere),
+  )
 
   def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-    params = state.params
-    rows = {}
+    params, block = state.params, None
+    generic_key, rounding_key = jax.random.split(jax.random.fold_in(key, state.step))
     if memory is not None:
-      key = jax.random.fold_in(key, state.step)
-      leaf = choose_generic(key, batch["memory_leaf"], memory, generic_probability)
-      rows = fetch(params["bank"], leaf, memory, mesh)
-    grad_fn = jax.grad(loss_fn, argnums=(0, 1), has_aux=True)
-    (anchor_grads, row_grads), (loss, tokens) = grad_fn(params["anchor"], rows, batch)
+      leaf = choose_generic(generic_key, batch["memory_leaf"], memory, generic_probability)
+      block = fetch(params["bank"], leaf, memory, anchor, mesh)
+    anchor_grads, block_grads, loss, tokens = grads_fn(params["anchor"], block, batch)
     grads = {"anchor": anchor_grads}
     if memory is not None:
-      grads["bank"] = push(row_grads, leaf, params["bank"], memory, mesh)
-    updates, opt_state = optimizer.update(grads, state.opt_state, params)
-    metrics = {"loss": loss, "tokens": tokens, "grad_norm": optax.global_norm(grads)}
-    new_state = state.replace(step=state.step + 1, params=optax.apply_updates(params, updates), opt_state=opt_state)
-    return new_state, metrics
+      grads["bank"] = push(block_grads, leaf, memory, mesh)
+    with jax.named_scope("optimizer"):
+      updates, opt_state = optimizer.update(grads, state.opt_state, params)
+      params = apply_updates(params, updates, rounding_key)
+    metrics = {"loss": loss, "tokens": tokens, "grad_norm": global_norm(grads)}
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   return step

@@ -110,7 +110,7 @@ def test_resume_is_exact(dataset, start):
 def test_host_slices_join_to_the_global_batch(dataset, process_count):
   whole = Batches(dataset, batch_size=6, seed=3)
   hosts = [
-    Batches(dataset, batch_size=6, seed=3, process_index=i, process_count=process_count) for i in range(process_count)
+    Batches(dataset, batch_size=6, seed=3, rows=rows) for rows in np.split(np.arange(6), process_count)
   ]
   for step in (0, 1, 4, 11):
     parts = [host.at(step) for host in hosts]
@@ -152,7 +152,13 @@ def test_errors_reach_the_reader_and_close_ends_the_thread(dataset):
   closed.close()
 
 
-@pytest.mark.parametrize("batch_size, process_count", [(0, 1), (5, 2)])
-def test_batch_size_that_cannot_be_divided(dataset, batch_size, process_count):
-  with pytest.raises(InputError, match=f"batch_size {batch_size} cannot be divided by {process_count}"):
-    Batches(dataset, batch_size=batch_size, seed=0, process_count=process_count)
+def test_rows_in_any_order(dataset):
+  """What a process with rows 4, 1 of the batch reads, over the border of epochs too."""
+  whole, some = (Batches(dataset, batch_size=6, seed=3, rows=rows) for rows in (None, np.array([4, 1])))
+  for step in range(2 * len(dataset) // 6 + 2):
+    np.testing.assert_array_equal(some.indices(step), whole.indices(step)[[4, 1]])
+
+
+def test_empty_batch(dataset):
+  with pytest.raises(InputError, match="batch_size 0: must be positive"):
+    Batches(dataset, batch_size=0, seed=0)

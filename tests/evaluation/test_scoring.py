@@ -18,7 +18,7 @@ ANCHOR = AnchorConfig(
 )
 MEMORY = MemoryConfig(rows=(2, 1), branching=3)
 GENERIC = MEMORY.num_leaves
-MESH = make_mesh(jax.devices()[:1])
+MESH = make_mesh(devices=jax.devices()[:1])
 BOS = 5
 
 
@@ -48,7 +48,7 @@ def log_probabilities(model):
       table = np.asarray(model.params["bank"][name])
       row = len(table) - 1 if leaf == GENERIC else leaf // (3 if name == "level_1" else 1)
       values = np.zeros_like(table[0]) if leaf < 0 else table[row]
-      parts.append(values.reshape(1, 1, 3, neurons, 8))
+      parts.append(values.reshape(1, neurons, 1, 3, 8).transpose(0, 2, 3, 1, 4))
     return Block(*np.moveaxis(np.concatenate(parts, axis=3), 2, 0))
 
   @functools.cache

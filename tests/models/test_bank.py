@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 
 from hiermem_jax.models import GENERIC_SLOTS, NO_MEMORY, Anchor, AnchorConfig, MemoryConfig
-from hiermem_jax.models.bank import gather_rows, init_bank, rows_to_block, scatter_rows, slots, table_shapes
+from hiermem_jax.models.bank import block_to_rows, gather_rows, init_bank, rows_to_block, slots, sum_rows, table_shapes
 
 ANCHOR = AnchorConfig(
   num_layers=2, width=8, num_heads=2, head_dim=6, mlp_width=12, vocab_size=19, dtype="float32", rope_base=100.0
 )
 MEMORY = MemoryConfig(rows=(3, 0, 2), branching=3)
 GENERIC = MEMORY.num_leaves
+
+
+def fetch(bank, leaf):
+  """Rows of the leaves, by table."""
+  return {name: gather_rows(bank[name], slot) for name, slot in slots(leaf, MEMORY).items()}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def bank():
 
 
 def test_levels_without_rows_have_no_table():
-  assert table_shapes(MEMORY, ANCHOR) == {"level_1": (3 + 1, 2 * 3 * 3 * 8), "level_3": (27 + 1, 2 * 3 * 2 * 8)}
+  assert table_shapes(MEMORY, ANCHOR) == {"level_1": (3 + 1, 3 * 2 * 3 * 8), "level_3": (27 + 1, 2 * 2 * 3 * 8)}
   assert GENERIC_SLOTS == 1
 
 
@@ -52,7 +57,7 @@ def test_generic_is_the_last_row_and_no_memory_is_past_the_end():
 
 def test_gather_fills_no_memory_with_zeros(bank):
   leaf = np.array([5, NO_MEMORY, GENERIC, 26, 5], np.int32)
-  rows = gather_rows(bank, slots(leaf, MEMORY))
+  rows = fetch(bank, leaf)
   zeros = {name: np.zeros(table.shape[1], np.float32) for name, table in bank.items()}
   expected_1 = [bank["level_1"][0], zeros["level_1"], bank["level_1"][-1], bank["level_1"][2], bank["level_1"][0]]
   expected_3 = [bank["level_3"][5], zeros["level_3"], bank["level_3"][-1], bank["level_3"][26], bank["level_3"][5]]
@@ -60,25 +65,38 @@ def test_gather_fills_no_memory_with_zeros(bank):
   np.testing.assert_array_equal(rows["level_3"], expected_3)
 
 
-def test_scatter_adds_duplicates_and_drops_no_memory(bank):
-  leaf = np.array([5, NO_MEMORY, GENERIC, 4, 5], np.int32)
-  rng = np.random.default_rng(1)
-  rows = {name: rng.standard_normal((5, table.shape[1])).astype(np.float32) for name, table in bank.items()}
-  result = scatter_rows(rows, slots(leaf, MEMORY), bank)
-  expected = {name: np.zeros(table.shape, np.float32) for name, table in bank.items()}
-  for index, (first, third) in enumerate([(1, 5), (None, None), (3, 27), (1, 4), (1, 5)]):
-    if first is not None:
-      expected["level_1"][0 if first == 1 else 3] += rows["level_1"][index]
-      expected["level_3"][third] += rows["level_3"][index]
-  for name in bank:
-    np.testing.assert_allclose(result[name], expected[name], atol=1e-6)
-    np.testing.assert_array_equal(np.asarray(result[name])[(expected[name] == 0).all(axis=1)], 0)
+@pytest.mark.parametrize("table_rows", [4, 6, 40])
+def test_sum_of_rows_by_brute_force(table_rows):
+  """Duplicates add up and slots past the end are dropped, with fewer, as many and more rows in the table than given."""
+  rng = np.random.default_rng(table_rows)
+  slot = np.array([2, 3, 2, table_rows, 0, 2], np.int32)
+  rows = rng.standard_normal((6, 5)).astype(np.float32)
+  gradient = jax.jit(sum_rows, static_argnums=2)(slot, rows, table_rows)
+  named = np.asarray(gradient.slot) < table_rows
+  assert len(set(np.asarray(gradient.slot).tolist())) == len(gradient.slot) == min(6, table_rows)
+  assert sorted(np.asarray(gradient.slot)[named]) == [0, 2, 3]
+  np.testing.assert_array_equal(np.asarray(gradient.value)[~named], 0)
+  for row, value in zip(np.asarray(gradient.slot)[named], np.asarray(gradient.value)[named]):
+    np.testing.assert_allclose(value, rows[slot == row].sum(axis=0), rtol=1e-6)
 
 
-def test_block_is_the_row_laid_out_by_layer_matrix_and_neuron(bank):
+def test_sum_of_bfloat16_rows_is_float32():
+  """1 + 1/256 has no bfloat16; four of them add up in float32."""
+  rows = jnp.array([[1.0], [1 / 256], [1 / 256], [1 / 256]], jnp.bfloat16)
+  gradient = sum_rows(jnp.zeros(4, jnp.int32), rows, 9)
+  assert float(gradient.value.max()) == 1 + 3 / 256
+
+
+def test_block_to_rows_is_the_inverse(bank):
+  rows = fetch(bank, np.array([7, GENERIC, 0], np.int32))
+  back = block_to_rows(rows_to_block(rows, MEMORY, ANCHOR), MEMORY)
+  jax.tree.map(np.testing.assert_array_equal, back, rows)
+
+
+def test_block_is_the_row_laid_out_by_neuron_layer_and_matrix(bank):
   """Every number of the block against its index in the flat row."""
   leaf = np.array([7, GENERIC], np.int32)
-  block = rows_to_block(gather_rows(bank, slots(leaf, MEMORY)), MEMORY, ANCHOR)
+  block = rows_to_block(fetch(bank, leaf), MEMORY, ANCHOR)
   tables = [(bank["level_1"], 3, [0, 3]), (bank["level_3"], 2, [7, 27])]
   for matrix, leaves in enumerate(block):
     assert leaves.shape == (2, 2, 5, 8)
@@ -87,7 +105,7 @@ def test_block_is_the_row_laid_out_by_layer_matrix_and_neuron(bank):
         expected = []
         for table, neurons, row in tables:
           for neuron in range(neurons):
-            start = ((layer * 3 + matrix) * neurons + neuron) * 8
+            start = ((neuron * 2 + layer) * 3 + matrix) * 8
             expected.append(table[row[sequence], start : start + 8])
         np.testing.assert_array_equal(leaves[sequence, layer], expected)
 
@@ -99,9 +117,9 @@ def test_fresh_bank_statistics():
   fresh = jax.jit(init_bank, static_argnums=(1, 2))(jax.random.key(0), memory, anchor)
   sigma = 64**-0.5
   for level, neurons in ((1, 16), (2, 4)):
-    table = np.asarray(fresh[f"level_{level}"]).reshape(4**level + 1, 3, 3, neurons, 64)
-    np.testing.assert_array_equal(table[:, :, 2], 0)
-    m12 = table[:, :, :2]
+    table = np.asarray(fresh[f"level_{level}"]).reshape(4**level + 1, neurons, 3, 3, 64)
+    np.testing.assert_array_equal(table[:, :, :, 2], 0)
+    m12 = table[:, :, :, :2]
     assert 2.7 * sigma < np.abs(m12).max() <= 3 * sigma
     assert abs(m12.mean()) < 0.02 * sigma
     np.testing.assert_allclose(m12.std(), 0.98658 * sigma, rtol=0.02)  # of a normal cut at 3 sigma
@@ -120,7 +138,7 @@ def test_fresh_bank_changes_no_bit(dtype, random_anchor):
   tokens = rng.integers(0, 37, (4, 12)).astype(np.int32)
   segments, positions = np.ones_like(tokens), np.tile(np.arange(12, dtype=np.int32), (4, 1))
   leaf = np.array([0, 13, GENERIC, NO_MEMORY], np.int32)
-  block = rows_to_block(gather_rows(fresh, slots(leaf, MEMORY)), MEMORY, config)
+  block = rows_to_block(fetch(fresh, leaf), MEMORY, config)
   assert np.abs(block.m1[:3]).max() > 0
   apply = jax.jit(functools.partial(Anchor(config).apply, {"params": params}))
   with_memory = np.asarray(apply(tokens, segments, positions, block))
@@ -136,7 +154,7 @@ def test_each_sequence_uses_its_own_block(bank, random_anchor):
   tokens = rng.integers(0, 19, (3, 7)).astype(np.int32)
   segments, positions = np.ones_like(tokens), np.tile(np.arange(7, dtype=np.int32), (3, 1))
   leaf = np.array([2, GENERIC, NO_MEMORY], np.int32)
-  block = rows_to_block(gather_rows(bank, slots(leaf, MEMORY)), MEMORY, ANCHOR)
+  block = rows_to_block(fetch(bank, leaf), MEMORY, ANCHOR)
   apply = jax.jit(functools.partial(Anchor(ANCHOR).apply, {"params": params}))
   together = apply(tokens, segments, positions, block)
   alone = np.asarray(apply(tokens, segments, positions))

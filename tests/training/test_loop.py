@@ -18,7 +18,7 @@ from hiermem_jax.training.metrics import JsonlWriter
 ANCHOR = AnchorConfig(num_layers=1, width=8, num_heads=1, head_dim=4, mlp_width=8, vocab_size=13, dtype="float32")
 MEMORY = MemoryConfig(rows=(2, 1), branching=2)
 OPTIMIZER = OptimizerConfig(peak_learning_rate=0.02, final_learning_rate=0.01, warmup_steps=2, weight_decay=0.01)
-MESH = make_mesh(jax.devices()[:1])
+MESH = make_mesh(devices=jax.devices()[:1])
 
 
 def random_batch(step):
@@ -50,6 +50,7 @@ def run(run_dir, **changes):
     "optimizer": OPTIMIZER,
     "batches": batches,
     "steps": 12,
+    "batch_size": 6,
     "mesh": MESH,
     "metadata": {"tree_fingerprint": "feed"},
     "open_writer": lambda start: JsonlWriter(f"{run_dir}/metrics.jsonl", start),
@@ -154,9 +155,9 @@ def test_starts_from_another_runs_anchor(whole, tmp_path):
   store.close()
   assert_equal(state.params["anchor"], alone.params["anchor"])
   for level, neurons in ((1, 2), (2, 1)):
-    table = np.asarray(state.params["bank"][f"level_{level}"]).reshape(2**level + 1, 3, neurons, 8)
-    assert (table[:, :2] != 0).all()
-    np.testing.assert_array_equal(table[:, 2], 0)  # M3 of a fresh bank
+    table = np.asarray(state.params["bank"][f"level_{level}"]).reshape(2**level + 1, neurons, 3, 8)
+    assert (table[:, :, :2] != 0).all()
+    np.testing.assert_array_equal(table[:, :, 2], 0)  # M3 of a fresh bank
   counts = [int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == np.int32]
   assert counts == [1] * len(counts)  # not 3 + 1
   assert counts

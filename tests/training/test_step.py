@@ -21,11 +21,20 @@ LEAF = np.array([5, 5, 26, GENERIC, NO_MEMORY, 3], np.int32)
 TOUCHED = {"level_1": [0, 2, 3], "level_3": [3, 5, 26, 27]}  # by hand; the last row of each is the generic one
 Z_LOSS = 0.03
 
-# Keeps the gradient as its state, and changes nothing.
-RECORD = optax.GradientTransformation(
-  init=lambda params: jax.tree.map(jnp.zeros_like, params),
-  update=lambda grads, state, params: (jax.tree.map(jnp.zeros_like, grads), grads),
-)
+
+
+def record(grads, state, params):
+  """Keeps the gradient, rows laid out as tables, as its state, and changes nothing."""
+  kept = {"anchor": grads["anchor"]}
+  if "bank" in grads:
+    kept["bank"] = {
+      name: jnp.zeros_like(params["bank"][name]).at[slot].add(value, mode="drop")
+      for name, (slot, value) in grads["bank"].items()
+    }
+  return jax.tree.map(jnp.zeros_like, kept), kept
+
+
+RECORD = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), record)
 
 
 def random_batch(leaf=LEAF, seed=0):
@@ -47,7 +56,7 @@ def make_step(memory, generic_probability=0.0):
     anchor=ANCHOR,
     memory=memory,
     optimizer=RECORD,
-    mesh=make_mesh(jax.devices()[:1]),
+    mesh=make_mesh(devices=jax.devices()[:1]),
     generic_probability=generic_probability,
     z_loss=Z_LOSS,
   )
@@ -82,8 +91,9 @@ def dense_loss(params, batch):
     for sequence, row in enumerate(rows_of[name]):
       if row is not None:
         one_hot[sequence, row] = 1
-    blocks.append((one_hot @ table).reshape(len(LEAF), ANCHOR.num_layers, 3, neurons, ANCHOR.width))
-  block = Block(*(jnp.concatenate([part[:, :, matrix] for part in blocks], axis=2) for matrix in range(3)))
+    blocks.append((one_hot @ table).reshape(len(LEAF), neurons, ANCHOR.num_layers, 3, ANCHOR.width))
+  layer_first = [part.swapaxes(1, 2) for part in blocks]  # [B, L, R, 3, D]
+  block = Block(*(jnp.concatenate([part[:, :, :, matrix] for part in layer_first], axis=2) for matrix in range(3)))
   names = ("decoder_input_tokens", "decoder_segment_ids", "decoder_positions")
   logits = Anchor(ANCHOR).apply({"params": params["anchor"]}, *(batch[name] for name in names), block)
   log_z = jnp.log(jnp.exp(logits).sum(axis=-1))

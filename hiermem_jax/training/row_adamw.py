@@ -1,0 +1,109 @@
+"""AdamW for a bank table, from the gradient of the rows that a batch fetched.
+
+Two optax transformations that differ in what happens to the other rows. Neither makes an array of the table's size for
+the gradient.
+
+  dense   AdamW on the whole table, as the paper's training does: a row that no sequence fetched has gradient zero, its
+          moments decay, and momentum and weight decay still move it. Cost follows the bank.
+  lazy    only fetched rows change: moments, weights and weight decay of the others stay as they are. Bias correction counts
+          the steps that the row itself has taken, so that a rare row's first step is as large as a frequent one's.
+          Cost follows the batch.
+
+A row that is fetched in every step is updated alike by both. After a single isolated gradient, dense AdamW with the paper's
+betas goes on to move a weight by about 5.8 learning rates, lazy by about one.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hiermem_jax.models.bank import RowGradient
+
+
+class RowAdamState(NamedTuple):
+  """Optimizer state of one table."""
+
+  step: jax.Array  # int32 []: steps of the run, which the learning rate follows
+  row_steps: jax.Array  # lazy: int32 [C_k + 1], steps that each row has taken; dense: int32 [], the same as `step`
+  mu: jax.Array  # first moment, shape of the table
+  nu: jax.Array  # second moment, shape of the table
+
+
+def row_adamw(
+  learning_rate: optax.Schedule,
+  *,
+  b1: float,
+  b2: float,
+  eps: float,
+  weight_decay: float,
+  lazy: bool,
+  moment_dtype: str = "float32",
+) -> optax.GradientTransformation:
+  """AdamW whose gradient is a `RowGradient`; decay is decoupled, and everything is computed in float32.
+
+  Returns:
+    A transformation of one table. Its updates are a `RowGradient` when lazy and an array of the table's shape when dense;
+    `apply_row_updates` adds either to the table.
+  """
+
+  def init(table):
+    # A boxed table (one that carries its axis names) gives boxed moments.
+    mu, nu = (jax.tree.map(lambda x: jnp.zeros(x.shape, moment_dtype), table) for _ in range(2))
+    rows = jax.tree.leaves(table)[0].shape[0]
+    row_steps = jnp.zeros(rows if lazy else (), jnp.int32)
+    return RowAdamState(jnp.zeros((), jnp.int32), row_steps, mu, nu)
+
+  def direction(mu, nu, steps, weights, rate):
+    mu = mu.astype(jnp.float32) / (1 - b1**steps)
+    nu = nu.astype(jnp.float32) / (1 - b2**steps)
+    return -rate * (mu / (jnp.sqrt(nu) + eps) + weight_decay * weights.astype(jnp.float32))
+
+  def update(gradient: RowGradient, state: RowAdamState, table: jax.Array):
+    slot, value = gradient
+    rate = learning_rate(state.step)
+    mu = b1 * _rows(state.mu, slot) + (1 - b1) * value
+    nu = b2 * _rows(state.nu, slot) + (1 - b2) * jnp.square(value)
+    if lazy:
+      row_steps = state.row_steps.at[slot].add(1, mode="drop", unique_indices=True)
+      steps = jnp.maximum(row_steps.at[slot].get(mode="fill", fill_value=1), 1)[:, None]
+      updates = RowGradient(slot, direction(mu, nu, steps, _rows(table, slot), rate))
+      moments = _set_rows(state.mu, slot, mu), _set_rows(state.nu, slot, nu)
+    else:
+      row_steps = state.row_steps + 1
+      moments = (
+        _set_rows((b1 * state.mu.astype(jnp.float32)).astype(moment_dtype), slot, mu),
+        _set_rows((b2 * state.nu.astype(jnp.float32)).astype(moment_dtype), slot, nu),
+      )
+      updates = direction(*moments, row_steps, table, rate)
+    return updates, RowAdamState(state.step + 1, row_steps, *moments)
+
+  return optax.GradientTransformation(init, update)
+
+
+def apply_row_updates(table: jax.Array, updates: RowGradient | jax.Array, key: jax.Array) -> jax.Array:
+  """Adds updates to a table. A bfloat16 table is rounded stochastically with `key`, a float32 one needs no rounding.
+
+  Without it an update below 1/256 of a weight would be lost each time, and at the paper's rate nearly all are.
+  """
+  if isinstance(updates, RowGradient):
+    rows = _rows(table, updates.slot) + updates.value
+    return _set_rows(table, updates.slot, rows if table.dtype == jnp.float32 else stochastic_round(key, rows))
+  weights = table.astype(jnp.float32) + updates
+  return weights if table.dtype == jnp.float32 else stochastic_round(key, weights)
+
+
+def stochastic_round(key: jax.Array, x: jax.Array) -> jax.Array:
+  """float32 -> bfloat16, up or down with the probabilities that make the expectation x; exact values stay."""
+  noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise  # carries into the kept half in proportion to the rest
+  return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
+
+
+def _rows(table: jax.Array, slot: jax.Array) -> jax.Array:
+  return table.at[slot].get(mode="fill", fill_value=0).astype(jnp.float32)
+
+
+def _set_rows(table: jax.Array, slot: jax.Array, rows: jax.Array) -> jax.Array:
+  return table.at[slot].set(rows.astype(table.dtype), mode="drop", unique_indices=True)
