@@ -70,3 +70,57 @@ def test_process_loads_no_tensorflow():
   output, _, modules = result.stdout.rstrip().rpartition("\n")
   assert modules == "[]"
   assert json.loads(output)["bank_params"] == 4_624_220_160
+
+
+def device_page(capsys, run, **arguments):
+  load(run)
+  configuration.call("describe", as_json=True, **arguments)
+  return json.loads(capsys.readouterr().out)["device"]
+
+
+def test_memory_of_a_device(capsys):
+  """A2 on 256 chips, by hand: an equal part of the weights in float32, of both moments, of each table's 16^k + 1 rows."""
+  device = device_page(capsys, "a2", topology="v5e:16x16")
+  assert device["mesh"] == {"replica": 1, "data": 256, "model": 1}
+  table = 4 * 4097 * 860_160 // 256
+  assert device["bytes"]["level_3"] == table
+  assert device["bytes"]["level_3 optimizer"] == 2 * table + 8  # and two counts of steps
+  gains = 35 * (2 * 512 + 2 * 384) + 512  # held whole
+  assert device["bytes"]["anchor"] == 4 * ((163_510_016 - gains) // 256 + gains)
+  assert device["state_bytes"] == sum(device["bytes"].values())
+  assert device["usable_bytes"] == int(15.75 * 2**30)
+
+
+def test_slices_hold_copies(capsys):
+  one, two = (device_page(capsys, "b2", topology="v5e:16x16", num_slices=slices) for slices in (1, 2))
+  assert two["devices"] == 2 * one["devices"]
+  assert two["state_bytes"] == one["state_bytes"]
+
+
+def test_bfloat16_bank_takes_half(capsys):
+  full = device_page(capsys, "a2", devices=8)
+  configuration.load(
+    [str(_ROOT / "gin/runs/a2.gin")],
+    ["MemoryConfig.dtype = 'bfloat16'", "OptimizerConfig.bank_moment_dtype = 'bfloat16'"],
+  )
+  configuration.call("describe", as_json=True, devices=8)
+  half = json.loads(capsys.readouterr().out)["device"]
+  assert half["bytes"]["level_1"] * 2 == full["bytes"]["level_1"]
+  assert (half["bytes"]["level_1 optimizer"] - 8) * 2 == full["bytes"]["level_1 optimizer"] - 8
+  assert half["bytes"]["anchor"] == full["bytes"]["anchor"]
+
+
+@pytest.mark.parametrize(
+  "bindings, arguments, message",
+  [
+    ([], {"topology": "v9:2x2"}, "--topology=v9:2x2: no such topology"),
+    (["MeshConfig.model = 5"], {"devices": 10}, "AnchorConfig.num_heads = 12: cannot be split over a model axis of 5"),
+    (["MeshConfig.model = 3"], {"devices": 8}, "8 devices cannot be split into 1 slices x model axis of 3"),
+    ([], {"devices": 11}, "512 cannot be split over 11 devices"),
+  ],
+)
+def test_layouts_that_do_not_work(bindings, arguments, message):
+  configuration.load([str(_ROOT / "gin/runs/a2.gin")], bindings)
+  with pytest.raises(InputError) as caught:
+    configuration.call("describe", **arguments)
+  assert message in str(caught.value)

@@ -161,6 +161,7 @@ class Anchor(nn.Module):
   config: AnchorConfig
 
   def setup(self):
+    """Names the parts."""
     c = self.config
     sigma, dtype = c.width**-0.5, c.dtype
     self.embed = Weight((c.vocab_size, c.width), ("vocab", "embed"), sigma, dtype, leaf="embedding")

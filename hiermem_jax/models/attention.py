@@ -24,8 +24,8 @@ def document_mask(segment_ids: jax.Array) -> jax.Array:
 def splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
   """Attention under `document_mask` without an array of S x S.
 
-  Every device runs the kernel on its own sequences and heads. Off a TPU the kernel is interpreted, which is slow and for
-  tests.
+  Every device runs the kernel on its own sequences and heads. Off a TPU the kernel is interpreted, which is slow and
+  for tests.
 
   Args:
     q: [B, S, N, H] queries.
@@ -42,14 +42,14 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> 
   length, head_dim = q.shape[1], q.shape[3]
   if length % 128:
     raise InputError(
-      f"AnchorConfig.attention = 'splash': sequences of {length} are not a multiple of 128; bind 'xla' or another length"
+      f"AnchorConfig.attention = 'splash': sequences of {length} are not a multiple of 128; bind 'xla'"
     )
   mesh = jax.sharding.get_abstract_mesh()
   device = getattr(mesh, "abstract_device", None)  # ahead of time, not what this process has
   platform = device.platform if device else jax.default_backend()
   local = functools.partial(_local_splash, interpret=platform != "tpu")
   if mesh.auto_axes:
-    by_head, by_sequence = nn.logical_to_mesh_axes(("batch", "seq", "heads", "head_dim")), PartitionSpec()
+    by_head, by_sequence = nn.logical_to_mesh_axes((None, None, "heads", None)), PartitionSpec()
     local = jax.shard_map(
       local,
       in_specs=(by_head, by_head, by_head, by_sequence),

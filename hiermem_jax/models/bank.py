@@ -1,10 +1,11 @@
 """The memory bank: one table of rows per tree level.
 
-Table k has shape [C_k + 1, R_k * L * 3 * D]. A row is the whole block of one cluster: its R_k extra neurons one after the
-other, and of a neuron, for every layer, its rows of the SwiGLU matrices M1, M2, M3. So a row is r_k times the paper's
-c0 = 3 * L * D, and a contiguous part of it can be whole neurons, which is what a model-parallel device needs. The row is
-what moves between devices and what the optimizer updates. The last row of every table belongs to the *generic* memory,
-the context-independent control of the paper's Section 4; it is addressed by the leaf id that follows the last leaf.
+Table k has shape [C_k + 1, R_k * L * 3 * D]. A row is the whole block of one cluster: its R_k extra neurons one after
+the other, and of a neuron, for every layer, its rows of the SwiGLU matrices M1, M2, M3. So a row is r_k times the
+paper's c0 = 3 * L * D, and a contiguous part of it can be whole neurons, which is what a model-parallel device needs.
+The row is what moves between devices and what the optimizer updates. The last row of every table belongs to the
+*generic* memory, the context-independent control of the paper's Section 4; it is addressed by the leaf id that follows
+the last leaf.
 
 What ids do: sequences that share a row read the same numbers and their gradients add up; the generic id reads and
 updates the last row; a negative id reads zeros and updates nothing; rows that no id names have no gradient.

@@ -1,18 +1,20 @@
-"""The compiled training program of a run: what the loop runs on a mesh, and what is compiled ahead of time for a pod."""
+"""The training program of a run: what the loop runs on a mesh, and what is compiled ahead of time for a pod."""
 
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import optax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
 from hiermem_jax.parallel import MeshConfig, batch_sharding, batch_shards
+from hiermem_jax.parallel.mesh import Rules
 from hiermem_jax.training.optimizer import OptimizerConfig
 from hiermem_jax.training.state import TrainState, abstract_arrays, check_mesh, init_state
 from hiermem_jax.training.step import make_train_step
@@ -39,7 +41,7 @@ class Program:
     return jax.jit(lambda key: nn.unbox(self._init(key)), out_shardings=shardings)(key)
 
   def replicate(self, array: jax.Array) -> jax.Array:
-    """An array, e.g. the run's key, as every device of the mesh holds it; all processes must give the same."""
+    """An array, e.g. the run's key, held by every device of the mesh; all processes must give the same."""
     return jax.jit(lambda x: x, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(array)
 
   def abstract_batch(self, length: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -64,8 +66,8 @@ class Program:
       largest = max(jax.tree_util.tree_leaves_with_path(self.abstract_state.params), key=lambda leaf: leaf[1].size)
       name = "/".join(key.key for key in largest[0])
       raise InputError(
-        f"parameters and optimizer state take {needed / 2**30:.1f} GiB on each of {self.mesh.size} devices, of which one"
-        f" has {limit / 2**30:.1f} GiB; the largest array is {name} {largest[1].shape}; use more devices, or bind"
+        f"parameters and optimizer state take {needed / 2**30:.1f} GiB on each of {self.mesh.size} devices, one has"
+        f" {limit / 2**30:.1f} GiB; the largest array is {name} {largest[1].shape}; use more devices, or bind"
         " MemoryConfig.dtype or OptimizerConfig.bank_moment_dtype to 'bfloat16'"
       )
 
@@ -98,12 +100,12 @@ def make_program(
   Raises:
     InputError: the mesh does not divide the batch, the heads, the rows or a weight.
   """
-  if batch_size % batch_shards(mesh):
-    raise InputError(f"train.batch_size = {batch_size}: cannot be split over {batch_shards(mesh)} devices; bind a multiple")
-  check_mesh(mesh, anchor, memory)
+  shards = batch_shards(mesh)
+  if batch_size % shards:
+    raise InputError(f"train.batch_size = {batch_size}: cannot be split over {shards} devices; bind a multiple")
   transformation = optimizer.build(steps, memory, batch_size)
   init = functools.partial(init_state, anchor=anchor, memory=memory, optimizer=transformation)
-  abstract_state = abstract_arrays(lambda: init(jax.random.key(0)), mesh, mesh_config.rules)
+  abstract_state = abstract_train_state(anchor, memory, transformation, mesh, mesh_config.rules)
   step = make_train_step(
     anchor=anchor,
     memory=memory,
@@ -116,6 +118,46 @@ def make_program(
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
   return Program(mesh, batch_size, abstract_state, step, init)
+
+
+def abstract_train_state(
+  anchor: AnchorConfig,
+  memory: MemoryConfig | None,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh | AbstractMesh,
+  rules: Rules,
+) -> TrainState:
+  """Shapes, types and shardings of a run's state on a mesh, which needs no devices.
+
+  Raises:
+    InputError: the mesh does not divide the heads, the rows or a weight.
+  """
+  check_mesh(mesh, anchor, memory)
+  return abstract_arrays(lambda: init_state(jax.random.key(0), anchor, memory, optimizer), mesh, rules)
+
+
+class ArrayLayout(NamedTuple):
+  """Where one array of the state lies."""
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: str
+  spec: PartitionSpec
+  bytes_per_device: int
+
+
+def layout(abstract) -> list[ArrayLayout]:
+  """One entry for each array of a tree of `jax.ShapeDtypeStruct`s with shardings."""
+  return [
+    ArrayLayout(
+      jax.tree_util.keystr(path, simple=True, separator="/"),
+      x.shape,
+      x.dtype.name,
+      x.sharding.spec,
+      bytes_per_device(x),
+    )
+    for path, x in jax.tree_util.tree_leaves_with_path(abstract)
+  ]
 
 
 def bytes_per_device(abstract) -> int:

@@ -5,12 +5,12 @@ the gradient.
 
   dense   AdamW on the whole table, as the paper's training does: a row that no sequence fetched has gradient zero, its
           moments decay, and momentum and weight decay still move it. Cost follows the bank.
-  lazy    only fetched rows change: moments, weights and weight decay of the others stay as they are. Bias correction counts
-          the steps that the row itself has taken, so that a rare row's first step is as large as a frequent one's.
-          Cost follows the batch.
+  lazy    only fetched rows change: the others keep their moments and weights, without decay. Bias correction counts the
+          steps that the row itself has taken, so that a rare row's first step is as large as a frequent one's. Cost
+          follows the batch.
 
-A row that is fetched in every step is updated alike by both. After a single isolated gradient, dense AdamW with the paper's
-betas goes on to move a weight by about 5.8 learning rates, lazy by about one.
+A row that is fetched in every step is updated alike by both. After a single isolated gradient, dense AdamW with the
+paper's betas goes on to move a weight by about 5.8 learning rates, lazy by about one.
 """
 
 from typing import NamedTuple
@@ -44,8 +44,8 @@ def row_adamw(
   """AdamW whose gradient is a `RowGradient`; decay is decoupled, and everything is computed in float32.
 
   Returns:
-    A transformation of one table. Its updates are a `RowGradient` when lazy and an array of the table's shape when dense;
-    `apply_row_updates` adds either to the table.
+    A transformation of one table. Its updates are a `RowGradient` when lazy and an array of the table's shape when
+    dense; `apply_row_updates` adds either to the table.
   """
 
   def init(table):

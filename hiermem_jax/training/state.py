@@ -65,7 +65,7 @@ def check_mesh(mesh: Mesh | AbstractMesh, anchor: AnchorConfig, memory: MemoryCo
     sizes[f"MemoryConfig.rows of level {level}"] = memory.rows[level - 1]
   for name, size in sizes.items():
     if size % parts:
-      raise InputError(f"{name} = {size}: cannot be split over a model axis of {parts}; bind MeshConfig.model to a divisor")
+      raise InputError(f"{name} = {size}: cannot be split over a model axis of {parts}; bind MeshConfig.model to less")
 
 
 def abstract_arrays(init, mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RULES):

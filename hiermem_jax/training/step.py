@@ -1,6 +1,7 @@
 """One training step: a pure function of (state, batch, key)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from hiermem_jax.parallel.mesh import BATCH_AXES, DATA_AXIS, DEFAULT_RULES, REPL
 from hiermem_jax.training.optimizer import apply_updates, global_norm
 from hiermem_jax.training.state import TrainState, anchor_specs
 
+Params = dict[str, Any]  # "anchor", and "bank" when there is a memory
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -64,27 +66,19 @@ def choose_generic(key: jax.Array, leaf: jax.Array, memory: MemoryConfig, probab
   return jnp.where(generic, memory.num_leaves, leaf)
 
 
-def make_train_step(
-  *,
-  anchor: AnchorConfig,
-  memory: MemoryConfig | None,
-  optimizer: optax.GradientTransformation,
-  mesh: Mesh,
-  rules: Rules = DEFAULT_RULES,
-  generic_probability: float,
-  z_loss: float,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-  """Builds the step (not yet jitted).
+def make_gradients(
+  *, anchor: AnchorConfig, memory: MemoryConfig | None, mesh: Mesh, rules: Rules = DEFAULT_RULES, z_loss: float = 0.0
+) -> Callable[[Params, jax.Array, Batch], tuple[Params, jax.Array, jax.Array]]:
+  """Builds the gradient of the loss (not yet jitted).
 
   The loss is the mean next-token cross-entropy over the global batch's non-padding tokens (equation 2.1), plus
   z_loss * (mean log-partition)**2. It is differentiated with respect to the anchor and the *fetched rows*, never the
-  tables; row gradients are then summed over duplicates and go to the optimizer as the rows that they are.
+  tables.
 
   Returns:
-    step(state, batch, key) -> (state, metrics). The key is the run's; the step number is folded in. Metrics are float32
-    scalars: loss (cross-entropy alone), tokens, grad_norm (before clipping).
+    gradients(params, leaf int32 [B], batch) -> (grads, loss, tokens): the anchor's gradients and per table a
+    `RowGradient`, each summed over the batch; the cross-entropy alone; the number of its tokens. Both float32 [].
   """
-
   specs = anchor_specs(anchor, rules)
 
   def local_loss(anchor_params, block, batch, tokens):
@@ -117,20 +111,55 @@ def make_train_step(
     out_specs=(specs, by_sequence, everywhere, everywhere),
   )
 
-  def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-    params, block = state.params, None
-    generic_key, rounding_key = jax.random.split(jax.random.fold_in(key, state.step))
-    if memory is not None:
-      leaf = choose_generic(generic_key, batch["memory_leaf"], memory, generic_probability)
-      block = fetch(params["bank"], leaf, memory, anchor, mesh)
+  def gradients(params, leaf, batch):
+    block = None if memory is None else fetch(params["bank"], leaf, memory, anchor, mesh)
     anchor_grads, block_grads, loss, tokens = grads_fn(params["anchor"], block, batch)
     grads = {"anchor": anchor_grads}
     if memory is not None:
       grads["bank"] = push(block_grads, leaf, memory, mesh)
+    return grads, loss, tokens
+
+  return gradients
+
+
+def make_update(optimizer: optax.GradientTransformation) -> Callable[[TrainState, Params, jax.Array], TrainState]:
+  """Builds update(state, grads, key) -> state after one step of `OptimizerConfig.build`'s transformation."""
+
+  def update(state, grads, key):
     with jax.named_scope("optimizer"):
-      updates, opt_state = optimizer.update(grads, state.opt_state, params)
-      params = apply_updates(params, updates, rounding_key)
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+      params = apply_updates(state.params, updates, key)
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+
+  return update
+
+
+def make_train_step(
+  *,
+  anchor: AnchorConfig,
+  memory: MemoryConfig | None,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  rules: Rules = DEFAULT_RULES,
+  generic_probability: float,
+  z_loss: float,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+  """Builds the step (not yet jitted): chooses the generic sequences, then `make_gradients`, then `make_update`.
+
+  Returns:
+    step(state, batch, key) -> (state, metrics). The key is the run's; the step number is folded in. Metrics are float32
+    scalars: loss (cross-entropy alone), tokens, grad_norm (before clipping).
+  """
+  gradients = make_gradients(anchor=anchor, memory=memory, mesh=mesh, rules=rules, z_loss=z_loss)
+  update = make_update(optimizer)
+
+  def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+    generic_key, rounding_key = jax.random.split(jax.random.fold_in(key, state.step))
+    leaf = batch["memory_leaf"]
+    if memory is not None:
+      leaf = choose_generic(generic_key, leaf, memory, generic_probability)
+    grads, loss, tokens = gradients(state.params, leaf, batch)
     metrics = {"loss": loss, "tokens": tokens, "grad_norm": global_norm(grads)}
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    return update(state, grads, rounding_key), metrics
 
   return step

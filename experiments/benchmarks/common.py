@@ -1,0 +1,65 @@
+"""What the benchmarks share: random batches, filled states, and functions timed in turns."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def random_batch(batch: int, length: int, vocab: int, num_leaves: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
+  """Random tokens without padding (the batch contract, arrays [batch, length]) and random leaf ids [batch]."""
+  rng = np.random.default_rng(seed)
+  tokens = rng.integers(1, vocab, (batch, length), dtype=np.int32)
+  return {
+    "decoder_input_tokens": np.pad(tokens[:, :-1], ((0, 0), (1, 0))),
+    "decoder_target_tokens": tokens,
+    "decoder_segment_ids": np.ones((batch, length), np.int32),
+    "decoder_positions": np.tile(np.arange(length, dtype=np.int32), (batch, 1)),
+    "decoder_loss_weights": np.ones((batch, length), np.float32),
+    "memory_leaf": rng.integers(0, num_leaves, batch).astype(np.int32),
+  }
+
+
+def filled_state(program):
+  """A state whose every number is written (so its memory is really there), without the cost of drawing a bank."""
+
+  def fill(x):
+    value = 0 if jnp.issubdtype(x.dtype, jnp.integer) else 0.01
+    return jax.jit(lambda: jnp.full(x.shape, value, x.dtype), out_shardings=x.sharding)()
+
+  return jax.tree.map(fill, program.abstract_state)
+
+
+def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+  """Median milliseconds of each function over `rounds` rounds, in each of which all take a turn; two rounds warm up."""
+  times = {name: [] for name in functions}
+  for turn in range(rounds + 2):
+    for name, function in functions.items():
+      start = time.perf_counter()
+      jax.block_until_ready(function())
+      if turn >= 2:
+        times[name].append(1e3 * (time.perf_counter() - start))
+  return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+  """Bytes that a compiled function needs on a device: arguments, results that do not reuse them, temporaries."""
+  memory = compiled.memory_analysis()
+  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+
+
+def table(columns: list[str], rows: list[dict]) -> str:
+  """Rows as aligned text; whole numbers with separators, others with two decimals."""
+
+  def show(value):
+    if isinstance(value, float):
+      return f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+  cells = [columns] + [[show(row[column]) for column in columns] for row in rows]
+  widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+  return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in cells)
