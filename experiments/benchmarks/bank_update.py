@@ -11,9 +11,9 @@ does meets all of them. The leaves of a batch are random and change from step to
   dense   whole tables are updated (the paper's optimizer). The update reads and writes table and both moments, 24 bytes
           a parameter in float32, so it is bound by memory bandwidth and grows with the bank.
 
-forward_ms is fetch and loss, backward_ms what gradients of anchor and rows take beyond it, update_ms clipping and AdamW,
-step_ms the whole step as `train` runs it (not the sum: the parts are compiled on their own). peak_bytes is what the
-compiled step holds: arguments, results that do not reuse them, temporaries.
+forward_ms is fetch and loss, backward_ms what gradients of anchor and rows take beyond it, update_ms clipping and
+AdamW, step_ms the whole step as `train` runs it (not the sum: the parts are compiled on their own). peak_bytes is what
+the compiled step holds: arguments, results that do not reuse them, temporaries.
 """
 
 import argparse
@@ -32,7 +32,8 @@ from hiermem_jax.training.optimizer import OptimizerConfig
 from hiermem_jax.training.program import make_program
 from hiermem_jax.training.step import anchor_losses, make_gradients, make_update
 
-COLUMNS = "optimizer bank_params fetched_params forward_ms backward_ms update_ms step_ms peak_bytes".split()
+COLUMNS = ["optimizer", "bank_params", "fetched_params", "forward_ms", "backward_ms", "update_ms", "step_ms"]
+COLUMNS += ["peak_bytes"]
 BATCHES = 8  # different ones, in turn
 
 
@@ -144,8 +145,7 @@ def measure(flags: argparse.Namespace, optimizer: str) -> list[dict]:
   for index, (sizes, _) in enumerate(banks):
     forward, gradients, update, step = (times[index, name] for name in ("forward", "gradients", "update", "step"))
     rows.append(
-      sizes
-      | {"forward_ms": forward, "backward_ms": gradients - forward, "update_ms": update, "step_ms": step}
+      sizes | {"forward_ms": forward, "backward_ms": gradients - forward, "update_ms": update, "step_ms": step}
     )
   return rows
 

@@ -27,7 +27,8 @@ from hiermem_jax.training.program import make_program
 
 SCALED = {"num_layers": 8, "width": 128, "num_heads": 3, "head_dim": 32, "mlp_width": 512, "vocab_size": 4096}
 A2 = {"num_layers": 35, "width": 512, "num_heads": 12, "head_dim": 32, "mlp_width": 2048, "vocab_size": 50432}
-COLUMNS = "batch length params fetched_params anchor_ms memory_ms step_ratio flop_ratio overhead".split()
+COLUMNS = ["batch", "length", "params", "fetched_params", "anchor_ms", "memory_ms", "step_ratio", "flop_ratio"]
+COLUMNS += ["overhead"]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -43,11 +43,13 @@ class Weight(nn.Module):
 
       return self.param(self.leaf, nn.with_logical_partitioning(init, self.axes), self.shape).astype(self.dtype)
     weight = self.get_variable("params", self.leaf).astype(self.dtype)  # `param` would not take a part
-    running = jax.sharding.get_abstract_mesh().manual_axes
+    names, running = list(self.axes), jax.sharding.get_abstract_mesh().manual_axes
     for axis, mesh_axis in enumerate(nn.logical_to_mesh_axes(self.axes) or ()):
       if mesh_axis in running:
-        weight = jax.lax.all_gather(weight, mesh_axis, axis=axis, tiled=True)
-    return weight
+        names[axis] = None
+        if jax.lax.axis_size(mesh_axis) > 1:  # a gather of one part would still cost a copy
+          weight = jax.lax.all_gather(weight, mesh_axis, axis=axis, tiled=True)
+    return nn.with_logical_constraint(weight, tuple(names))  # and its gradient: they stay split over the other axes
 
 
 def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:

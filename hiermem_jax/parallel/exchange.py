@@ -1,8 +1,8 @@
 """The exchange: moving memory rows between tables that are split along the row and batches that are split by sequence.
 
-Every device of a slice holds the same part of every row. A fetch gathers that part of all rows that the slice's sequences
-want (local work), then one all-to-all per table hands each device the rows of its own sequences. A push is the mirror
-image for gradients. Each device does the same work whatever the mix of topics.
+Every device of a slice holds the same part of every row. A fetch gathers that part of all rows that the slice's
+sequences want (local work), then one all-to-all per table hands each device the rows of its own sequences. A push is
+the mirror image for gradients. Each device does the same work whatever the mix of topics.
 
 On the wire rows have the type that the anchor computes in (bfloat16 as a rule); tables and sums are float32. A device
 that has more sequences than a table has rows (a shallow level) receives each of that table's rows once and sends one
@@ -38,8 +38,8 @@ def fetch(bank: Bank, leaf: jax.Array, memory: MemoryConfig, anchor: AnchorConfi
     mesh: the mesh; replica x data must divide B, model every R_k, and data the rest of a row.
 
   Returns:
-    The block in `anchor.dtype`, leaves [B, L, R, D], split by sequence and, over the model axis, by neuron. The order of
-    neurons on the R axis depends on the mesh, and nothing else does.
+    The block in `anchor.dtype`, leaves [B, L, R, D], split by sequence and, over the model axis, by neuron. The order
+    of neurons on the R axis depends on the mesh, and nothing else does.
   """
 
   @functools.partial(jax.shard_map, mesh=mesh, in_specs=(_TABLE, _LEAF), out_specs=_BLOCK, check_vma=False)
@@ -49,7 +49,7 @@ def fetch(bank: Bank, leaf: jax.Array, memory: MemoryConfig, anchor: AnchorConfi
     for name, table in bank.items():
       with jax.named_scope(name):
         part = bank_lib.gather_rows(table, wanted[name]).astype(anchor.dtype)
-        whole = jax.lax.all_to_all(part, DATA_AXIS, split_axis=0, concat_axis=1, tiled=True)
+        whole = _all_to_all(part, split=0, join=1)
         rows[name] = whole if len(leaf) <= len(table) else bank_lib.gather_rows(whole, own[name])
     return bank_lib.rows_to_block(rows, memory, anchor)
 
@@ -76,7 +76,7 @@ def push(block: Block, leaf: jax.Array, memory: MemoryConfig, mesh: Mesh) -> dic
         if len(leaf) > table_rows:
           sums = jnp.zeros((table_rows, rows.shape[1]), jnp.float32)
           rows = sums.at[own[name]].add(rows.astype(jnp.float32), mode="drop").astype(wire)
-        part = jax.lax.all_to_all(rows, DATA_AXIS, split_axis=1, concat_axis=0, tiled=True)
+        part = _all_to_all(rows, split=1, join=0)
         gradient = bank_lib.sum_rows(wanted[name], part, table_rows)
         if mesh.shape[REPLICA_AXIS] > 1:
           sums = gradient._replace(value=gradient.value.astype(wire))
@@ -89,8 +89,15 @@ def push(block: Block, leaf: jax.Array, memory: MemoryConfig, mesh: Mesh) -> dic
     return local(block, leaf)
 
 
+def _all_to_all(rows: jax.Array, *, split: int, join: int) -> jax.Array:
+  """Device i of the data axis gets the i-th part along axis `split` from all, joined in their order along `join`."""
+  if jax.lax.axis_size(DATA_AXIS) == 1:  # one device would still pay for a copy
+    return rows
+  return jax.lax.all_to_all(rows, DATA_AXIS, split_axis=split, concat_axis=join, tiled=True)
+
+
 def _slots(leaf: jax.Array, memory: MemoryConfig) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  """Per table, from this device's leaf ids [b]: its own slots [b], and the rows [data * U_k] that the slice exchanges."""
+  """Per table, of this device's leaf ids [b]: its own slots [b], and the rows [data * U_k] that the slice exchanges."""
   everyone = jax.lax.all_gather(leaf, DATA_AXIS, tiled=True)
   own, wanted = bank_lib.slots(leaf, memory), bank_lib.slots(everyone, memory)
   for level in memory.levels:

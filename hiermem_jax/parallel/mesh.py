@@ -64,19 +64,21 @@ class MeshConfig:
     replica = self.slices or slices
     if devices % (replica * self.model):
       raise InputError(
-        f"{devices} devices cannot be split into {replica} slices x model axis of {self.model}; bind MeshConfig.slices and"
-        " MeshConfig.model to divisors"
+        f"{devices} devices cannot be split into {replica} slices x model axis of {self.model}; bind MeshConfig.slices"
+        " and MeshConfig.model to divisors"
       )
     return replica, devices // (replica * self.model), self.model
 
 
-def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+ALL_DEVICES = MeshConfig()
+
+
+def make_mesh(config: MeshConfig = ALL_DEVICES, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """The mesh over `devices` (default: all), neighbours in the machine beside each other.
 
   Raises:
     InputError: the number of devices is not a multiple of slices x model.
   """
-  config = config or MeshConfig()
   devices = list(devices if devices is not None else jax.devices())
   slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
   shape = config.shape(len(devices), slices)
@@ -98,8 +100,8 @@ def abstract_mesh(shape: tuple[int, int, int]) -> AbstractMesh:
 def batch_parallel(function: Callable, mesh: Mesh, rules: Rules, in_specs, out_specs) -> Callable:
   """`function` run by every device on its own sequences, with the logical axis names of the model in force.
 
-  Arrays are local along replica and data: what crosses devices there is what `function` says (gathers of weights, sums).
-  The model axis stays with the compiler, which splits what the rules split over it.
+  Arrays are local along replica and data: what crosses devices there is what `function` says (gathers of weights,
+  sums). The model axis stays with the compiler, which splits what the rules split over it.
 
   Args:
     function: of local arrays.
@@ -134,7 +136,8 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     InputError: the mesh does not divide the batch.
   """
   if batch_size % batch_shards(mesh):
-    raise InputError(f"batch of {batch_size} sequences: cannot be split over {batch_shards(mesh)} devices; use a multiple")
+    shards = batch_shards(mesh)
+    raise InputError(f"train.batch_size = {batch_size}: cannot be split over {shards} devices; bind a multiple")
   slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
   return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
 
@@ -163,8 +166,8 @@ def state_shardings(boxed, mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RUL
       if size % parts:
         keys = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
         raise InputError(
-          f"{keys} {leaf.shape}: {size} cannot be split over {parts} devices (mesh axes {axes}); use a mesh that divides"
-          " it, or change the model's size"
+          f"{keys} {leaf.shape}: {size} cannot be split over {parts} devices (mesh axes {axes}); use a mesh that"
+          " divides it, or change the model's size"
         )
 
   jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), shardings)

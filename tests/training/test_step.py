@@ -1,11 +1,14 @@
 """The step against a dense formulation that differentiates the whole tables, and the choice of the generic memory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from hiermem_jax.errors import InputError
 from hiermem_jax.models import NO_MEMORY, Anchor, AnchorConfig, MemoryConfig
 from hiermem_jax.models.bank import Block, slots, table_shapes
 from hiermem_jax.parallel import make_mesh
@@ -20,7 +23,6 @@ GENERIC = MEMORY.num_leaves
 LEAF = np.array([5, 5, 26, GENERIC, NO_MEMORY, 3], np.int32)
 TOUCHED = {"level_1": [0, 2, 3], "level_3": [3, 5, 26, 27]}  # by hand; the last row of each is the generic one
 Z_LOSS = 0.03
-
 
 
 def record(grads, state, params):
@@ -51,9 +53,9 @@ def random_batch(leaf=LEAF, seed=0):
   }
 
 
-def make_step(memory, generic_probability=0.0):
+def make_step(memory, generic_probability=0.0, anchor=ANCHOR):
   step = make_train_step(
-    anchor=ANCHOR,
+    anchor=anchor,
     memory=memory,
     optimizer=RECORD,
     mesh=make_mesh(devices=jax.devices()[:1]),
@@ -194,3 +196,22 @@ def test_generic_is_chosen_anew_per_sequence_and_step(params):
     assert 3 < used[:24].sum() < 21
   assert (kept[0] != kept[1]).any()
   np.testing.assert_array_equal(kept[0], kept[2])
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_chunks_of_logits_give_the_same_gradients(params, fetched_step, chunk):
+  anchor = dataclasses.replace(ANCHOR, logits_chunk=chunk)
+  results = [
+    step(make_state(params), random_batch(), jax.random.key(0))
+    for step in (fetched_step, make_step(MEMORY, anchor=anchor))
+  ]
+  (expected, metrics), (state, chunked) = results
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.opt_state, expected.opt_state)
+  assert float(chunked["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-6)
+
+
+def test_chunk_that_does_not_divide_the_sequence(params):
+  with pytest.raises(InputError, match="logits_chunk = 4: does not divide sequences of 6"):
+    make_step(MEMORY, anchor=dataclasses.replace(ANCHOR, logits_chunk=4))(
+      make_state(params), random_batch(), jax.random.key(0)
+    )
