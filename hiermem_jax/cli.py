@@ -16,7 +16,19 @@ _VALIDATE_ONLY = flags.DEFINE_bool("validate_only", False, "Check the configurat
 _SKIP_BAD_RECORDS = flags.DEFINE_bool(
   "skip_bad_records", False, "Count and report malformed records instead of stopping at the first."
 )
-_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of text (describe).")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of text (describe, compile_pod).")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, e.g. v5e:16x16 (compile_pod, describe).")
+_NUM_SLICES = flags.DEFINE_integer("num_slices", None, "Number of such slices (compile_pod, describe).", lower_bound=1)
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "One of several processes that run the same command (train, evaluate, quickstart)."
+)
+# What a Cloud TPU pod or Slurm says by itself; anywhere else all three are given.
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT that process 0 of --distributed listens on.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of --distributed.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of --num_processes this is, from 0.", lower_bound=0)
+_PROCESS_FLAGS = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+_FLAGS = (_GIN_FILE, _GIN_BINDINGS, _RUN_DIR, _VALIDATE_ONLY, _SKIP_BAD_RECORDS, _JSON, _TOPOLOGY, _NUM_SLICES)
+_FLAGS += (_DISTRIBUTED, *_PROCESS_FLAGS)
 
 
 def main(verb: str) -> None:
@@ -24,7 +36,7 @@ def main(verb: str) -> None:
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
   logging.get_absl_handler().addFilter(_is_news)
-  for flag in (_GIN_FILE, _GIN_BINDINGS, _RUN_DIR, _VALIDATE_ONLY, _SKIP_BAD_RECORDS, _JSON):
+  for flag in _FLAGS:
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])  # so that --help lists it
   app.run(lambda argv: _run(verb, argv), flags_parser=_parse_flags)
 
@@ -48,13 +60,26 @@ def _fail(message: str) -> None:
   sys.exit(2)
 
 
+def _check_process_flags(verb: str) -> None:
+  given = [flag.name for flag in _PROCESS_FLAGS if flag.value is not None]
+  if given and not _DISTRIBUTED.value:
+    raise InputError(f"--{given[0]}: says nothing without --distributed; add that or leave this out")
+  if _DISTRIBUTED.value and verb not in ("train", "evaluate", "quickstart"):
+    raise InputError(f"--distributed: {verb} runs in one process; leave the flag out")
+
+
 def _run(verb: str, argv: list[str]) -> None:
+  from hiermem_jax.parallel import distributed  # here, so that --help is quick
+
   if len(argv) > 1:
     _fail(f"{argv[1]!r}: arguments are given as --flags; --help lists them")
   try:
+    _check_process_flags(verb)
     configuration.load(_GIN_FILE.value, _GIN_BINDINGS.value)
-    if verb == "describe":
-      configuration.call("describe", as_json=_JSON.value)
+    if verb in ("describe", "compile_pod"):
+      given = {"topology": _TOPOLOGY.value, "num_slices": _NUM_SLICES.value}  # what is not given may be bound
+      given = {name: value for name, value in given.items() if value is not None}
+      configuration.call(verb, as_json=_JSON.value, **given)
       return
     run_dir = _RUN_DIR.value
     if run_dir is None and not _VALIDATE_ONLY.value:
@@ -63,6 +88,8 @@ def _run(verb: str, argv: list[str]) -> None:
     if _VALIDATE_ONLY.value:
       print(text)
       return
+    if _DISTRIBUTED.value:
+      distributed.initialize(*(flag.value for flag in _PROCESS_FLAGS))
     path = os.path.join(run_dir, "config.gin" if verb in ("train", "quickstart") else f"{verb}.config.gin")
     configuration.save(path, text)
     if _SKIP_BAD_RECORDS.value:  # not part of what is saved: a run that a bad record stopped can go on with the flag
@@ -70,7 +97,8 @@ def _run(verb: str, argv: list[str]) -> None:
     try:
       configuration.call(verb, run_dir=run_dir)
     except InputError:
-      configuration.discard(path)
+      if distributed.is_first():
+        configuration.discard(path)
       raise
   except InputError as error:
     _fail(str(error))

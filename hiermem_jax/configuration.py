@@ -63,20 +63,21 @@ def _check_type(name: str, value: object, hint: object) -> None:
 @functools.cache
 def register() -> None:
   """Makes the verbs and the constructors they take known to gin, by their own names, and `include` find the parts."""
-  from hiermem_jax import cluster, describe, evaluate, prepare, quickstart, train
+  from hiermem_jax import cluster, compile_pod, describe, evaluate, prepare, quickstart, train
   from hiermem_jax.data.sources import JsonlSource, TfdsSource, WorldSource
   from hiermem_jax.data.world import WorldConfig
   from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+  from hiermem_jax.parallel import MeshConfig
   from hiermem_jax.retrieval.encoder import LsaEncoder
   from hiermem_jax.training.optimizer import OptimizerConfig
 
   gin.add_config_file_search_path(_ROOT)
-  constructors = (AnchorConfig, MemoryConfig, OptimizerConfig, LsaEncoder, WorldConfig)
+  constructors = (AnchorConfig, MemoryConfig, MeshConfig, OptimizerConfig, LsaEncoder, WorldConfig)
   constructors += (JsonlSource, TfdsSource, WorldSource)
   for constructor in constructors:
     name = constructor.__name__
     gin.external_configurable(_checked(constructor, name), name, module="hiermem_jax")
-  for module in (cluster, describe, evaluate, prepare, quickstart, train):
+  for module in (cluster, compile_pod, describe, evaluate, prepare, quickstart, train):
     name = module.__name__.rsplit(".", 1)[-1]
     verb = _checked(getattr(module, name), name, is_verb=True)
     gin.external_configurable(verb, name, module="hiermem_jax")
@@ -202,36 +203,52 @@ def rehearse(verb: str, **arguments) -> str:
 
 
 def bound_argument(verb: str, argument: str):
-  """The value bound to a verb's argument, constructed and checked; None when nothing is bound."""
+  """The value bound to a verb's argument, constructed and checked; its default, or else None, when nothing is bound."""
   with _cause_only():
     bindings = gin.get_bindings(verb)
-  if argument in bindings:
-    hint = inspect.signature(gin.get_configurable(verb)).parameters[argument].annotation
-    _check_type(f"{verb}.{argument}", bindings[argument], hint)
-  return bindings.get(argument)
+  parameter = inspect.signature(gin.get_configurable(verb)).parameters[argument]
+  if argument not in bindings:
+    return None if parameter.default is parameter.empty else parameter.default
+  _check_type(f"{verb}.{argument}", bindings[argument], parameter.annotation)
+  return bindings[argument]
 
 
 def save(path: str, text: str) -> None:
   """Writes a run's configuration, or checks that the one already there is the same.
 
+  Of several processes the first writes, and the others check that they were given the same.
+
   Raises:
-    InputError: the directory belongs to a run of another configuration.
+    InputError: the directory belongs to a run of another configuration, or the processes do not share it.
   """
+  from hiermem_jax.parallel import distributed
+
+  distributed.on_first(lambda: _write_or_compare(path, text))
+  distributed.together(lambda: _require_same(path, text))
+
+
+def _write_or_compare(path: str, text: str) -> None:
   if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
-      stored = file.read()
-    if stored != text:
-      before, now = _first_difference(stored, text)
-      raise InputError(
-        f"{path}: this directory is of a run with another configuration (there: {before!r}, now: {now!r}); use another"
-        " --run_dir or delete this one"
-      )
+    _require_same(path, text)
     return
   os.makedirs(os.path.dirname(path), exist_ok=True)
   temporary = f"{path}.tmp"
   with open(temporary, "w", encoding="utf-8") as file:
     file.write(text)
   os.replace(temporary, path)
+
+
+def _require_same(path: str, text: str) -> None:
+  if not os.path.exists(path):
+    raise InputError(f"{path}: written by the first process and not here; --run_dir must be a directory that all share")
+  with open(path, encoding="utf-8") as file:
+    stored = file.read()
+  if stored != text:
+    before, now = _first_difference(stored, text)
+    raise InputError(
+      f"{path}: this directory is of a run with another configuration (there: {before!r}, now: {now!r}); use another"
+      " --run_dir or delete this one"
+    )
 
 
 def discard(path: str) -> None:

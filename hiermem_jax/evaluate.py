@@ -53,7 +53,7 @@ def evaluate(
   from hiermem_jax.data.packed import PackedDataset
   from hiermem_jax.data.tokenizer import load_tokenizer
   from hiermem_jax.evaluation import MODES, Scorer, held_out_loss, probe_accuracy, report
-  from hiermem_jax.parallel import make_mesh
+  from hiermem_jax.parallel import distributed, make_mesh
   from hiermem_jax.retrieval.corpus import load_retriever
   from hiermem_jax.training.checkpoint import load_model
 
@@ -88,11 +88,18 @@ def evaluate(
   result = {"series": series}
   if questions:
     result["probes"] = {"buckets": report.bucket_labels(buckets), "first_counts": list(buckets)}
-  os.makedirs(os.path.join(run_dir, directory), exist_ok=True)
-  report.write_json(result, os.path.join(run_dir, directory, "report.json"))
-  report.plot(result, os.path.join(run_dir, directory, "report.png"), title)
+  distributed.on_first(lambda: _report(result, os.path.join(run_dir, directory), title))
+
+
+def _report(result: dict, directory: str, title: str) -> None:
+  """Writes and prints."""
+  from hiermem_jax.evaluation import report
+
+  os.makedirs(directory, exist_ok=True)
+  report.write_json(result, os.path.join(directory, "report.json"))
+  report.plot(result, os.path.join(directory, "report.png"), title)
   print(report.table(result))
-  print(f"\nwritten: {os.path.join(run_dir, directory)}/report.json and report.png")
+  print(f"\nwritten: {directory}/report.json and report.png")
 
 
 def _require_same(name: str, fingerprint: str, other: str, other_fingerprint: str) -> None:

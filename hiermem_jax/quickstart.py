@@ -2,13 +2,17 @@ r"""Runs a chain of verbs from one gin file: cluster, prepare, train (several ti
 
   python -m hiermem_jax.quickstart --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
 
-The gin file names the stages. Every stage keeps what is already done, so the same command continues a broken run.
+The gin file names the stages. Every stage keeps what is already done, so the same command continues a broken run. Of
+several processes (--distributed) the first one alone clusters and prepares.
 """
 
+import functools
 import time
 from collections.abc import Callable
 
 from absl import logging
+
+_BY_ONE_PROCESS = ("cluster", "prepare")
 
 
 def quickstart(*, run_dir: str, stages: tuple[Callable, ...]) -> None:
@@ -18,10 +22,15 @@ def quickstart(*, run_dir: str, stages: tuple[Callable, ...]) -> None:
     run_dir: where relative paths of all stages start.
     stages: verbs with their bindings, as gin's scoped references, e.g. (@cluster, @prepare, @cotrain/train, @evaluate).
   """
+  from hiermem_jax.parallel import distributed
+
   for number, stage in enumerate(stages, start=1):
     start = time.monotonic()
     logging.info("stage %d of %d: %s", number, len(stages), stage.__name__)
-    stage(run_dir=run_dir)
+    if stage.__name__ in _BY_ONE_PROCESS:
+      distributed.on_first(functools.partial(stage, run_dir=run_dir))
+    else:
+      stage(run_dir=run_dir)
     logging.info("stage %d of %d: done in %.0f s", number, len(stages), time.monotonic() - start)
 
 

@@ -14,7 +14,7 @@ from absl import logging
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel.mesh import MeshConfig
+from hiermem_jax.parallel.mesh import ALL_DEVICES, MeshConfig
 from hiermem_jax.training.optimizer import OptimizerConfig
 
 
@@ -27,7 +27,7 @@ def train(
   optimizer: OptimizerConfig,
   steps: int,
   batch_size: int,
-  mesh: MeshConfig = MeshConfig(),
+  mesh: MeshConfig = ALL_DEVICES,
   directory: str = ".",
   init_from: str | None = None,
   generic_probability: float = 1 / 17,
@@ -58,15 +58,13 @@ def train(
   Raises:
     InputError: dataset, anchor, bank and starting point do not fit each other or the devices.
   """
-  import jax
-
   from hiermem_jax.data.batches import Batches
   from hiermem_jax.data.packed import PackedDataset
-  from hiermem_jax.parallel import local_rows, make_mesh
+  from hiermem_jax.parallel import distributed, local_rows, make_mesh
   from hiermem_jax.training import loop
 
   directory = os.path.join(run_dir, directory)
-  packed = PackedDataset(os.path.join(run_dir, dataset))
+  packed = distributed.together(lambda: PackedDataset(os.path.join(run_dir, dataset)))
   manifest = packed.manifest
   if manifest.vocab_size > anchor.vocab_size:
     raise InputError(
@@ -105,7 +103,7 @@ def train(
     log_every=log_every,
     seed=seed,
   )
-  if scalars:
+  if scalars and distributed.is_first():
     path = os.path.join(directory, "report.json")
     with open(f"{path}.tmp", "w", encoding="utf-8") as file:
       json.dump({"steps": int(state.step), **scalars}, file, indent=2)
@@ -127,9 +125,14 @@ def _log_overview(anchor: AnchorConfig, memory: MemoryConfig | None) -> None:
 def _telemetry(directory: str, steps: int):
   """What opens the writer of scalars, given the first step, and the hooks that report progress.
 
-  Where TensorFlow is absent, which clu needs for both, there is metrics.jsonl and what the loop itself logs.
+  Where TensorFlow is absent, which clu needs for both, there is metrics.jsonl and what the loop itself logs. Of several
+  processes the first one alone writes and reports.
   """
-  from hiermem_jax.training.metrics import JsonlWriter
+  from hiermem_jax.parallel import distributed
+  from hiermem_jax.training.metrics import JsonlWriter, NoWriter
+
+  if not distributed.is_first():
+    return lambda start_step: NoWriter(), []
 
   def open_jsonl(start_step):
     return JsonlWriter(os.path.join(directory, "metrics.jsonl"), start_step)

@@ -141,7 +141,7 @@ def test_real_process_from_another_directory(tmp_path):
 @pytest.mark.parametrize(
   "argument, message",
   [
-    ("--foo", "Unknown command line flag 'foo'; --help lists the flags"),
+    ("--zzz", "Unknown command line flag 'zzz'; --help lists the flags"),
     ("gin/runs/a2.gin", "'gin/runs/a2.gin': arguments are given as --flags; --help lists them"),
     ("--gin_file=nope.gin", f"--gin_file=nope.gin: no such file; paths are relative to {pathlib.Path.cwd()}"),
   ],

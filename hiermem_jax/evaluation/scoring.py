@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hiermem_jax.models.bank import NO_MEMORY
 from hiermem_jax.models.config import MemoryConfig
-from hiermem_jax.parallel import batch_parallel, batch_sharding, batch_shards, fetch
+from hiermem_jax.parallel import batch_parallel, batch_sharding, batch_shards, fetch, local_rows, place_batch
 from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
 from hiermem_jax.training.checkpoint import Model
 from hiermem_jax.training.state import anchor_specs
@@ -47,8 +47,8 @@ class Scorer:
     self.model = model
     self.bos_id = bos_id
     self.batch_size = -(-batch_size // batch_shards(mesh)) * batch_shards(mesh)
-    self._sharding = batch_sharding(mesh)
-    by_sequence = self._sharding.spec
+    self._mesh, self._rows = mesh, local_rows(mesh, self.batch_size)
+    by_sequence = batch_sharding(mesh).spec
 
     def score_local(params, block, batch):
       logits = apply_anchor(model.anchor, params, batch, block)
@@ -66,10 +66,12 @@ class Scorer:
         block = fetch(params["bank"], batch["memory_leaf"], model.memory, model.anchor, mesh)
       return score_fn(params["anchor"], block, batch)
 
-    self._score = jax.jit(score)
+    self._score = jax.jit(score, out_shardings=NamedSharding(mesh, PartitionSpec()))  # every process reads them
 
   def score_batch(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores a batch of at most `batch_size` sequences (the contract of the data room, arrays [B, S]).
+
+    Every process gives the whole batch.
 
     Returns:
       Per sequence: summed negative log-likelihood of the weighted tokens (nats, float32 [B]), their number
@@ -78,7 +80,8 @@ class Scorer:
     size = len(batch["memory_leaf"])
     missing = self.batch_size - size
     padded = {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
-    outputs = self._score(self.model.params, jax.device_put(padded, self._sharding))
+    local = {name: array[self._rows] for name, array in padded.items()}
+    outputs = self._score(self.model.params, place_batch(local, self._mesh, self.batch_size))
     return tuple(np.asarray(output)[:size] for output in outputs)
 
   def score_continuations(

@@ -103,5 +103,7 @@ def _slots(leaf: jax.Array, memory: MemoryConfig) -> tuple[dict[str, jax.Array],
   for level in memory.levels:
     name, table_rows = bank_lib.table_name(level), memory.clusters(level) + bank_lib.GENERIC_SLOTS
     if len(leaf) > table_rows:
-      wanted[name] = jnp.tile(jnp.arange(table_rows), len(everyone) // len(leaf))
+      named = jnp.zeros(table_rows, bool).at[wanted[name]].set(True, mode="drop")
+      rows = jnp.where(named, jnp.arange(table_rows), table_rows)  # a row that no sequence names stays unnamed
+      wanted[name] = jnp.tile(rows, len(everyone) // len(leaf))
   return own, wanted

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.parallel import distributed
 from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
 from hiermem_jax.training.state import TrainState, abstract_arrays, check_mesh, init_params
 
@@ -40,8 +41,10 @@ class CheckpointStore:
 
   @property
   def latest_step(self) -> int | None:
-    """Step of the newest complete checkpoint."""
-    return self._manager.latest_step()
+    """Step of the newest complete checkpoint, as the first process sees it; every process must ask."""
+    step = self._manager.latest_step()
+    step = distributed.from_first(-1 if step is None else step)
+    return None if step < 0 else step
 
   def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
     """Starts saving; training may go on while the arrays are written."""
@@ -57,7 +60,7 @@ class CheckpointStore:
     return self._manager.restore(self.latest_step, args=arguments)["metadata"]
 
   def restore(self, state: TrainState) -> TrainState:
-    """The newest checkpoint, laid out like `state`, whose leaves may be abstract; the mesh may differ from the saver's."""
+    """The newest checkpoint, laid out like `state`, whose leaves may be abstract; the saver's mesh may be another."""
     step = self.latest_step
     items = {name: ocp.args.StandardRestore(tree) for name, tree in state.params.items()}
     items["optimizer"] = ocp.args.StandardRestore(state.opt_state)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
 from hiermem_jax.parallel import MeshConfig, place_batch
-from hiermem_jax.parallel.mesh import Rules
+from hiermem_jax.parallel.mesh import ALL_DEVICES, Rules
 from hiermem_jax.training.checkpoint import CheckpointStore, describe_model, load_model
 from hiermem_jax.training.metrics import MetricWriter
 from hiermem_jax.training.optimizer import OptimizerConfig
@@ -64,7 +64,7 @@ def train(
   mesh: Mesh,
   metadata: Mapping[str, Any],
   open_writer: Callable[[int], MetricWriter],
-  mesh_config: MeshConfig = MeshConfig(),
+  mesh_config: MeshConfig = ALL_DEVICES,
   hooks: Sequence[Callable[[int], None]] = (),
   init_from: str | None = None,
   generic_probability: float = 1 / 17,

@@ -16,6 +16,16 @@ class MetricWriter(Protocol):
     """Makes everything recorded durable."""
 
 
+class NoWriter:
+  """Records nothing; for processes other than the first."""
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Does nothing."""
+
+  def flush(self) -> None:
+    """Does nothing."""
+
+
 class JsonlWriter:
   """One JSON object a line, `step` and the scalars; a resumed run continues the file without repeating a step."""
 

@@ -1,8 +1,9 @@
-"""Run by test_exchange.py in a process of its own with eight CPU devices; prints one JSON object of findings.
+"""Run by tests in a process of its own with eight CPU devices; prints one JSON object of findings.
 
-Numbers that should be zero or small are printed as they are; the test judges them.
+Numbers that should be zero or small are printed as they are; the tests judge them.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -10,109 +11,46 @@ import sys
 
 import jax
 import numpy as np
+import reference
 from jax.sharding import NamedSharding, PartitionSpec
+from small_run import ANCHOR, BATCH, GENERIC, LEAF, LENGTH, MEMORY, STEPS, TOUCHED, batch, optimizer
 
-from hiermem_jax.errors import InputError
-from hiermem_jax.models import NO_MEMORY, AnchorConfig, MemoryConfig
-from hiermem_jax.models.bank import table_shapes
-from hiermem_jax.parallel import batch_sharding, fetch, make_mesh, push
-from hiermem_jax.training import OptimizerConfig
+from hiermem_jax.models import NO_MEMORY
+from hiermem_jax.models.bank import Block, table_shapes
+from hiermem_jax.parallel import MeshConfig, batch_sharding, fetch, make_mesh, place_batch, push
 from hiermem_jax.training.checkpoint import CheckpointStore, describe_model, load_model
-from hiermem_jax.training.state import check_mesh, create_state
-from hiermem_jax.training.step import make_train_step
+from hiermem_jax.training.program import make_program
 
-ANCHOR = AnchorConfig(num_layers=2, width=16, num_heads=2, head_dim=6, mlp_width=12, vocab_size=19, dtype="float32")
-MEMORY = MemoryConfig(rows=(3, 0, 2), branching=3)
-GENERIC = MEMORY.num_leaves
-# Duplicates within and across devices, siblings, the generic memory and none.
-LEAF = np.array([5, 5, 26, GENERIC, NO_MEMORY, 3, 0, GENERIC, 5, 4, NO_MEMORY, 13, 14, 26, 1, 2], np.int32)
-RNG = np.random.default_rng(0)
+SHAPES = table_shapes(MEMORY, ANCHOR)
+Z_LOSS = 1e-2
 
 
-def brute_force_rows(leaf):
-  """Per table the row of each leaf; None for no memory."""
-
-  def row(level, leaf):
-    if leaf < 0:
-      return None
-    clusters = 3**level
-    return clusters if leaf == GENERIC else int(leaf) * clusters // GENERIC
-
-  return {"level_1": [row(1, x) for x in leaf], "level_3": [row(3, x) for x in leaf]}
+def config_and_mesh(slices, model, devices=8):
+  config = MeshConfig(slices=slices, model=model)
+  return config, make_mesh(config, jax.devices()[:devices])
 
 
 def collectives(compiled):
-  """[operation, elements of its largest array] for every collective of a compiled function."""
+  """[operation, type, elements, name] of every collective of a compiled function; elements of its largest array."""
   found = []
   for line in compiled.as_text().splitlines():
     match = re.search(r"= (.+?) (all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute)(-start)?\(", line)
     if match:
-      shapes = re.findall(r"\[([\d,]*)\]", match[1])
-      found.append([match[2], max(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)])
+      arrays = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+      sizes = [math.prod(int(n) for n in shape.split(",") if n) for _, shape in arrays]
+      elements = sum(sizes) if match[2] == "all-to-all" else max(sizes)  # an all-to-all is written as its parts
+      found.append([match[2], arrays[0][0], elements, re.search(r'op_name="([^"]*)"|$', line)[1] or ""])
   return found
 
 
+def wire_types(lowered, operation):
+  """Element types of what the program asks to send, before a backend changes them."""
+  return re.findall(rf'"stablehlo.{operation}".*-> tensor<(?:\d+x)*(\w+)>', lowered.as_text())
+
+
 def spec(array):
-  """Mesh axis of each axis of an array."""
+  """Mesh axes of each axis of an array."""
   return (list(array.sharding.spec) + [None] * array.ndim)[: array.ndim]
-
-
-def check_exchange(mesh):
-  shapes = table_shapes(MEMORY, ANCHOR)
-  bank = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-  rows = {name: RNG.standard_normal((len(LEAF), shape[1])).astype(np.float32) for name, shape in shapes.items()}
-  by_row, by_sequence = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((None, "data"), ("data", None)))
-  bank_8, leaf_8 = jax.device_put(bank, by_row), jax.device_put(LEAF, batch_sharding(mesh))
-  fetch_fn = jax.jit(lambda bank, leaf: fetch(bank, leaf, MEMORY, mesh)).lower(bank_8, leaf_8).compile()
-  push_fn = jax.jit(lambda rows, leaf, bank: push(rows, leaf, bank, MEMORY, mesh))
-  push_fn = push_fn.lower(jax.device_put(rows, by_sequence), leaf_8, bank_8).compile()
-  fetched, pushed = fetch_fn(bank_8, leaf_8), push_fn(jax.device_put(rows, by_sequence), leaf_8, bank_8)
-
-  fetch_error, push_error = 0.0, 0.0
-  for name, indices in brute_force_rows(LEAF).items():
-    wanted = [np.zeros_like(bank[name][0]) if index is None else bank[name][index] for index in indices]
-    fetch_error = max(fetch_error, float(np.abs(np.asarray(fetched[name]) - np.stack(wanted)).max()))
-    summed = np.zeros_like(bank[name])
-    used = np.array([index is not None for index in indices])
-    np.add.at(summed, [index for index in indices if index is not None], rows[name][used])
-    push_error = max(push_error, float(np.abs(np.asarray(pushed[name]) - summed).max()))
-  return {
-    "fetch_error": fetch_error,
-    "push_error": push_error,
-    "fetched_specs": [spec(array) for array in fetched.values()],
-    "pushed_specs": [spec(array) for array in pushed.values()],
-    "fetch_collectives": collectives(fetch_fn),
-    "push_collectives": collectives(push_fn),
-  }
-
-
-def train_steps(mesh, steps=3):
-  """A few steps from the same key and numpy batches; half of the sequences train the generic memory."""
-  # The large epsilon keeps Adam from magnifying rounding where a gradient is almost zero.
-  optimizer = OptimizerConfig(
-    peak_learning_rate=0.02, final_learning_rate=0.01, warmup_steps=1, weight_decay=0.1, epsilon=1e-3
-  ).build(steps)
-  state = create_state(jax.random.key(0), ANCHOR, MEMORY, optimizer, mesh)
-  key = jax.device_put(jax.random.key(1), NamedSharding(mesh, PartitionSpec()))
-  step = make_train_step(
-    anchor=ANCHOR, memory=MEMORY, optimizer=optimizer, mesh=mesh, generic_probability=0.5, z_loss=1e-3
-  )
-  rng, losses, compiled = np.random.default_rng(1), [], None
-  for _ in range(steps):
-    tokens = rng.integers(0, ANCHOR.vocab_size, (2, len(LEAF), 6)).astype(np.int32)
-    batch = {
-      "decoder_input_tokens": tokens[0],
-      "decoder_target_tokens": tokens[1],
-      "decoder_segment_ids": np.ones_like(tokens[0]),
-      "decoder_positions": np.tile(np.arange(6, dtype=np.int32), (len(LEAF), 1)),
-      "decoder_loss_weights": rng.integers(0, 2, tokens[0].shape).astype(np.float32),
-      "memory_leaf": rng.permutation(LEAF),
-    }
-    inputs = (state, jax.device_put(batch, batch_sharding(mesh)), key)
-    compiled = compiled or jax.jit(step).lower(*inputs).compile()
-    state, metrics = compiled(*inputs)
-    losses.append(float(metrics["loss"]))
-  return state, losses, collectives(compiled)
 
 
 def largest_difference(a, b):
@@ -120,42 +58,143 @@ def largest_difference(a, b):
   return max(float(np.abs(np.asarray(x, np.float64) - np.asarray(y)).max()) for x, y in pairs)
 
 
-def main(run_dir):
-  eight, two, one = (make_mesh(jax.devices()[:count]) for count in (8, 2, 1))
-  findings = {"devices": jax.device_count()} | check_exchange(eight)
+def expected_block(rows, model):
+  """Blocks [B, L, 3, R, D] of rows; with a model axis every part of it has the same fraction of each level."""
+  parts = [rows[name].reshape(BATCH, neurons, 2, 3, 16) for name, neurons in reference.NEURONS.items()]
+  pieces = [np.split(part, model, axis=1)[number] for number in range(model) for part in parts]
+  return np.concatenate(pieces, axis=1).transpose(0, 2, 3, 1, 4)
 
-  state, losses, step_collectives = train_steps(eight)
-  single, single_losses, _ = train_steps(one)
-  moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim == 2 and leaf.shape[0] in (4, 28)]
-  findings |= {
-    "step_difference": largest_difference(state.params, single.params),
-    "loss_difference": largest_difference(losses, single_losses),
-    "step_collectives": step_collectives,
-    "bank_specs": [spec(table) for table in state.params["bank"].values()],
-    "moment_specs": [spec(moment) for moment in moments],
-    "anchor_replicated": all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params["anchor"])),
-    "bank_has_moved": float(np.abs(np.asarray(state.params["bank"]["level_1"]).reshape(4, 2, 3, -1)[:, :, 2]).max()),
+
+def check_exchange(slices, model):
+  """`fetch` and `push` against plain indexing."""
+  _, mesh = config_and_mesh(slices, model)
+  rng = np.random.default_rng(0)
+  bank = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+  gradient = {name: rng.standard_normal((BATCH, shape[1])).astype(np.float32) for name, shape in SHAPES.items()}
+  placed = jax.device_put(bank, NamedSharding(mesh, PartitionSpec(None, ("model", "data"))))
+  leaf = jax.device_put(LEAF, batch_sharding(mesh))
+  fetch_fn = jax.jit(lambda bank, leaf: fetch(bank, leaf, MEMORY, ANCHOR, mesh)).lower(placed, leaf).compile()
+  block = fetch_fn(placed, leaf)
+  given = expected_block(gradient, model)
+  given = jax.device_put(Block(*(given[:, :, matrix] for matrix in range(3))), jax.tree.map(lambda x: x.sharding, block))
+  push_fn = jax.jit(lambda block, leaf: push(block, leaf, MEMORY, mesh)).lower(given, leaf).compile()
+  pushed = push_fn(given, leaf)
+
+  wanted, push_error, slots = {}, 0.0, {}
+  for name, table in bank.items():
+    rows = [reference.row_of(name, x) for x in LEAF]
+    wanted[name] = np.stack([np.zeros_like(table[0]) if row is None else table[row] for row in rows])
+    summed, dense = np.zeros_like(table), np.zeros_like(table)
+    for row, values in zip(rows, gradient[name]):
+      if row is not None:
+        summed[row] += values
+    slot, value = map(np.asarray, pushed[name])
+    used = slot < len(table)
+    dense[slot[used]] = value[used]
+    push_error = max(push_error, float(np.abs(dense - summed).max()), float(np.abs(value[~used]).max(initial=0)))
+    slots[name] = sorted(slot.tolist())
+  nothing = push_fn(given, jax.device_put(np.full_like(LEAF, NO_MEMORY), batch_sharding(mesh)))
+  return {
+    "fetch_error": largest_difference(np.stack(block, axis=2), expected_block(wanted, model)),
+    "push_error": push_error,
+    "slots": slots,
+    "without_memory": {
+      name: [int(np.min(slot)), float(np.abs(value).max())] for name, (slot, value) in nothing.items()
+    },
+    "fetched_specs": [spec(array) for array in block],
+    "pushed_specs": [spec(gradient.value) for gradient in pushed.values()],
+    "fetch_collectives": collectives(fetch_fn),
+    "push_collectives": collectives(push_fn),
   }
 
+
+def train(slices, model, bank_update, devices=8):
+  """A few steps; returns (start, state, losses, compiled step) with the parameters of the start as numpy."""
+  config, mesh = config_and_mesh(slices, model, devices)
+  settings = {"anchor": ANCHOR, "memory": MEMORY, "optimizer": optimizer(bank_update), "steps": STEPS}
+  settings |= {"batch_size": BATCH, "mesh_config": config, "mesh": mesh, "generic_probability": 0.0, "z_loss": Z_LOSS}
+  program = make_program(**settings)
+  state, key = program.init(jax.random.key(0)), program.replicate(jax.random.key(1))
+  start, losses = jax.tree.map(np.array, state.params), []
+  compiled = program.lower(LENGTH).compile()
+  for step in range(STEPS):
+    state, metrics = compiled(state, place_batch(batch(step), mesh, BATCH), key)
+    losses.append(float(metrics["loss"]))
+  return start, state, losses, compiled
+
+
+def check_training(findings, run_dir):
+  """Every mesh against the reference, which starts from what one device draws."""
+  batches = [batch(step) for step in range(STEPS)]
+  start, state, losses, _ = train(1, 1, "dense", devices=1)
+  expected = {
+    update: reference.train(start, batches, optimizer(update), Z_LOSS, list(SHAPES) if update == "lazy" else [])
+    for update in ("dense", "lazy")
+  }
+  runs = {"1x1x1 dense": (start, state, losses, None)}
+  for slices, model, update in [(1, 1, "lazy"), (2, 1, "dense"), (2, 2, "lazy")]:
+    runs[f"{slices}x{8 // slices // model}x{model} {update}"] = train(slices, model, update)
+  for name, (begin, state, losses, compiled) in runs.items():
+    params, reference_losses = expected[name.split()[1]]
+    untouched = np.setdiff1d(np.arange(GENERIC + 1), TOUCHED["level_3"])
+    tables = np.asarray(state.params["bank"]["level_3"]), begin["bank"]["level_3"]
+    moved = np.abs(tables[0] - tables[1]).max(axis=1)
+    findings["training"][name] = {
+      "start_difference": largest_difference(begin, start),
+      "losses": losses,
+      "reference_losses": reference_losses,
+      "parameter_difference": largest_difference(state.params, params),
+      "touched_moved": float(moved[TOUCHED["level_3"]].min()),
+      "untouched_moved": float(moved[untouched].max()),
+      "collectives": collectives(compiled) if compiled else [],
+      "bank_specs": [spec(table) for table in state.params["bank"].values()],
+      "moment_specs": [spec(x) for s in state.opt_state["bank"].values() for x in (s.mu, s.nu)],
+      "anchor_specs": {
+        jax.tree_util.keystr(path, simple=True, separator="/"): spec(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(state.params["anchor"])
+      },
+    }
+  check_checkpoint(findings, runs["1x8x1 lazy"][1], run_dir)
+
+
+def check_checkpoint(findings, state, run_dir):
+  """Written by eight devices of data, read by two and by slices with a model axis."""
   store = CheckpointStore(run_dir)
   store.save(state, describe_model(ANCHOR, MEMORY))
   store.wait()
-  blank = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), NamedSharding(two, x.sharding.spec)), state)
-  restored = store.restore(blank)
+  for name, mesh in (("2 devices", config_and_mesh(1, 1, 2)[1]), ("2x2x2", config_and_mesh(2, 2)[1])):
+    shardings = jax.tree.map(lambda x, mesh=mesh: NamedSharding(mesh, x.sharding.spec), state)
+    restored = store.restore(jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings))
+    findings["restored"][name] = {
+      "difference": largest_difference(restored, state),
+      "devices": len(restored.params["bank"]["level_1"].sharding.device_set),
+    }
   store.close()
-  findings |= {
-    "restored_difference": largest_difference(restored, state),
-    "restored_devices": len(restored.params["bank"]["level_1"].sharding.device_set),
-    "loaded_difference": largest_difference(load_model(run_dir, one).params, state.params),
-  }
+  loaded = load_model(run_dir, config_and_mesh(1, 1, 1)[1])
+  findings["restored"]["loaded"] = {"difference": largest_difference(loaded.params, state.params), "devices": 1}
 
-  try:
-    odd = MemoryConfig(rows=(1,), branching=2)  # rows of 2 * 3 * 1 * 10 parameters
-    narrow = AnchorConfig(num_layers=2, width=10, num_heads=1, head_dim=2, mlp_width=1, vocab_size=2)
-    check_mesh(eight, narrow, odd)
-    findings["indivisible"] = ""
-  except InputError as error:
-    findings["indivisible"] = str(error)
+
+def check_wire():
+  """What a bfloat16 anchor asks to send, where slices cross as well."""
+  config, mesh = config_and_mesh(2, 1)
+  program = make_program(
+    anchor=dataclasses.replace(ANCHOR, dtype="bfloat16"),
+    memory=MEMORY,
+    optimizer=optimizer("lazy"),
+    steps=STEPS,
+    batch_size=BATCH,
+    mesh_config=config,
+    mesh=mesh,
+  )
+  lowered = program.lower(LENGTH)
+  return {name: wire_types(lowered, name) for name in ("all_to_all", "all_gather")}
+
+
+def main(run_dir):
+  findings = {"devices": jax.device_count(), "training": {}, "restored": {}, "wire": check_wire()}
+  meshes = {"1x8x1": (1, 1), "1x4x2": (1, 2), "2x2x2": (2, 2)}
+  findings["exchange"] = {name: check_exchange(*mesh) for name, mesh in meshes.items()}
+  check_training(findings, run_dir)
   print(json.dumps(findings))
 
 

@@ -1,0 +1,169 @@
+r"""Compiles the training step of a run for a TPU pod, on a machine that has no TPU, and reports what it needs.
+
+  python -m hiermem_jax.compile_pod --topology=v5e:16x16 --gin_file=gin/runs/a2.gin [--num_slices=2] [--json]
+
+The same step that `train` runs, lowered with abstract arrays and compiled by libtpu (pip install "hiermem_jax[tpu]").
+Prints memory per device against the chip's, FLOPs, every collective with its bytes, the fetch of the bank beside the
+least that it could send, and which of compute, HBM and network bounds the step. Exits with status 1 when the step does
+not fit.
+"""
+
+import dataclasses
+import json
+import sys
+
+from absl import logging
+
+from hiermem_jax.errors import InputError
+
+_SHOWN = 24  # collectives on the page; the rest is one line
+_GIB = 2**30
+_BOUNDS = {
+  "flops": "compute",
+  "hbm": "HBM bandwidth",
+  "ici": "the network inside a slice",
+  "dcn": "the network between slices",
+}
+
+
+def compile_pod(
+  *, topology: str | None = None, num_slices: int | None = None, length: int = 2048, as_json: bool = False
+) -> None:
+  """Compiles what is bound to `train.*` and prints the report.
+
+  Args:
+    topology: chip and shape of a slice, e.g. "v5e:16x16", "v5p:4x4x8", "tpu7x:4x4x4".
+    num_slices: slices, joined by the data-centre network; as `MeshConfig.slices` says where not given, else 1.
+    length: tokens of a sequence.
+    as_json: print JSON.
+
+  Raises:
+    InputError: libtpu is not installed, there is no such topology, or the run does not fit the mesh of its devices.
+  """
+  import jax
+
+  from hiermem_jax.parallel import make_mesh
+  from hiermem_jax.parallel.topology import parse_topology, topology_devices
+  from hiermem_jax.training.pod_report import pod_report
+  from hiermem_jax.training.program import make_program
+
+  if topology is None:
+    raise InputError("--topology is missing; name chip and shape, e.g. --topology=v5e:16x16")
+  run = _bound_to_train()
+  mesh_config = run.pop("mesh")
+  if num_slices is not None:
+    mesh_config = dataclasses.replace(mesh_config, slices=num_slices)
+  pod = parse_topology(topology, mesh_config.slices or 1)
+  jax.config.update("jax_platforms", "cpu")  # the TPU that libtpu would otherwise look for is not needed
+  mesh = make_mesh(mesh_config, topology_devices(pod))
+  program = make_program(**run, mesh_config=mesh_config, mesh=mesh)
+  logging.info("compiling for %d devices; a scanned model takes one to a few minutes", mesh.size)
+  report = pod_report(program, anchor=run["anchor"], memory=run["memory"], topology=pod, length=length)
+  print(json.dumps(report, indent=2) if as_json else as_text(report))
+  if not report["fits"]:
+    print(f"error: {report['reason']}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _bound_to_train() -> dict:
+  """The arguments of `train` that its step depends on, as bound or by default."""
+  from hiermem_jax import configuration
+
+  names = ("anchor", "memory", "optimizer", "steps", "batch_size", "generic_probability", "z_loss", "mesh")
+  bound = {name: configuration.bound_argument("train", name) for name in names}
+  for name in ("anchor", "optimizer", "steps", "batch_size"):
+    if bound[name] is None:
+      raise InputError(f"train.{name} is not bound: name a run with --gin_file, e.g. gin/runs/a2.gin")
+  return bound
+
+
+def as_text(report: dict) -> str:
+  """The report as a readable page."""
+  mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+  slices = f" x {report['slices']} slices" if report["slices"] > 1 else ""
+  lines = [
+    f"{report['topology']}{slices}: {report['devices']} devices, mesh {mesh};"
+    f" {report['batch_size']} sequences of {report['length']} tokens per step",
+    "",
+    *_memory(report),
+  ]
+  if "flops" in report:
+    lines += ["", *_work(report), "", *_collectives(report["collectives"])]
+    lines += ["", *_exchange(report["exchange"])] if report["exchange"] else []
+    lines += ["", *_time(report)]
+  return "\n".join(lines)
+
+
+def _memory(report: dict) -> list[str]:
+  hbm = report["hbm"]
+  verdict = "fits" if report["fits"] else "DOES NOT FIT"
+  temporaries = f"{hbm['temporaries'] / _GIB:>9.3f}"
+  if not hbm["temporaries"]:
+    temporaries = "        ?  not compiled: the arguments alone are too large"
+  lines = [
+    "HBM per device, GiB",
+    f"  arguments (state, batch)  {hbm['arguments'] / _GIB:>9.3f}",
+    f"  temporaries               {temporaries}",
+    f"  peak                      {hbm['peak'] / _GIB:>9.3f}  of {hbm['usable'] / _GIB:.2f} that a program may use"
+    f" ({hbm['published'] / _GIB:.0f} published): {verdict}",
+  ]
+  if report["remedies"]:
+    lines += ["", "What would make it fit:", *(f"  - {remedy}" for remedy in report["remedies"])]
+  return lines
+
+
+def _work(report: dict) -> list[str]:
+  flops = report["flops"]
+  kernels = f"; {flops['kernels']} custom kernels not counted" if flops["kernels"] else ""
+  return [
+    "TFLOPs per device and step",
+    f"  model                     {flops['model'] / 1e12:>9.3f}  three times the forward pass of every token",
+    f"  compiled                  {flops['compiled'] / 1e12:>9.3f}  matrix products, recomputed ones too{kernels}",
+    f"  XLA's cost analysis       {flops['cost_analysis'] / 1e12:>9.3f}  counts the body of a loop once",
+  ]
+
+
+def _collectives(rows: list[dict]) -> list[str]:
+  total = sum(row["bytes"] for row in rows)
+  lines = [
+    f"Collectives, sent per device and step: {total / 1e6:,.1f} MB",
+    "        MB  count  kind                type   group  over  tensor",
+  ]
+  lines += [
+    f"{row['bytes'] / 1e6:>10,.3f}  {row['count']:>5}  {row['kind']:<18}  {row['dtype']:<5}  {row['group']:>5}"
+    f"  {row['network']:<4}  {row['tensor']}"
+    for row in rows[:_SHOWN]
+  ]
+  if rest := rows[_SHOWN:]:
+    count, size = sum(row["count"] for row in rest), sum(row["bytes"] for row in rest)
+    lines.append(f"{size / 1e6:>10,.3f}  {count:>5}  {len(rest)} smaller kinds (--json lists them)")
+  return lines
+
+
+def _exchange(rows: list[dict]) -> list[str]:
+  lines = [
+    "Fetch of the bank and return of its gradient, MB sent per device and step",
+    "  tensor          over  compiled   at least  ratio",
+  ]
+  for row in rows:
+    ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+    lines.append(
+      f"  {row['tensor']:<14}  {row['network']:<4}  {row['bytes'] / 1e6:>8.3f}  {row['bound'] / 1e6:>9.3f}  {ratio:>5}"
+    )
+  return lines
+
+
+def _time(report: dict) -> list[str]:
+  seconds = report["seconds"]
+  lines = ["Time of a step if nothing else took any, at the chip's published peaks, ms"]
+  lines += [f"  {_BOUNDS[name]:<26}{1e3 * value:>9.3f}" for name, value in seconds.items()]
+  lines.append(
+    f"Bound by {_BOUNDS[report['bound_by']]}: at most {report['mfu_bound']:.1%} of the peak goes into the model (MFU)"
+  )
+  return lines
+
+
+if __name__ == "__main__":
+  from hiermem_jax import cli
+
+  cli.main("compile_pod")

@@ -1,0 +1,94 @@
+"""Several processes, usually one per host, that train together: how they start, and how they agree.
+
+All of them run the same program in the same order. The first one writes what there is one of (configuration, metrics,
+reports); checkpoints are written by all. They share the run directory.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from hiermem_jax.errors import InputError
+
+T = TypeVar("T")
+
+_MESSAGE_BYTES = 1024
+
+
+def initialize(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
+  """Joins this process to the others of the run; before anything touches a device.
+
+  Args:
+    coordinator_address: HOST:PORT of the first process, where it listens; None: as the environment says.
+    num_processes: how many there are; None: as the environment says.
+    process_id: which of them this is, from 0; None: as the environment says.
+
+  Raises:
+    InputError: the arguments do not fit each other, or what is not given cannot be detected; on Cloud TPU and under
+      Slurm, Open MPI or Kubernetes it can.
+  """
+  if coordinator_address is not None and not coordinator_address.rpartition(":")[2].isdigit():
+    raise InputError(f"--coordinator_address={coordinator_address}: has no port; give HOST:PORT of process 0")
+  if process_id is not None and num_processes is not None and process_id >= num_processes:
+    raise InputError(f"--process_id={process_id}: --num_processes={num_processes} are counted from 0; give less")
+  # Would keep SIGTERM from ending a run of several processes.
+  jax.config.update("jax_enable_preemption_service", False)
+  logging.info("waiting for the other processes, up to five minutes")
+  try:
+    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+  except ValueError as error:  # it names the one that is missing
+    raise InputError(
+      f"--distributed: {str(error).rstrip('.')}, and nothing here says it; give --coordinator_address, --num_processes"
+      " and --process_id"
+    ) from None
+  if not is_first():
+    logging.set_verbosity(logging.WARNING)
+  here, everywhere = jax.local_device_count(), jax.device_count()
+  logging.info("%d processes, %d devices, %d of them here", jax.process_count(), everywhere, here)
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes and prints; alone, it is."""
+  return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def together(function: Callable[[], T]) -> T:
+  """Calls `function`, which need not do the same everywhere, and waits until every process has.
+
+  Raises:
+    InputError: `function` raised it or an OSError in another process, whose line it repeats.
+    RuntimeError: it raised something else in another process.
+    Exception: what it raised here.
+  """
+  if not jax.distributed.is_initialized():
+    return function()
+  result, failure, kind = None, None, 0
+  try:
+    result = function()
+  except Exception as error:
+    failure, kind = error, 1 if isinstance(error, (InputError, OSError)) else 2
+  message = f"process {jax.process_index()}: {failure}" if failure else ""
+  encoded = np.frombuffer(message.encode()[: _MESSAGE_BYTES - 1].ljust(_MESSAGE_BYTES - 1) + bytes([kind]), np.uint8)
+  everyone = multihost_utils.process_allgather(encoded)
+  if failure:
+    raise failure
+  for line in everyone:
+    if line[-1]:
+      raise (InputError if line[-1] == 1 else RuntimeError)(bytes(line[:-1]).decode(errors="ignore").strip())
+  return result
+
+
+def on_first(function: Callable[[], object]) -> None:
+  """Calls `function` in the first process alone; the others wait, and fail if it does."""
+  together(lambda: function() if is_first() else None)
+
+
+def from_first(number: int) -> int:
+  """The first process's value of a number."""
+  if not jax.distributed.is_initialized():
+    return number
+  return int(multihost_utils.broadcast_one_to_all(np.int64(number)))

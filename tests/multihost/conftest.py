@@ -1,0 +1,69 @@
+"""What the tests of this folder share: two processes that find each other on this machine, four CPU devices each."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def free_port():
+  def find():
+    with socket.socket() as listener:
+      listener.bind(("127.0.0.1", 0))
+      return listener.getsockname()[1]
+
+  return find
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+  """Of processes with CPU devices that compile fast, and once for all of them."""
+  return os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/parallel")]),
+  }
+
+
+@pytest.fixture
+def start(environment):
+  """Starts python with arguments and environment variables; what still runs when the test ends is killed."""
+  processes = []
+
+  def start_process(*arguments, **variables):
+    process = subprocess.Popen(
+      [sys.executable, *map(str, arguments)],
+      env=environment | variables,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      cwd=ROOT,
+    )
+    processes.append(process)
+    return process
+
+  yield start_process
+  for process in processes:
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def finish():
+  """Waits for processes together; returns (status, standard output, standard error) of each."""
+
+  def wait(processes, timeout=300):
+    deadline = time.monotonic() + timeout
+    results = [process.communicate(timeout=max(1, deadline - time.monotonic())) for process in processes]
+    return [(process.returncode, *result) for process, result in zip(processes, results)]
+
+  return wait

@@ -1,0 +1,148 @@
+"""The verbs with --distributed: a chain in two processes, a training that is killed, and inputs that do not fit."""
+
+import json
+import pathlib
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from hiermem_jax import configuration
+
+GIN_FILE = pathlib.Path(__file__).with_name("run.gin")
+WORDS = (
+  ("sailor", "harbour", "anchor", "mast", "tide", "keel", "rope", "deck", "storm", "captain"),
+  ("baker", "oven", "flour", "yeast", "bread", "crust", "butter", "sugar", "cake", "kitchen"),
+  ("planet", "orbit", "comet", "telescope", "galaxy", "moon", "crater", "rocket", "star", "eclipse"),
+  ("violin", "concert", "melody", "chord", "rhythm", "opera", "flute", "choir", "tempo", "piano"),
+)
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+  """The binding of a file of sentences about four topics."""
+  path, rng = tmp_path_factory.mktemp("corpus") / "corpus.jsonl", np.random.default_rng(0)
+  texts = [f"The {' '.join(rng.choice(WORDS[number % 4], 12))}." for number in range(200)]
+  path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+  return f"CORPUS = '{path}'"
+
+
+@pytest.fixture
+def start_two(corpus, start, free_port):
+  """Starts a verb in two processes with four devices each."""
+
+  def start_verb(verb, run_dir, *bindings, own=((), ())):
+    arguments = ["-m", f"hiermem_jax.{verb}", f"--gin_file={GIN_FILE}", f"--run_dir={run_dir}"]
+    arguments += ["--distributed", f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2"]
+    arguments = [
+      [*arguments, f"--process_id={number}", *(f"--gin_bindings={x}" for x in (corpus, *bindings, *own[number]))]
+      for number in range(2)
+    ]
+    return [start(*each, JAX_NUM_CPU_DEVICES="4") for each in arguments]
+
+  return start_verb
+
+
+def run_alone(verb, run_dir, *bindings):
+  """The same in this process, on its one device."""
+  configuration.load([str(GIN_FILE)], bindings)
+  configuration.call(verb, run_dir=str(run_dir))
+
+
+def losses(run_dir):
+  lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+  return {line["step"]: line["loss"] for line in map(json.loads, lines)}
+
+
+def assert_same_losses(run, expected):
+  assert list(run) == list(expected)
+  np.testing.assert_allclose(list(run.values()), list(expected.values()), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def chain(corpus, tmp_path_factory):
+  """Directory of a run that this process has prepared, trained and evaluated."""
+  run_dir = tmp_path_factory.mktemp("chain")
+  run_alone("quickstart", run_dir, corpus)
+  return run_dir
+
+
+def test_whole_chain_in_two_processes(chain, tmp_path, start_two, finish):
+  """One of them clusters, prepares, reports and prints; both train and score, with a model axis of two."""
+  run_dir = tmp_path / "run"
+  (first, output, errors), (second, other_output, other_errors) = finish(
+    start_two("quickstart", run_dir, "MeshConfig.model = 2")
+  )
+  assert (first, second) == (0, 0), errors[-3000:] + other_errors[-3000:]
+  assert_same_losses(losses(run_dir), losses(chain))
+  assert json.loads((run_dir / "report.json").read_text())["steps"] == 5
+  reports = [json.loads((path / "evaluation/report.json").read_text())["series"] for path in (run_dir, chain)]
+  assert reports[0].keys() == reports[1].keys() == {"none", "generic", "fetched"}
+  for name, series in reports[0].items():
+    assert series["loss"] == pytest.approx(reports[1][name]["loss"], rel=1e-5)
+  assert "fetched memory" in output and "step 5: loss" in errors
+  assert "fetched memory" not in other_output and "step 5: loss" not in other_errors
+  assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
+  assert [path.name for path in run_dir.glob("*.gin*")] == ["config.gin"]
+
+
+def test_killed_in_two_processes_and_resumed_in_one(chain, corpus, tmp_path, start_two, finish):
+  """SIGKILL after the first checkpoint; what is left is trained on the one device of this process."""
+  bindings = (corpus, f"train.dataset = '{chain / 'packed/train'}'", "train.steps = 100", "train.checkpoint_every = 20")
+  run_dir, whole = tmp_path / "run", tmp_path / "whole"
+  processes = start_two("train", run_dir, *bindings[1:])
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline and all(process.poll() is None for process in processes):
+    if (run_dir / "checkpoints/20").exists():
+      break
+    time.sleep(0.01)
+  for process in processes:
+    process.send_signal(signal.SIGKILL)
+  results = finish(processes)
+  assert [status for status, _, _ in results] == [-signal.SIGKILL] * 2, results[0][2][-3000:] + results[1][2][-3000:]
+  assert len(losses(run_dir)) < 100
+  run_alone("train", run_dir, *bindings)
+  run_alone("train", whole, *bindings)
+  assert_same_losses(losses(run_dir), losses(whole))
+
+
+def test_processes_with_different_configurations_all_stop(tmp_path, start_two, finish):
+  """Process 1 has another learning rate: both say so, and none of them trains."""
+  rates = [[f"OptimizerConfig.peak_learning_rate = {rate}"] for rate in (0.001, 0.002)]
+  for number, (status, _, errors) in enumerate(finish(start_two("train", tmp_path / "run", own=rates))):
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(lines) == 1, errors[-3000:]
+    assert "peak_learning_rate = 0.001', now: 'OptimizerConfig.peak_learning_rate = 0.002'" in lines[0]
+    assert ("process 1: " in lines[0]) == (number == 0)
+
+
+@pytest.mark.parametrize(
+  "verb, flags, message",
+  [
+    ("train", ["--process_id=1"], "--process_id: says nothing without --distributed; add that or leave this out"),
+    ("prepare", ["--distributed"], "--distributed: prepare runs in one process; leave the flag out"),
+    (
+      "train",
+      ["--distributed", "--coordinator_address=host"],
+      "--coordinator_address=host: has no port; give HOST:PORT of process 0",
+    ),
+    (
+      "train",
+      ["--distributed", "--coordinator_address=host:1", "--num_processes=2", "--process_id=2"],
+      "--process_id=2: --num_processes=2 are counted from 0; give less",
+    ),
+    (
+      "train",
+      ["--distributed", "--coordinator_address=127.0.0.1:1"],
+      "--distributed: Number of processes must be defined, and nothing here says it; give --coordinator_address,"
+      " --num_processes and --process_id",
+    ),
+  ],
+)
+def test_flags_that_do_not_fit(verb, flags, message, corpus, tmp_path, start, finish):
+  flags = [f"--gin_file={GIN_FILE}", f"--gin_bindings={corpus}", f"--run_dir={tmp_path}/run", *flags]
+  ((status, _, errors),) = finish([start("-m", f"hiermem_jax.{verb}", *flags)])
+  assert (status, errors.splitlines()[-1]) == (2, f"error: {message}")
+  assert not (tmp_path / "run").exists()

@@ -1,0 +1,71 @@
+"""Run by test_loop.py: trains the small model as one of two processes with four CPU devices each, or alone with eight.
+
+  python worker.py RUN_DIR PORT PROCESS_ID    one of two: trains on several meshes, each in its own directory
+  python worker.py RUN_DIR                    alone: trains on one device, and resumes what the two have begun
+"""
+
+import os
+import shutil
+import sys
+
+import jax
+from small_run import ANCHOR, BATCH, MEMORY, STEPS, batches, optimizer
+
+from hiermem_jax.parallel import MeshConfig, distributed, local_rows, make_mesh
+from hiermem_jax.training import loop
+from hiermem_jax.training.metrics import JsonlWriter, NoWriter
+
+# Slices, model axis, and in which order the eight devices fill the mesh. In the last, each process has half of a model
+# pair, so that both feed the pair's rows, and rows of their own.
+MESHES = {
+  "2x4x1 interleaved": (2, 1, (0, 4, 1, 5, 2, 6, 3, 7)),
+  "1x4x2 across": (1, 2, (0, 1, 2, 4, 3, 5, 6, 7)),
+}
+
+
+def train(run_dir, slices, model, devices):
+  config = MeshConfig(slices=slices, model=model)
+  mesh = make_mesh(config, [jax.devices()[number] for number in devices])
+  rows = local_rows(mesh, BATCH)
+
+  def open_writer(start):
+    return JsonlWriter(f"{run_dir}/metrics.jsonl", start) if distributed.is_first() else NoWriter()
+
+  loop.train(
+    run_dir=run_dir,
+    anchor=ANCHOR,
+    memory=MEMORY,
+    optimizer=optimizer("lazy"),
+    batches=lambda start: batches(start, rows),
+    steps=STEPS,
+    batch_size=BATCH,
+    mesh=mesh,
+    mesh_config=config,
+    metadata={},
+    open_writer=open_writer,
+    generic_probability=0.3,
+    checkpoint_every=STEPS // 2,
+    log_every=1,
+  )
+
+
+def main(run_dir, port=None, process_id=None):
+  jax.config.update("jax_num_cpu_devices", 8 if port is None else 4)
+  if port is not None:
+    distributed.initialize(f"127.0.0.1:{port}", 2, int(process_id))
+    for name, mesh in MESHES.items():
+      train(f"{run_dir}/{name}", *mesh)
+    return
+  train(f"{run_dir}/alone", 1, 1, [0])
+  for name, source, mesh in (
+    ("resumed on one", "2x4x1 interleaved", (1, 1, [0])),
+    ("resumed on eight", "1x4x2 across", (1, 1, range(8))),
+  ):
+    shutil.copytree(f"{run_dir}/{source}", f"{run_dir}/{name}")
+    shutil.rmtree(f"{run_dir}/{name}/checkpoints/{STEPS}")  # as if killed after the first checkpoint
+    os.truncate(f"{run_dir}/{name}/metrics.jsonl", 0)
+    train(f"{run_dir}/{name}", *mesh)
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

@@ -1,0 +1,127 @@
+"""Shapes of meshes, and what does not fit one: each is one line that names the thing, the place and the remedy."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from hiermem_jax.errors import InputError
+from hiermem_jax.models import AnchorConfig, MemoryConfig
+from hiermem_jax.parallel import MeshConfig, local_rows, make_mesh, place_batch
+from hiermem_jax.parallel.mesh import DEFAULT_RULES, abstract_mesh
+from hiermem_jax.training import OptimizerConfig
+from hiermem_jax.training.program import make_program
+from hiermem_jax.training.state import check_mesh
+
+ANCHOR = AnchorConfig(num_layers=1, width=16, num_heads=4, head_dim=2, mlp_width=8, vocab_size=8)
+MEMORY = MemoryConfig(rows=(4, 0, 4), branching=2)
+OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=0, weight_decay=0.0)
+
+
+def program(mesh, batch_size=16, **anchor):
+  return make_program(
+    anchor=dataclasses.replace(ANCHOR, **anchor),
+    memory=MEMORY,
+    optimizer=OPTIMIZER,
+    steps=1,
+    batch_size=batch_size,
+    mesh_config=MeshConfig(),
+    mesh=abstract_mesh(mesh),
+  )
+
+
+@pytest.mark.parametrize(
+  "config, devices, slices, shape",
+  [
+    (MeshConfig(), 1, 1, (1, 1, 1)),
+    (MeshConfig(), 256, 1, (1, 256, 1)),
+    (MeshConfig(), 512, 2, (2, 256, 1)),
+    (MeshConfig(slices=2, model=4), 64, 1, (2, 8, 4)),
+    (MeshConfig(slices=1, model=4), 64, 2, (1, 16, 4)),
+  ],
+)
+def test_data_takes_what_the_other_axes_leave(config, devices, slices, shape):
+  assert config.shape(devices, slices) == shape
+
+
+def fails(function, *parts):
+  with pytest.raises(InputError) as caught:
+    function()
+  message = str(caught.value)
+  assert "\n" not in message
+  assert all(part in message for part in parts), message
+
+
+def test_devices_that_do_not_divide():
+  message = "8 devices cannot be split into 2 slices x model axis of 3", "bind MeshConfig.slices and MeshConfig.model"
+  fails(lambda: MeshConfig(slices=2, model=3).shape(8), *message)
+  fails(lambda: make_mesh(MeshConfig(model=2), jax.devices()[:1]), "1 devices cannot be split into 1 slices")
+
+
+@pytest.mark.parametrize("sizes", [{"slices": 0}, {"model": 0}, {"model": -2}])
+def test_sizes_that_no_mesh_has(sizes):
+  fails(lambda: MeshConfig(**sizes), "MeshConfig: slices = ", "bind positive sizes")
+
+
+def test_rules_that_no_mesh_has():
+  wrong = (*DEFAULT_RULES, ("seq", "chips"))
+  fails(lambda: MeshConfig(rules=wrong), "MeshConfig.rules: 'seq' maps to ['chips']", "('replica', 'data', 'model')")
+  wrong = (("batch", "data"), *DEFAULT_RULES[1:])
+  fails(lambda: MeshConfig(rules=wrong), "'batch' must map to ('replica', 'data')")
+
+
+def test_mesh_that_fits():
+  for shape in ((1, 1, 1), (1, 8, 1), (2, 4, 2), (4, 2, 4)):
+    abstract = program(shape).abstract_state
+    parts = shape[1] * shape[2]
+    assert abstract.params["bank"]["level_1"].sharding.shard_shape((3, 192)) == (3, 192 // parts)
+
+
+def test_batch_that_does_not_divide():
+  fails(lambda: program((2, 4, 2), 12), "train.batch_size = 12: cannot be split over 8 devices; bind a multiple")
+
+
+def test_heads_that_do_not_divide():
+  fails(lambda: program((1, 1, 8)), "AnchorConfig.num_heads = 4: cannot be split over a model axis of 8; bind MeshConfig")
+
+
+def test_neurons_of_the_bank_that_do_not_divide():
+  memory = dataclasses.replace(MEMORY, rows=(4, 0, 6))
+  message = "MemoryConfig.rows of level 3 = 6: cannot be split over a model axis of 4; bind MeshConfig.model"
+  fails(lambda: check_mesh(abstract_mesh((1, 2, 4)), ANCHOR, memory), message)
+
+
+@pytest.mark.parametrize(
+  "mesh, sizes, parts",
+  [
+    ((1, 16, 1), {"width": 24, "num_layers": 1}, ["params/anchor/", "24 cannot be split over 16 devices (mesh axes data)"]),
+    ((1, 1, 4), {"mlp_width": 6}, ["feed_forward/w", "6 cannot be split over 4 devices (mesh axes model)"]),
+    ((1, 1, 4), {"vocab_size": 10}, ["10 cannot be split over 4 devices (mesh axes model)"]),
+  ],
+)
+def test_weights_that_do_not_divide(mesh, sizes, parts):
+  fails(lambda: program(mesh, **sizes), *parts, "use a mesh that divides it, or change the model's size")
+
+
+def test_rows_of_the_bank_that_do_not_divide():
+  """A row of one neuron: 3 matrices x 16 weights. The anchor is not split here."""
+  fails(
+    lambda: make_program(
+      anchor=ANCHOR,
+      memory=MemoryConfig(rows=(1,), branching=2),
+      optimizer=OPTIMIZER,
+      steps=1,
+      batch_size=32,
+      mesh_config=MeshConfig(rules=DEFAULT_RULES[:1]),
+      mesh=abstract_mesh((1, 32, 1)),
+    ),
+    "params/bank/level_1 (3, 48): 48 cannot be split over 32 devices (mesh axes ('model', 'data'))",
+  )
+
+
+def test_one_process_feeds_every_row():
+  mesh = make_mesh(devices=jax.devices()[:1])
+  np.testing.assert_array_equal(local_rows(mesh, 5), np.arange(5))
+  batch = {"memory_leaf": np.arange(5, dtype=np.int32)}
+  np.testing.assert_array_equal(place_batch(batch, mesh, 5)["memory_leaf"], batch["memory_leaf"])
