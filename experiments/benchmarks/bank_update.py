@@ -23,7 +23,7 @@ import json
 import sys
 
 import jax
-from common import filled_state, in_turns, peak_bytes, random_batch, table
+from common import filled_state, in_turns, peak_bytes, random_batch, require_positive, table
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
@@ -55,6 +55,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--quick", action="store_true", help="three rounds of banks of at most 200M parameters")
   parser.add_argument("--json", action="store_true", help="print JSON")
   flags = parser.parse_args(argv)
+  require_positive(flags, "layers", "width", "heads", "mlp_width", "vocab", "batch", "length", "rounds")
   if flags.quick:
     flags.rounds, flags.branching = 3, [b for b in flags.branching if b <= 24] or flags.branching[:1]
   return flags
@@ -152,8 +153,8 @@ def measure(flags: argparse.Namespace, optimizer: str) -> list[dict]:
 
 def main(argv: list[str]) -> int:
   """Prints the table; 2 and one line on bad input."""
-  flags = parse(argv)
   try:
+    flags = parse(argv)
     rows = [row for optimizer in flags.optimizers for row in measure(flags, optimizer)]
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)

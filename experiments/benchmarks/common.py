@@ -1,5 +1,6 @@
 """What the benchmarks share: random batches, filled states, and functions timed in turns."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -7,6 +8,15 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from hiermem_jax.errors import InputError
+
+
+def require_positive(flags: argparse.Namespace, *names: str) -> None:
+  """Raises InputError for the first of the flags that is not positive."""
+  for name in names:
+    if getattr(flags, name) < 1:
+      raise InputError(f"--{name}={getattr(flags, name)}: must be positive; give another number")
 
 
 def random_batch(batch: int, length: int, vocab: int, num_leaves: int = 1, seed: int = 0) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ import json
 import sys
 
 import jax
-from common import filled_state, in_turns, random_batch, table
+from common import filled_state, in_turns, random_batch, require_positive, table
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
@@ -48,6 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   flags = parser.parse_args(argv)
   flags.length = flags.length or (2048 if flags.a2 else 512)
   flags.dtype = flags.dtype or ("bfloat16" if flags.a2 else "float32")
+  require_positive(flags, "batch", "length", "rounds")
   if flags.quick:
     flags.rounds, flags.length = 3, min(flags.length, 256)
   return flags
@@ -117,8 +118,8 @@ def stepper(program, batches):
 
 def main(argv: list[str]) -> int:
   """Prints the report; 2 and one line on bad input."""
-  flags = parse(argv)
   try:
+    flags = parse(argv)
     report = measure(flags)
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)

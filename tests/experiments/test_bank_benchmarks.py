@@ -1,0 +1,82 @@
+"""The benchmarks of the bank: their command lines at tiny sizes, and the numbers in them that arithmetic gives."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+_SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "experiments/benchmarks"
+
+
+def run(script, *flags, folder):
+  (folder / "tensorflow.py").write_text("raise ImportError('the benchmark must not need TensorFlow')")
+  fast = "--xla_backend_optimization_level=0"  # to compile
+  env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(folder), "XLA_FLAGS": fast}
+  return subprocess.run([sys.executable, str(_SCRIPTS / script), *flags], env=env, capture_output=True, text=True)
+
+
+_SMALL = [
+  "--layers=2",
+  "--width=16",
+  "--heads=2",
+  "--mlp_width=24",
+  "--vocab=32",
+  "--rows",
+  "4",
+  "0",
+  "2",
+  "--batch=4",
+  "--length=8",
+  "--rounds=2",
+]
+
+
+@pytest.mark.slow
+def test_bank_update(tmp_path):
+  done = run("bank_update.py", *_SMALL, "--branching", "3", "6", "--json", folder=tmp_path)
+  assert done.returncode == 0, done.stderr
+  rows = json.loads(done.stdout)
+  assert [row["optimizer"] for row in rows] == ["lazy", "lazy", "dense", "dense"]
+  neuron = 3 * 2 * 16  # parameters
+  for row, branching in zip(rows, (3, 6, 3, 6)):
+    assert row["bank_params"] == neuron * (4 * branching + 2 * branching**3)
+    assert row["fetched_params"] == 4 * neuron * 6
+    assert min(row[name] for name in ("forward_ms", "update_ms", "step_ms")) > 0
+    tables = neuron * (4 * (branching + 1) + 2 * (branching**3 + 1))  # with the generic rows
+    assert row["peak_bytes"] > 12 * tables  # weights and both moments
+  lazy = rows[1]["peak_bytes"] - rows[0]["peak_bytes"]
+  state = 12 * (rows[1]["bank_params"] - rows[0]["bank_params"])
+  assert lazy == pytest.approx(state, rel=0.1)  # what a larger bank adds is its tables and moments, and nothing else
+
+
+@pytest.mark.slow
+def test_bank_update_as_a_table(tmp_path):
+  flags = ["--branching", "3", "--optimizers", "auto", "--table_dtype=bfloat16", "--moment_dtype=bfloat16", "--quick"]
+  done = run("bank_update.py", *_SMALL, *flags, folder=tmp_path)
+  assert done.returncode == 0, done.stderr
+  header, row, summary = done.stdout.splitlines()
+  assert header.split()[:3] == ["optimizer", "bank_params", "fetched_params"]
+  assert row.split()[0] == "auto"
+  assert summary.startswith("auto: a bank of 1.0 times the parameters takes 1.00 times as long a step")
+
+
+@pytest.mark.slow
+def test_memory_overhead(tmp_path):
+  done = run("memory_overhead.py", "--batch=2", "--length=16", "--rounds=1", "--json", folder=tmp_path)
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout)
+  assert report["fetched_params"] == 3 * 8 * 128 * 84
+  flops = 2 * (8 * (4 * 128 * 96 + 3 * 128 * 512) + 4096 * 128) + 8 * 2 * 96 * 16
+  assert report["flop_ratio"] == pytest.approx(1 + 2 * report["fetched_params"] / flops)
+  assert report["step_ratio"] == pytest.approx(report["memory_ms"] / report["anchor_ms"])
+  assert report["overhead"] == pytest.approx(report["step_ratio"] / report["flop_ratio"])
+
+
+@pytest.mark.parametrize("script, flags", [("bank_update.py", ["--rows", "0"]), ("memory_overhead.py", ["--batch=0"])])
+def test_sizes_that_make_no_sense(tmp_path, script, flags):
+  done = run(script, *flags, folder=tmp_path)
+  assert done.returncode == 2
+  assert done.stderr.strip().splitlines()[-1].startswith("error: ")
