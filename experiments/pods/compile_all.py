@@ -105,7 +105,7 @@ def main() -> None:
   ]
   if not flags.table:
     for run, text in entries:
-      if text not in results():
+      if text not in results():  # read again each time: another process may be filling the same file
         print(text, file=sys.stderr)
         compile_entry(run, text)
   print(table(entries))
