@@ -67,9 +67,10 @@ def collectives(text: str, devices_per_slice: int | None = None) -> list[Collect
   """
   module = Module(text)
   names = Names(module)
+  started = _started(module)
   rows: dict[tuple, list] = {}
   for computation, times in module.executions():
-    for found in _found(module, names, computation, devices_per_slice or module.num_partitions):
+    for found in _found(module, names, started, computation, devices_per_slice or module.num_partitions):
       if times is None:
         raise ValueError(f"{found.kind} in {computation}: the loop around it has no known number of iterations")
       for array, name in found.tensors:
@@ -90,7 +91,25 @@ class _Found(NamedTuple):
   tensors: list[tuple[Array, str]]  # operands with their names
 
 
-def _found(module: Module, names: Names, computation: str, devices_per_slice: int) -> Iterator[_Found]:
+def _channel(instruction: Instruction) -> str | None:
+  return re.search(r"channel_id=(\d+)|$", instruction.attributes)[1]
+
+
+def _starts(module: Module, fusion: Instruction) -> bool:
+  """Whether a fusion begins an asynchronous collective."""
+  return any("AsyncCollectiveStart" in i.attributes for i in module.computations[fusion.called].values())
+
+
+def _started(module: Module) -> set[str | None]:
+  """Channels of the asynchronous collectives that some computation begins with a fusion."""
+  fusions = (i for scope in module.computations.values() for i in scope.values() if i.opcode == "fusion")
+  begun = (module.computations[fusion.called].values() for fusion in fusions if _starts(module, fusion))
+  return {_channel(inner) for scope in begun for inner in scope if inner.opcode in _OPCODES}
+
+
+def _found(
+  module: Module, names: Names, begun: set[str | None], computation: str, devices_per_slice: int
+) -> Iterator[_Found]:
   chains: dict[tuple, _Found] = {}
   starts: Counter = Counter()
   scope = module.computations[computation]
@@ -112,13 +131,14 @@ def _found(module: Module, names: Names, computation: str, devices_per_slice: in
         if chain is None:
           yield found
           continue
-        key = chain[1], found.kind, re.search(r"channel_id=(\d+)|$", inner.attributes)[1]
-        started = any("AsyncCollectiveStart" in i.attributes for i in module.computations[instruction.called].values())
+        key = chain[1], found.kind, _channel(inner)
+        started = _starts(module, instruction)
         starts[key] += started
         if started or key not in chains:
           chains[key] = found
   for key, found in chains.items():
-    for _ in range(max(1, starts[key])):
+    # A chain may go on in a loop that comes after its start, which is where it is counted.
+    for _ in range(starts[key] or key[2] not in begun):
       yield found
 
 
