@@ -41,7 +41,7 @@ def only(text: str, **options):
 @pytest.mark.parametrize("suffix", ["", "-start"])
 def test_bytes_of_each_kind(kind, extra, sent, suffix):
   text = _HEAD + entry(
-    '%x = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(0), metadata={op_name="state.params[\\\'anchor\\\'][\\\'embed\\\']"}',
+    "%x = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(0), metadata={op_name=\"state.params[\\'anchor\\'][\\'embed\\']\"}",
     f"%c = (bf16[64,128]{{1,0}}, bf16[64,128]{{1,0}}) {kind}{suffix}(%x), channel_id=1, {extra}",
     "ROOT %done = bf16[64,128]{1,0} copy(%c)",
   )
@@ -115,7 +115,9 @@ def test_not_a_module():
 
 def chain(role: str, name: str, operand: str) -> str:
   """A fusion of the TPU compiler that carries an asynchronous gather on: all of them quote it."""
-  custom = f'%call = bf16[64,8] custom-call(%g), custom_call_target="{role}"' if role else "%call = bf16[64,8] negate(%g)"
+  custom = (
+    f'%call = bf16[64,8] custom-call(%g), custom_call_target="{role}"' if role else "%call = bf16[64,8] negate(%g)"
+  )
   return (
     f"%fused_{name} (p0: bf16[8,8]) -> bf16[64,8] {{\n"
     "  %p0 = bf16[8,8]{1,0} parameter(0)\n"
@@ -129,12 +131,39 @@ def test_chain_of_asynchronous_fusions_is_one_collective():
   roles = {"start": "AsyncCollectiveStart", "middle": "", "done": "AsyncCollectiveDone"}
   text = _HEAD + "".join(chain(role, name, "p0") for name, role in roles.items())
   text += entry(
-    '%w = bf16[8,8]{1,0} parameter(0), metadata={op_name="state.params[\\\'layers\\\'][\\\'w1\\\'][\\\'kernel\\\']"}',
+    "%w = bf16[8,8]{1,0} parameter(0), metadata={op_name=\"state.params[\\'layers\\'][\\'w1\\'][\\'kernel\\']\"}",
     *(f"%{name} = bf16[64,8]{{1,0}} fusion(%w), kind=kCustom, calls=%fused_{name}" for name in roles),
     "ROOT %r = bf16[64,8]{1,0} copy(%done)",
   )
   found = only(text)
   assert (found.kind, found.tensor, found.count, found.bytes) == ("all-gather", "layers/w1", 1, 8 * 8 * 2 * 7)
+
+
+@pytest.mark.parametrize("started_outside, count", [(True, 1), (False, 5)])
+def test_asynchronous_collective_that_goes_on_in_a_loop_counts_where_it_starts(started_outside, count):
+  """The compiler hides a gather behind a loop by moving a part of it in each of five iterations."""
+  text = _HEAD + chain("AsyncCollectiveStart", "start", "p0") + chain("", "middle", "p0")
+  text += (
+    "%body (p: (s32[], bf16[8,8])) -> (s32[], bf16[8,8]) {\n"
+    "  %p = (s32[], bf16[8,8]{1,0}) parameter(0)\n  %i = s32[] get-tuple-element(%p), index=0\n"
+    '  %w = bf16[8,8]{1,0} get-tuple-element(%p), index=1, metadata={op_name="layers/w1"}\n'
+    "  %g = bf16[64,8]{1,0} fusion(%w), kind=kCustom, calls=%fused_middle\n"
+    "  ROOT %t = (s32[], bf16[8,8]{1,0}) tuple(%i, %w)\n}\n\n"
+    "%condition (p: (s32[], bf16[8,8])) -> pred[] {\n  %p = (s32[], bf16[8,8]{1,0}) parameter(0)\n"
+    "  ROOT %c = pred[] constant(true)\n}\n\n"
+  )
+  start = "%s = bf16[64,8]{1,0} fusion(%w), kind=kCustom, calls=%fused_start"
+  text += entry(
+    "%w = bf16[8,8]{1,0} parameter(0), metadata={op_name=\"state.params[\\'w1\\']\"}",
+    start if started_outside else "%s = bf16[8,8]{1,0} copy(%w)",
+    "%zero = s32[] constant(0)",
+    "%init = (s32[], bf16[8,8]{1,0}) tuple(%zero, %w)",
+    "ROOT %l = (s32[], bf16[8,8]{1,0}) while(%init), condition=%condition, body=%body,"
+    ' backend_config={"known_trip_count":{"n":"5"}}',
+  )
+  if not started_outside:
+    text = text.replace("AsyncCollectiveStart", "Other")
+  assert sum(found.count for found in collectives(text)) == count
 
 
 def test_all_reduce_whose_fusion_keeps_a_slice_is_a_reduce_scatter():
@@ -193,7 +222,7 @@ def test_transfers_between_slices(transfer, target, kind, sent):
     "%x = f32[1024]{0} parameter(0)",
     '%g = f32[1024]{0} negate(%x), metadata={op_name="jit(step)/push/shard_map/level_3/mul"}',
     "%t = token[] after-all()",
-    '%s = (f32[1024]{0}, u32[], token[]) send(%g, %t), channel_id=2, is_host_transfer=true, frontend_attributes={'
+    "%s = (f32[1024]{0}, u32[], token[]) send(%g, %t), channel_id=2, is_host_transfer=true, frontend_attributes={"
     f'_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target={target},'
     f'_xla_megascale_transfer_type="{transfer}"}}',
     "ROOT %done = token[] send-done(%s)",
