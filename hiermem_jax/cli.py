@@ -14,7 +14,11 @@ _GIN_BINDINGS = flags.DEFINE_multi_string("gin_bindings", [], "One binding, e.g.
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Directory of the run; relative paths in the configuration start here.")
 _VALIDATE_ONLY = flags.DEFINE_bool("validate_only", False, "Check the configuration, print it in full, and stop.")
 _SKIP_BAD_RECORDS = flags.DEFINE_bool(
-  "skip_bad_records", False, "Count and report malformed records instead of stopping at the first."
+  "skip_bad_records", False, "Count and report malformed records, however many there are (cluster, prepare)."
+)
+_RUNNER = flags.DEFINE_string("runner", None, "Beam runner, e.g. DataflowRunner (cluster, prepare).")
+_PIPELINE_OPTIONS = flags.DEFINE_multi_string(
+  "pipeline_option", [], "An option of Beam's, e.g. --pipeline_option=--region=europe-west4; may be repeated."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of text (describe, compile_pod).")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, e.g. v5e:16x16 (compile_pod, describe).")
@@ -28,7 +32,7 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of --dis
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of --num_processes this is, from 0.", lower_bound=0)
 _PROCESS_FLAGS = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
 _FLAGS = (_GIN_FILE, _GIN_BINDINGS, _RUN_DIR, _VALIDATE_ONLY, _SKIP_BAD_RECORDS, _JSON, _TOPOLOGY, _NUM_SLICES)
-_FLAGS += (_DISTRIBUTED, *_PROCESS_FLAGS)
+_FLAGS += (_RUNNER, _PIPELINE_OPTIONS, _DISTRIBUTED, *_PROCESS_FLAGS)
 
 
 def main(verb: str) -> None:
@@ -68,6 +72,18 @@ def _check_process_flags(verb: str) -> None:
     raise InputError(f"--distributed: {verb} runs in one process; leave the flag out")
 
 
+def _how_to_run() -> list[str]:
+  """Bindings of flags that are not saved with the configuration: a run that stopped may go on with others."""
+  bindings = []
+  if _SKIP_BAD_RECORDS.value:
+    bindings += ["cluster.max_bad_share = 1.0", "prepare.max_bad_share = 1.0"]
+  if _RUNNER.value is not None:
+    bindings.append(f"BeamConfig.runner = {_RUNNER.value!r}")
+  if _PIPELINE_OPTIONS.value:
+    bindings.append(f"BeamConfig.options = {tuple(_PIPELINE_OPTIONS.value)!r}")
+  return bindings
+
+
 def _run(verb: str, argv: list[str]) -> None:
   from hiermem_jax.parallel import distributed  # here, so that --help is quick
 
@@ -92,8 +108,8 @@ def _run(verb: str, argv: list[str]) -> None:
       distributed.initialize(*(flag.value for flag in _PROCESS_FLAGS))
     path = os.path.join(run_dir, "config.gin" if verb in ("train", "quickstart") else f"{verb}.config.gin")
     configuration.save(path, text)
-    if _SKIP_BAD_RECORDS.value:  # not part of what is saved: a run that a bad record stopped can go on with the flag
-      configuration.load(_GIN_FILE.value, [*_GIN_BINDINGS.value, "JsonlSource.skip_bad_records = True"])
+    if how := _how_to_run():
+      configuration.load(_GIN_FILE.value, [*_GIN_BINDINGS.value, *how])
     try:
       configuration.call(verb, run_dir=run_dir)
     except InputError:

@@ -26,7 +26,11 @@ from hiermem_jax.errors import InputError
 _ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
 _NUMBERS = BeartypeConf(is_pep484_tower=True)  # an int is welcome where a float is expected
 # Defaults that gin constructs, so that what is bound to them counts.
-_DEFAULTS = "cluster.encoder = @LsaEncoder()"
+_DEFAULTS = """
+cluster.encoder = @LsaEncoder()
+cluster.beam = @BeamConfig()
+prepare.beam = @BeamConfig()
+"""
 _rehearsing = False
 
 
@@ -64,16 +68,17 @@ def _check_type(name: str, value: object, hint: object) -> None:
 def register() -> None:
   """Makes the verbs and the constructors they take known to gin, by their own names, and `include` find the parts."""
   from hiermem_jax import cluster, compile_pod, describe, evaluate, prepare, quickstart, train
+  from hiermem_jax.data.runner import BeamConfig
   from hiermem_jax.data.sources import JsonlSource, TfdsSource, WorldSource
   from hiermem_jax.data.world import WorldConfig
   from hiermem_jax.models.config import AnchorConfig, MemoryConfig
   from hiermem_jax.parallel import MeshConfig
-  from hiermem_jax.retrieval.encoder import LsaEncoder
+  from hiermem_jax.retrieval.encoders import LsaEncoder
   from hiermem_jax.training.optimizer import OptimizerConfig
 
   gin.add_config_file_search_path(_ROOT)
   constructors = (AnchorConfig, MemoryConfig, MeshConfig, OptimizerConfig, LsaEncoder, WorldConfig)
-  constructors += (JsonlSource, TfdsSource, WorldSource)
+  constructors += (BeamConfig, JsonlSource, TfdsSource, WorldSource)
   for constructor in constructors:
     name = constructor.__name__
     gin.external_configurable(_checked(constructor, name), name, module="hiermem_jax")

@@ -54,7 +54,7 @@ def evaluate(
   from hiermem_jax.data.tokenizer import load_tokenizer
   from hiermem_jax.evaluation import MODES, Scorer, held_out_loss, probe_accuracy, report
   from hiermem_jax.parallel import distributed, make_mesh
-  from hiermem_jax.retrieval.corpus import load_retriever
+  from hiermem_jax.retrieval.retriever import load_retriever
   from hiermem_jax.training.checkpoint import load_model
 
   if unknown := set(modes) - set(MODES):

@@ -11,7 +11,7 @@ import pytest
 from absl.testing import flagsaver
 
 from hiermem_jax import cli, configuration
-from hiermem_jax.retrieval.corpus import load_retriever
+from hiermem_jax.retrieval.retriever import load_retriever
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 

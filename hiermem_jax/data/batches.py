@@ -19,7 +19,7 @@ same.
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -109,18 +109,27 @@ class Batches:
 
   def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Yields `at(start_step)`, `at(start_step + 1)`, ... for ever; one thread reads a batch ahead."""
-    with ThreadPoolExecutor(max_workers=1) as reader:
-      pending = reader.submit(self.at, start_step)
-      for step in itertools.count(start_step + 1):
-        batch = pending.result()
-        pending = reader.submit(self.at, step)
-        yield batch
+    return read_ahead(self.at, start_step)
 
   def _permutation(self, epoch: int) -> np.ndarray:
-    count = len(self.dataset)
-    order = np.arange(count, dtype=np.int32 if count < 2**31 else np.int64)
-    np.random.default_rng([self.seed, epoch]).shuffle(order)
-    return order
+    return epoch_order(len(self.dataset), (self.seed, epoch))
+
+
+def epoch_order(count: int, seed: tuple[int, ...]) -> np.ndarray:
+  """The order in which an epoch visits `count` sequences: int32 or int64 [count]."""
+  order = np.arange(count, dtype=np.int32 if count < 2**31 else np.int64)
+  np.random.default_rng(seed).shuffle(order)
+  return order
+
+
+def read_ahead(at: Callable[[int], dict[str, np.ndarray]], start_step: int) -> Iterator[dict[str, np.ndarray]]:
+  """Yields `at(start_step)`, `at(start_step + 1)`, ... for ever; one thread reads a batch ahead."""
+  with ThreadPoolExecutor(max_workers=1) as reader:
+    pending = reader.submit(at, start_step)
+    for step in itertools.count(start_step + 1):
+      batch = pending.result()
+      pending = reader.submit(at, step)
+      yield batch
 
 
 def in_order(dataset: PackedDataset, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

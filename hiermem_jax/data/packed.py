@@ -1,20 +1,17 @@
 """The packed dataset on disk: ArrayRecord shards of fixed-length records, and a manifest.
 
-  manifest.json               a `Manifest`; written last
-  shard-00000.array_record    sequences 0, n, 2n, ... of n shards; sequence i is record i // n of shard i % n
+  manifest.json               a `Manifest`; written last: a directory without it is unfinished
+  shard-00000.array_record    the first sequences; shards may differ in size
 
-A record is little-endian int32 [1 + 2 * S]: the leaf, S target tokens, S segment ids (0 is padding). The
-paper, too, puts the leaf first and splits it off in the trainer (section A.2); it may exceed the vocabulary.
-A directory appears under its name only when it is complete.
+A record is little-endian: the leaf, int32, then S target tokens and S segment ids (0 is padding) of the manifest's dtype.
+The paper, too, puts the leaf first and splits it off in the trainer (section A.2); it may exceed the vocabulary.
 """
 
-import collections
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-import shutil
 import threading
 import uuid
 from collections.abc import Iterable, Sequence
@@ -24,7 +21,7 @@ import numpy as np
 
 from hiermem_jax.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 
 # One record per chunk, lightly compressed, no readahead: a record is read without its neighbours.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
@@ -45,27 +42,33 @@ class Shard:
 class Manifest:
   """What a packed dataset holds and what it was made of.
 
-  The last four fields are counted by `write_packed`.
-
   Attributes:
     length: S, positions of a sequence.
+    dtype: of the tokens and segment ids in a record, "uint16" or "int32".
     vocab_size: of the tokenizer.
     eot_id: the token that ends a document.
     bos_id: the input at the beginning of a document.
-    num_leaves: of the cluster tree; leaves are 0 .. num_leaves - 1.
+    num_leaves: of the cluster tree; leaves are 0 .. num_leaves - 1. 0 without a tree: every leaf is -1, no memory.
     tokenizer_fingerprint: see `tokenizer.Tokenizer`.
-    tree_fingerprint: see `retrieval.tree.ClusterTree`.
+    tree_fingerprint: see `retrieval.tree.ClusterTree`; "" without a tree.
     num_documents: documents with at least one token.
     num_windows: windows of these documents.
     num_characters: characters of these documents.
     inputs: what the dataset is a function of, as it was asked for: two datasets with equal inputs are equal.
+    input_tokens: tokens of the windows, end-of-text tokens included.
+    dropped_tokens: tokens of these that are not in the dataset, by reason.
+    bad_records: kind -> {"count": malformed records that were passed over, "places": the first of them}.
     num_sequences: records.
-    num_tokens: positions that are not padding, end-of-text tokens included.
+    num_tokens: positions that are not padding, end-of-text tokens included; input_tokens less all dropped_tokens.
     sequences_per_leaf: number of sequences of each leaf that has any.
     shards: the files.
+
+  Raises:
+    ValueError: tokens do not add up, or records.
   """
 
   length: int
+  dtype: str
   vocab_size: int
   eot_id: int
   bos_id: int
@@ -76,10 +79,20 @@ class Manifest:
   num_windows: int
   num_characters: int
   inputs: dict[str, Any]
-  num_sequences: int = 0
-  num_tokens: int = 0
-  sequences_per_leaf: dict[int, int] = dataclasses.field(default_factory=dict)
-  shards: tuple[Shard, ...] = ()
+  input_tokens: int
+  dropped_tokens: dict[str, int]
+  bad_records: dict[str, dict[str, Any]]
+  num_sequences: int
+  num_tokens: int
+  sequences_per_leaf: dict[int, int]
+  shards: tuple[Shard, ...]
+
+  def __post_init__(self):
+    if self.input_tokens != self.num_tokens + sum(self.dropped_tokens.values()):
+      raise ValueError(f"{self.input_tokens} tokens in, {self.num_tokens} out, dropped {self.dropped_tokens}")
+    records = sum(shard.records for shard in self.shards)
+    if not self.num_sequences == records == sum(self.sequences_per_leaf.values()):
+      raise ValueError(f"{self.num_sequences} sequences, {records} records, leaves {self.sequences_per_leaf}")
 
   def to_json(self) -> str:
     """One line per field, so that the per-leaf counts do not fill the screen."""
@@ -97,74 +110,58 @@ class Manifest:
     return cls(**fields)
 
 
-def write_packed(
-  directory: str,
-  sequences: Iterable[tuple[int, np.ndarray, np.ndarray]],
-  manifest: Manifest,
-  *,
-  num_shards: int = 8,
-) -> "PackedDataset":
-  """Writes a packed dataset and opens it.
+def encode_record(leaf: int, targets: np.ndarray, segments: np.ndarray, dtype: str) -> bytes:
+  """The record of one sequence: targets and segments are integer [S]."""
+  body = np.concatenate([targets, segments]).astype(np.dtype(dtype).newbyteorder("<"))
+  return int(leaf).to_bytes(4, "little", signed=True) + body.tobytes()
 
-  Args:
-    directory: a path that does not exist or is an empty directory.
-    sequences: leaf, targets [S] and segments [S] of each sequence, in the order of their numbers.
-    manifest: its counted fields are filled in.
-    num_shards: files to write, or one per sequence where there are fewer.
+
+def decode_records(records: Sequence[bytes], length: int, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Leaf [n], targets [n, S] and segments [n, S] of records, all int32.
 
   Raises:
-    InputError: the directory is not empty, or there are no sequences.
+    ValueError: a record has another size.
   """
+  width = 2 * length
+  leaves, rows = np.empty(len(records), np.int32), np.empty((len(records), width), np.int32)
+  for i, record in enumerate(records):
+    leaves[i] = int.from_bytes(record[:4], "little", signed=True)
+    body = np.frombuffer(record, np.dtype(dtype).newbyteorder("<"), offset=4)
+    if len(body) != width:
+      raise ValueError(f"a record of {len(body)} numbers for length {length}")
+    rows[i] = body
+  return leaves, rows[:, :length], rows[:, length:]
+
+
+def write_shard(path: str, records: Iterable[bytes]) -> Shard:
+  """Writes one shard, which appears under its name when it is complete."""
   from array_record.python import array_record_module
 
-  target = pathlib.Path(directory)
-  if target.exists() and (not target.is_dir() or any(target.iterdir())):
-    raise InputError(f"{target} is not empty: give a new directory, or delete this one")
-  partial = pathlib.Path(f"{os.path.abspath(directory)}.partial-{uuid.uuid4().hex[:8]}")
-  partial.mkdir(parents=True)
+  target = pathlib.Path(path)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
   try:
-    writers = []
-    per_leaf = collections.Counter()
-    count = tokens = 0
-    for leaf, targets, segments in sequences:
-      if targets.shape != (manifest.length,) or segments.shape != (manifest.length,):
-        raise ValueError(f"sequence {count}: {targets.shape}, {segments.shape} for length {manifest.length}")
-      if not 0 <= leaf < manifest.num_leaves:
-        raise ValueError(f"sequence {count}: leaf {leaf} is not one of {manifest.num_leaves} leaves")
-      if len(writers) < num_shards:
-        path = partial / f"shard-{len(writers):05d}.array_record"
-        writers.append(array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS))
-      record = np.concatenate([[leaf], targets, segments]).astype("<i4")
-      writers[count % num_shards].write(record.tobytes())
-      per_leaf[int(leaf)] += 1
-      tokens += int(np.count_nonzero(segments))
-      count += 1
-    if not count:
-      raise InputError(f"no sequences to write to {target}: check that the source has documents")
-    for writer in writers:
-      writer.close()
-    manifest = dataclasses.replace(
-      manifest,
-      num_sequences=count,
-      num_tokens=tokens,
-      sequences_per_leaf=dict(sorted(per_leaf.items())),
-      shards=tuple(_describe(path) for path in sorted(partial.iterdir())),
-    )
-    (partial / "manifest.json").write_text(manifest.to_json())
-    try:
-      os.rename(partial, target)
-    except OSError as error:
-      raise InputError(f"{target} was written by another process meanwhile: use it or delete it") from error
+    writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+    count = 0
+    for count, record in enumerate(records, start=1):
+      writer.write(record)
+    writer.close()
+    shard = Shard(name=target.name, records=count, bytes=temporary.stat().st_size, sha256=_sha256(temporary))
+    os.replace(temporary, target)
   finally:
-    shutil.rmtree(partial, ignore_errors=True)
-  return PackedDataset(directory)
+    temporary.unlink(missing_ok=True)
+  return shard
 
 
-def _describe(path: pathlib.Path) -> Shard:
-  reader = _open(path)
-  records = reader.num_records()
-  reader.close()
-  return Shard(name=path.name, records=records, bytes=path.stat().st_size, sha256=_sha256(path))
+def write_manifest(directory: str, manifest: Manifest) -> None:
+  """Writes the manifest, which makes the shards in the directory a dataset."""
+  target = pathlib.Path(directory) / "manifest.json"
+  temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+  try:
+    temporary.write_text(manifest.to_json())
+    os.replace(temporary, target)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 class PackedDataset:
@@ -186,6 +183,8 @@ class PackedDataset:
     """
     self.directory = str(directory)
     path = pathlib.Path(directory) / "manifest.json"
+    if path.parent.is_dir() and not path.exists():
+      raise InputError(f"{path.parent}: no packed dataset, or an unfinished one; run prepare (again)")
     try:
       self.manifest = Manifest.from_json(path.read_text())
     except OSError as error:
@@ -195,10 +194,9 @@ class PackedDataset:
       raise InputError(f"{path} is not a format {FORMAT} manifest: {_remedy(directory)}") from error
     self._lock = threading.Lock()
     self._readers = {}
+    self._stops = np.cumsum([shard.records for shard in self.manifest.shards])
     for shard in self.manifest.shards:
       self._check_size(shard)
-    if sum(shard.records for shard in self.manifest.shards) != len(self):
-      raise InputError(f"{path}: the records of its shards are not {len(self)}: {_remedy(directory)}")
 
   def __len__(self) -> int:
     return self.manifest.num_sequences
@@ -219,17 +217,17 @@ class PackedDataset:
     indices = np.asarray(indices, np.int64)
     if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
       raise IndexError(f"sequences {indices.min()} .. {indices.max()} of a dataset of {len(self)}")
-    width = 1 + 2 * self.manifest.length
-    rows = np.empty((len(indices), width), np.int32)
-    shards, records = indices % len(self.manifest.shards), indices // len(self.manifest.shards)
-    for shard in np.unique(shards):
+    records: list[bytes] = [b""] * len(indices)
+    shards = np.searchsorted(self._stops, indices, side="right")
+    for shard in np.unique(shards).tolist():
       chosen = np.flatnonzero(shards == shard)
-      for row, content in zip(chosen, self._records(int(shard), records[chosen].tolist()), strict=True):
-        if len(content) != 4 * width:
-          raise InputError(f"{self._path(int(shard))}: a record of another length; {_remedy(self.directory)}")
-        rows[row] = np.frombuffer(content, "<i4")
-    leaf, targets, segments = np.split(rows, [1, 1 + self.manifest.length], axis=1)
-    return leaf[:, 0], targets, segments
+      within = indices[chosen] - (self._stops[shard] - self.manifest.shards[shard].records)
+      for row, record in zip(chosen, self._records(shard, within.tolist()), strict=True):
+        records[row] = record
+    try:
+      return decode_records(records, self.manifest.length, self.manifest.dtype)
+    except ValueError as error:
+      raise InputError(f"{self.directory}: {error}; {_remedy(self.directory)}") from error
 
   def verify(self) -> None:
     """Reads every file and compares its checksum with the manifest's.

@@ -14,6 +14,9 @@ elsewhere (so it gets no end-of-text token):
              [10, 11, 2, 0, 0, 0]]                        [1, 2, 2, 0, 0, 0]]
 
 Segment ids count 1, 2, ... within a sequence; 0 is padding, with target 0.
+
+A leaf's last, incomplete sequence, its tail, may stay as it is, be left out, or be packed once more together with the tails
+of its siblings in the tree (`pack_tails`).
 """
 
 from collections.abc import Sequence
@@ -57,3 +60,34 @@ def pack(
 def num_sequences(num_tokens: int, length: int) -> int:
   """Sequences that `pack` makes of one leaf's `num_tokens` tokens, end-of-text tokens included."""
   return -(-num_tokens // length)
+
+
+def pack_tails(
+  tails: Sequence[tuple[int, np.ndarray, np.ndarray]], *, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Packs the tails of sibling leaves together, in the given order, as `pack` does windows.
+
+  Args:
+    tails: of each leaf its number, and targets and segments [n], n < length, without padding.
+    length: S, tokens per sequence.
+
+  Returns:
+    leaves int32 [m], targets and segments int32 [m, S]. A sequence has the leaf that most of its tokens are of (the
+    smallest number on a tie); the last one may be padded. Segments stay apart, whatever leaf they are of.
+  """
+  count = num_sequences(sum(len(targets) for _, targets, _ in tails), length)
+  joined, owners, leaf_of = (np.zeros(count * length, np.int32) for _ in range(3))
+  start = segment = 0
+  for leaf, targets, segments in tails:
+    part = slice(start, start + len(targets))
+    joined[part], owners[part], leaf_of[part] = targets, segments + segment, leaf
+    start, segment = part.stop, segment + int(segments.max())
+  owners, leaf_of = owners.reshape(count, length), leaf_of.reshape(count, length)
+  leaves = [_most_frequent(row[owner > 0]) for row, owner in zip(leaf_of, owners)]
+  segments = np.where(owners > 0, owners - owners[:, :1] + 1, 0)
+  return np.array(leaves, np.int32), joined.reshape(count, length), segments.astype(np.int32)
+
+
+def _most_frequent(values: np.ndarray) -> int:
+  unique, counts = np.unique(values, return_counts=True)
+  return int(unique[np.argmax(counts)])

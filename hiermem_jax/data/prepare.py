@@ -1,255 +1,234 @@
 """Source to packed dataset: window, route, tokenize, group by leaf, pack, shuffle, write (paper, A.2).
 
-One process, one pass over the source. Memory: the corpus's tokens twice over, as the windows and as the
-packed sequences with their segment ids: 6 bytes a token for vocabularies up to 65,536, else 10.
+Two Beam pipelines (route_corpus.py, pack_corpus.py) that leave finished work under `DIRECTORY/work/`. A directory without
+a manifest is unfinished; the same call again does what is missing, and the result is the same, byte for byte, whatever
+the number of workers and however often it was interrupted.
 """
 
+import collections
 import dataclasses
-import itertools
-import pathlib
-import re
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
 
-from hiermem_jax.data.packed import Manifest, PackedDataset, write_packed
-from hiermem_jax.data.packing import num_sequences, pack
+from hiermem_jax.data import files
+from hiermem_jax.data.cluster_corpus import embedding_inputs
+from hiermem_jax.data.decomposition import DecomposedDataset, is_decomposed, write_decomposition
+from hiermem_jax.data.pack_corpus import PIECE_TOKENS, PackJob, pack_corpus
+from hiermem_jax.data.packed import Manifest, PackedDataset, Shard, write_manifest
+from hiermem_jax.data.reading import Counts
+from hiermem_jax.data.route_corpus import RoutePart, Router, token_dtype
+from hiermem_jax.data.runner import BeamConfig
+from hiermem_jax.data.sources import Source
+from hiermem_jax.data.steps import claim, describe, require_same_inputs, run_over
 from hiermem_jax.data.tokenizer import Tokenizer
-from hiermem_jax.data.windows import windows_of
 from hiermem_jax.errors import InputError
-from hiermem_jax.retrieval.corpus import Retriever
+from hiermem_jax.retrieval.retriever import load_retriever
 
-_BATCH = 512  # documents tokenized and routed at once
-
-
-@runtime_checkable
-class RecordSource(Protocol):
-  """Anything with records; its `repr` must say what it reads, for the manifest."""
-
-  def records(self) -> Iterator[dict[str, Any]]:
-    """Yields documents: dicts with the field `text`."""
+TAILS = ("pad", "drop", "mix")
 
 
 def prepare(
   *,
-  source: RecordSource,
+  source: Source,
   tokenizer: Tokenizer,
-  retriever: Retriever,
+  tree: str | None,
   directory: str,
   length: int = 2048,
+  buckets: tuple[int, ...] = (),
   window_tokens: int = 2048,
-  seed: int = 0,
+  tails: str = "pad",
   num_shards: int = 8,
+  seed: int = 0,
   shuffle_leaves: bool = False,
-) -> PackedDataset:
+  max_bad_share: float = 0.001,
+  runner: BeamConfig = BeamConfig(),  # noqa: B008 (frozen)
+) -> PackedDataset | DecomposedDataset:
   """Writes the packed dataset of a source, or opens it if `directory` already holds it.
 
   Args:
     source: documents.
     tokenizer: of the language model.
-    retriever: gives each window's leaf.
-    directory: where to write; new, empty, or holding the result of the same inputs.
+    tree: directory of the cluster tree and its encoder, which give each window its leaf; None packs all documents
+      together, for training an anchor alone.
+    directory: where to write; new, empty, or holding the result of the same inputs, finished or not.
     length: positions of a sequence.
+    buckets: for dataset decomposition (see decomposition.py): lengths of the sequences, instead of `length`. Documents
+      are not cut into windows, and there is no tree.
     window_tokens: greatest size of a window.
+    tails: what becomes of a leaf's last, incomplete sequence: "pad", "drop", or "mix" with its siblings' tails.
+    num_shards: files to write, of each bucket; fewer where there are few sequences.
     seed: of the order of a leaf's windows and of the sequences.
-    num_shards: files to write.
-    shuffle_leaves: for the trap control only. The leaves are dealt out to the windows at random: leaf sizes
-      stay, but a leaf no longer says anything about its text. What fetched memories still gain on such a
-      dataset does not come from retrieval.
+    shuffle_leaves: for the trap control only. Windows are dealt leaves at random, as often as leaves have windows:
+      a leaf no longer says anything about its text. What fetched memories still gain on such a dataset does not come
+      from retrieval.
+    max_bad_share: share of malformed records above which the run fails.
+    runner: where the pipelines run.
 
   Raises:
-    InputError: no documents, a bad record, or a directory that holds something else.
+    InputError: a setting out of range, too many bad records, no documents, or a directory that holds something else.
   """
-  if length < 1 or num_shards < 1:
-    raise InputError(f"length {length} and num_shards {num_shards} must be at least 1: correct the binding")
+  _check_settings(length, buckets, num_shards, tails, tree)
+  retriever = None if tree is None else load_retriever(tree)
   inputs = {
-    "source": _describe(source),
+    "source": describe(source),
     "tokenizer": tokenizer.fingerprint,
-    "tree": retriever.tree.fingerprint,
+    "tree": "" if retriever is None else retriever.tree.fingerprint,
     "length": length,
+    "buckets": list(buckets),
     "window_tokens": window_tokens,
-    "seed": seed,
+    "tails": tails,
     "num_shards": num_shards,
+    "seed": seed,
     "shuffle_leaves": shuffle_leaves,
   }
-  if (pathlib.Path(directory) / "manifest.json").exists():
-    return _reuse(directory, inputs)
-  corpus = _read(source, tokenizer, retriever, window_tokens)
-  rng = np.random.default_rng(seed)
-  if shuffle_leaves:
-    corpus = dataclasses.replace(corpus, leaves=rng.permutation(corpus.leaves))
-  leaves, targets, segments = _pack_all(corpus, rng, length=length, eot_id=tokenizer.eot_id)
-  order = rng.permutation(len(leaves))
-  logging.info("writing %d sequences to %s", len(leaves), directory)
-  dataset = write_packed(
-    directory,
-    ((int(leaves[i]), targets[i], segments[i]) for i in order),
-    Manifest(
-      length=length,
-      vocab_size=tokenizer.vocab_size,
-      eot_id=tokenizer.eot_id,
-      bos_id=tokenizer.bos_id,
-      num_leaves=retriever.tree.num_leaves,
-      tokenizer_fingerprint=tokenizer.fingerprint,
-      tree_fingerprint=retriever.tree.fingerprint,
-      num_documents=corpus.num_documents,
-      num_windows=len(corpus.leaves),
-      num_characters=corpus.num_characters,
-      inputs=inputs,
-    ),
+  if (dataset := _finished(directory, inputs)) is not None:
+    return dataset
+  work = os.path.join(directory, "work")
+  _check_unfinished(directory)
+  parts = list(enumerate(source.parts()))
+  router = None
+  if retriever is not None:
+    router = Router(tree, embedding_inputs(source, tokenizer, retriever.encoder.fingerprint, window_tokens))
+  claim(work, inputs | {"parts": [part for _, part in parts]})
+  task = RoutePart(source, tokenizer.path, router, work, 2**30 if buckets else window_tokens)
+  missing = [part for part in parts if not files.Path(task.summary(part[0])).exists()]
+  logging.info("%s: reading %d of %d parts of the corpus", directory, len(missing), len(parts))
+  if missing:
+    run_over(missing, task, runner)
+  read = [files.read_json(task.summary(number)) for number, _ in parts]
+  counts = Counts.total(part["counts"] for part in read)
+  counts.check(source, max_bad_share)
+  logging.info("%s: %d documents, %d windows, %d tokens", directory, counts.documents, counts.windows, counts.tokens)
+
+  per_leaf = _sum_leaves(read)
+  job = PackJob(
+    work=work,
+    directories={n: os.path.join(directory, str(n)) for n in buckets} or {length: directory},
+    eot_id=tokenizer.eot_id,
+    dtype=np.dtype(token_dtype(max(tokenizer.vocab_size, max(buckets, default=length) + 1))).name,
+    tails=tails,
+    branching=1 if retriever is None else retriever.tree.branching,
     num_shards=num_shards,
+    pieces={leaf: -(-tokens // PIECE_TOKENS) for leaf, (_, tokens) in per_leaf.items() if tokens > PIECE_TOKENS},
+    dealt=_deal(per_leaf) if shuffle_leaves else None,
+    seed=seed,
   )
-  manifest = dataset.manifest
+  pack_corpus(job, [chunk for part in read for chunk in part["chunks"]], runner)
+  described = {
+    "dtype": job.dtype,
+    "vocab_size": tokenizer.vocab_size,
+    "eot_id": tokenizer.eot_id,
+    "bos_id": tokenizer.bos_id,
+    "num_leaves": 0 if retriever is None else retriever.tree.num_leaves,
+    "tokenizer_fingerprint": tokenizer.fingerprint,
+    "tree_fingerprint": inputs["tree"],
+    "num_documents": counts.documents,
+    "num_windows": counts.windows,
+    "num_characters": counts.characters,
+    "bad_records": counts.bad_records,
+    "inputs": inputs,
+  }
+  dropped = files.read_json(job.dropped_path)
+  held = {length: _held(job, length) for length in job.directories}
+  tokens = sum(fields["num_tokens"] for fields in held.values())
+  if counts.tokens != tokens + sum(dropped.values()):
+    raise ValueError(f"{directory}: {counts.tokens} tokens in, {tokens} out, dropped {dropped}")
+  for n, fields in held.items():
+    # Of several lengths each has its own tokens, and what was dropped is in the file that makes them one.
+    alone = {"input_tokens": fields["num_tokens"], "dropped_tokens": {}}
+    balance = alone if buckets else {"input_tokens": counts.tokens, "dropped_tokens": dropped}
+    write_manifest(job.directories[n], Manifest(length=n, **described, **fields, **balance))
+  if buckets:
+    write_decomposition(directory, buckets, counts.tokens, dropped)
+  _clean(job)
+  dataset = open_dataset(directory)
   logging.info(
-    "%s: %d sequences of %d leaves, %d tokens, %.1f%% padding",
-    directory,
-    manifest.num_sequences,
-    len(manifest.sequences_per_leaf),
-    manifest.num_tokens,
-    100 - 100 * manifest.num_tokens / (manifest.num_sequences * length),
-  )
+    "%s: %d sequences, %d tokens of %d, %.1f%% padding",
+    directory, len(dataset), tokens, counts.tokens,
+    100 - 100 * tokens / sum(n * fields["num_sequences"] for n, fields in held.items()),
+  )  # fmt: skip
   return dataset
 
 
-def sample_windows(
-  source: RecordSource, tokenizer: Tokenizer, *, window_tokens: int = 2048, max_windows: int, seed: int = 0
-) -> list[str]:
-  """Texts of a uniform sample of a source's windows, to build a cluster tree on (reservoir sampling).
-
-  Args:
-    source: documents.
-    tokenizer: as for `prepare`, so that windows are the same.
-    window_tokens: as for `prepare`.
-    max_windows: size of the sample; all windows, in order, where there are no more.
-    seed: of the sample.
+def open_dataset(directory: str) -> PackedDataset | DecomposedDataset:
+  """Opens what `prepare` wrote.
 
   Raises:
-    InputError: no documents or a bad record.
+    InputError: it is missing, unfinished or damaged.
   """
-  rng = np.random.default_rng(seed)
-  sample = []
-  documents = (d for texts in _batches(source) for d in windows_of(texts, tokenizer, window_tokens))
-  for seen, window in enumerate(itertools.chain.from_iterable(documents)):
-    if seen < max_windows:
-      sample.append(window.text)
-    elif (place := int(rng.integers(seen + 1))) < max_windows:
-      sample[place] = window.text
-  if not sample:
-    raise InputError(f"{_describe(source)} has no text: give a source with documents")
-  return sample
+  return DecomposedDataset(directory) if is_decomposed(directory) else PackedDataset(directory)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Corpus:
-  """Windows of a corpus; window i is `tokens[starts[i]:starts[i + 1]]`."""
-
-  tokens: np.ndarray  # uint16 or int32 [tokens]
-  starts: np.ndarray  # int64 [windows + 1]
-  ends: np.ndarray  # bool [windows]: last of its document
-  leaves: np.ndarray  # int32 [windows]
-  num_documents: int
-  num_characters: int
-
-
-def _read(source: RecordSource, tokenizer: Tokenizer, retriever: Retriever, window_tokens: int) -> _Corpus:
-  dtype = _token_dtype(tokenizer.vocab_size)
-  tokens, sizes, ends, leaves = [], [], [], []
-  seen = num_documents = num_characters = num_tokens = 0
-  for texts in _batches(source):
-    documents = list(windows_of(texts, tokenizer, window_tokens))
-    windows = list(itertools.chain.from_iterable(documents))
-    seen += len(texts)
-    if not windows:
-      continue
-    leaf = np.asarray(retriever.route([w.text for w in windows]))
-    if leaf.shape != (len(windows),) or leaf.min() < 0 or leaf.max() >= retriever.tree.num_leaves:
-      raise ValueError(f"route: {leaf.shape} leaves for {len(windows)} windows, or leaves outside the tree")
-    leaves.append(leaf.astype(np.int32))
-    tokens.append(np.concatenate([w.ids for w in windows]).astype(dtype))
-    sizes.extend(len(w.ids) for w in windows)
-    ends.extend(w.ends_document for w in windows)
-    num_documents += sum(bool(d) for d in documents)
-    num_characters += sum(len(text) for text, d in zip(texts, documents) if d)
-    num_tokens += len(tokens[-1])
-    logging.log_every_n_seconds(
-      logging.INFO, "read %d documents, %d windows, %d tokens", 10, seen, len(sizes), num_tokens
+def _check_settings(length: int, buckets: tuple[int, ...], num_shards: int, tails: str, tree: str | None) -> None:
+  if length < 1 or num_shards < 1:
+    raise InputError(f"length {length} and num_shards {num_shards} must be at least 1: correct the binding")
+  if tails not in TAILS:
+    raise InputError(f"tails = {tails!r}: give one of {', '.join(TAILS)}")
+  if buckets and (tree is not None or list(buckets) != [buckets[0] << i for i in range(len(buckets))]):
+    raise InputError(
+      f"buckets = {buckets}: give lengths that double, e.g. (256, 512, 1024), and tree = None, or () for one length"
     )
-  if not sizes:
-    raise InputError(f"{_describe(source)} has no text: give a source with documents")
-  logging.info("read %d documents, %d windows, %d tokens", seen, len(sizes), num_tokens)
-  return _Corpus(
-    tokens=np.concatenate(tokens),
-    starts=np.concatenate([[0], np.cumsum(sizes)]),
-    ends=np.array(ends),
-    leaves=np.concatenate(leaves),
-    num_documents=num_documents,
-    num_characters=num_characters,
-  )
+  if tails == "mix" and tree is None:
+    raise InputError("tails = 'mix': without a tree no leaf has siblings; give 'pad' or 'drop'")
 
 
-def _pack_all(
-  corpus: _Corpus, rng: np.random.Generator, *, length: int, eot_id: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Packs leaf by leaf: leaves int32 [n], targets and segments unsigned or int32 [n, length]."""
-  shuffled = rng.permutation(len(corpus.leaves))
-  by_leaf = shuffled[np.argsort(corpus.leaves[shuffled], kind="stable")]
-  borders = np.flatnonzero(np.diff(corpus.leaves[by_leaf])) + 1
-  groups = np.split(by_leaf, borders)
-  sizes = np.diff(corpus.starts) + corpus.ends
-  counts = [num_sequences(int(sizes[group].sum()), length) for group in groups]
-  stops = np.cumsum(counts)
-  targets = np.empty((stops[-1], length), corpus.tokens.dtype)
-  segments = np.empty((stops[-1], length), _token_dtype(length + 1))
-  for group, count, stop in zip(groups, counts, stops):
-    windows = [corpus.tokens[corpus.starts[i] : corpus.starts[i + 1]] for i in group]
-    rows = slice(stop - count, stop)
-    targets[rows], segments[rows] = pack(windows, corpus.ends[group], length=length, eot_id=eot_id)
-  leaves = np.repeat([corpus.leaves[group[0]] for group in groups], counts)
-  return leaves, targets, segments
-
-
-def _reuse(directory: str, inputs: dict[str, Any]) -> PackedDataset:
-  dataset = PackedDataset(directory)
-  held = dataset.manifest.inputs
-  for name in sorted(held.keys() | inputs.keys()):
-    if held.get(name) != inputs.get(name):
-      raise InputError(
-        f"{directory} holds a packed dataset of {name} {held.get(name)!r}, asked for is {inputs.get(name)!r}:"
-        " give another directory or delete this one"
-      )
+def _finished(directory: str, inputs: dict[str, Any]) -> PackedDataset | DecomposedDataset | None:
+  """The dataset that the directory holds, checked by checksum; None where it holds none."""
+  if not is_decomposed(directory) and not (files.Path(directory) / "manifest.json").exists():
+    return None
+  dataset = open_dataset(directory)
+  require_same_inputs(directory, dataset.manifest.inputs, inputs)
+  dataset.verify()
+  files.Path(os.path.join(directory, "work")).rmtree(missing_ok=True)
   logging.info("%s holds this packed dataset already (%d sequences): reusing it", directory, len(dataset))
   return dataset
 
 
-def _batches(source: RecordSource) -> Iterator[Sequence[str]]:
-  """Texts of the records, in lists of at most `_BATCH`."""
-  texts = _texts(source)
-  while batch := list(itertools.islice(texts, _BATCH)):
-    yield batch
+def _check_unfinished(directory: str) -> None:
+  """Raises InputError where the directory holds anything but the beginnings of a dataset."""
+  folder = files.Path(directory)
+  if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "work").exists())):
+    raise InputError(f"{directory} is not empty: give a new directory, or delete this one")
 
 
-def _texts(source: RecordSource) -> Iterator[str]:
-  for number, record in enumerate(source.records()):
-    text = record.get("text")
-    if not isinstance(text, str):
-      raise InputError(f"record {number} of {_describe(source)} has no string field 'text': add it")
-    try:
-      text.encode()
-    except UnicodeEncodeError as error:
-      raise InputError(f"record {number} of {_describe(source)} has a lone surrogate: mend the text") from error
-    yield text
+def _sum_leaves(read: Sequence[dict[str, Any]]) -> dict[int, tuple[int, int]]:
+  """Windows and tokens of each leaf over all parts, in the order of the leaves."""
+  totals: dict[int, np.ndarray] = collections.defaultdict(lambda: np.zeros(2, np.int64))
+  for part in read:
+    for leaf, windows, tokens in part["leaves"]:
+      totals[leaf] += (windows, tokens)
+  return {leaf: (int(windows), int(tokens)) for leaf, (windows, tokens) in sorted(totals.items())}
 
 
-def _describe(source: RecordSource) -> str:
-  if hasattr(source, "data_dir"):  # where TFDS keeps its files; it does not change what is read
-    source = dataclasses.replace(source, data_dir=None)
-  description = repr(source)
-  if re.search(r" at 0x[0-9a-f]+>", description):
-    raise TypeError(f"{type(source).__name__} needs a __repr__ that says what it reads, for the manifest")
-  return description
+def _deal(per_leaf: dict[int, tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+  return np.array(list(per_leaf)), np.cumsum([windows for windows, _ in per_leaf.values()])
 
 
-def _token_dtype(num_values: int) -> type[np.integer]:
-  return np.uint16 if num_values <= 2**16 else np.int32
+def _clean(job: PackJob) -> None:
+  """Removes the work directory, and what writers that were killed have left beside the shards."""
+  for folder in job.directories.values():
+    for path in files.Path(folder).glob(".shard-*.tmp"):
+      path.unlink()
+  files.Path(job.work).rmtree()
+
+
+def _held(job: PackJob, length: int) -> dict[str, Any]:
+  """What the shards of one length hold, as fields of a manifest."""
+  summaries = [
+    files.read_json(path)
+    for shard in range(job.num_shards)
+    if files.Path(path := job.summary_path(length, shard)).exists()
+  ]
+  leaves = collections.Counter()
+  for summary in summaries:
+    leaves.update(dict(summary["leaves"]))
+  return {
+    "num_sequences": leaves.total(),
+    "num_tokens": sum(summary["tokens"] for summary in summaries),
+    "sequences_per_leaf": dict(sorted(leaves.items())),
+    "shards": tuple(Shard(**summary["shard"]) for summary in summaries),
+  }

@@ -14,7 +14,7 @@ import seqio
 import tensorflow as tf
 
 from hiermem_jax.data.packed import PackedDataset
-from hiermem_jax.data.prepare import RecordSource
+from hiermem_jax.data.sources import Source
 
 _READ = 64  # sequences read at once
 
@@ -130,7 +130,7 @@ def register_packed_task(name: str, directory: str) -> seqio.Task:
   )
 
 
-def register_corpus_task(name: str, source: RecordSource, tokenizer_path: str) -> seqio.Task:
+def register_corpus_task(name: str, source: Source, tokenizer_path: str) -> seqio.Task:
   """Registers a source's documents as a task with the split "train", to look at a corpus with SeqIO's tools.
 
   Features: `targets` int32, the document's ids and the end-of-text id; `targets_pretokenized`, its text.

@@ -27,6 +27,15 @@ Record = dict[str, Any]
 _PLACES_SHOWN = 5
 
 
+@dataclasses.dataclass(frozen=True)
+class BadRecord:
+  """A malformed record: what is counted, where it stands, and what exactly is wrong."""
+
+  kind: str
+  place: str
+  detail: str = ""
+
+
 class _BadRecordError(Exception):
   """A line that is no record; `kind` is what is counted, the message what is shown."""
 
@@ -108,6 +117,18 @@ class JsonlSource:
           skipped[error.kind] += 1
           if len(places) < _PLACES_SHOWN:
             places.append(f"{path}:{number}")
+
+  def parts(self) -> list[str]:
+    return self.files()
+
+  def read(self, part: str) -> Iterator[Record | BadRecord]:
+    for number, line in enumerate(_lines(part), start=1):
+      if line.isspace():
+        continue
+      try:
+        yield self._parse(line)
+      except _BadRecordError as error:
+        yield BadRecord(error.kind, f"{part}:{number}", str(error))
 
   def _parse(self, line: bytes) -> Record:
     try:

@@ -9,16 +9,13 @@ import dataclasses
 import functools
 import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.retrieval import storage
-from hiermem_jax.retrieval.kmeans import balanced_kmeans, squared_distances
+from hiermem_jax.retrieval.kmeans import balanced_kmeans, nearest
 
-_ASSIGN_CHUNK = 256  # rows per compiled call; each gathers [256, branching, E] floats per level
 _LOG_EVERY_SECONDS = 30
 
 
@@ -68,18 +65,15 @@ class ClusterTree:
     """Greedy descent: at each level the nearest child by L2, the first one on a tie.
 
     Args:
-      embeddings: float32 [n, E].
+      embeddings: float32 or float16 [n, E].
 
     Returns:
-      int32 [n], leaf numbers.
+      int32 [n], leaf numbers. An example's leaf does not depend on the examples beside it.
     """
     node = np.zeros(len(embeddings), np.int32)
-    levels = self._device_centroids
-    return _in_chunks(lambda x, node: _descend(x, node, levels, self.branching), embeddings, node)
-
-  @functools.cached_property
-  def _device_centroids(self) -> tuple[jax.Array, ...]:
-    return tuple(jnp.asarray(level) for level in self.centroids)
+    for centroids in self.centroids:
+      node = _nearest_children(embeddings, node, centroids, self.branching)
+    return node
 
   def save(self, directory: str) -> None:
     """Writes `tree.npz` and `tree.json` under `directory`; each file appears whole or not at all."""
@@ -109,6 +103,7 @@ class ClusterTree:
 
 def build_tree(
   embeddings: np.ndarray,
+  keys: np.ndarray | None = None,
   *,
   branching: int = 16,
   depth: int = 4,
@@ -118,14 +113,13 @@ def build_tree(
   encoder_fingerprint: str,
   seed: int = 0,
 ) -> ClusterTree:
-  """Grows the tree from the root to the leaves (paper, Appendix C).
+  """Grows the tree from the root to the leaves, in memory (paper, Appendix C).
 
-  Each node is split by `balanced_kmeans` on examples that fall in it, at most
-  `steps * batch_size` of them drawn at random; then all examples go to their nearest
-  child. A node's randomness comes from (seed, level, node) alone.
+  Each node is split by `split_node` on the examples that fall in it; then all examples go to their nearest child.
 
   Args:
-    embeddings: float32 [n, E], unit norm rows.
+    embeddings: float32 or float16 [n, E], unit norm rows.
+    keys: uint64 [n], see `split_node`; by default a permutation drawn from `seed`.
     branching: children per node.
     depth: levels.
     steps: see `balanced_kmeans`.
@@ -135,11 +129,12 @@ def build_tree(
     seed: of everything random.
 
   Returns:
-    The tree. A node with fewer examples than `branching` has its examples as children;
-    the missing ones repeat its first child and stay empty. Their number is logged.
+    The tree, the same for the same pairs of example and key in any order. The number of nodes with fewer examples than
+    `branching`, some of whose children stay empty, is logged.
 
   Raises:
     InputError: fewer examples than leaves, or a setting out of range.
+    ValueError: keys that `split_node` does not take.
   """
   if branching < 2 or depth < 1:
     raise InputError(
@@ -150,34 +145,29 @@ def build_tree(
       f"{len(embeddings)} documents cannot fill the {branching**depth} leaves of branching {branching},"
       f" depth {depth}: lower depth or branching, or give more documents"
     )
+  if keys is None:
+    keys = np.random.default_rng(seed).permutation(len(embeddings)).astype(np.uint64)
   node = np.zeros(len(embeddings), np.int32)
   parents = np.zeros((1, embeddings.shape[1]), np.float32)  # never read: the root is not empty
   levels = []
-  num_repeated = 0
   for level in range(1, depth + 1):
     started = time.monotonic()
-    order = np.argsort(node, kind="stable")
-    bounds = np.searchsorted(node[order], np.arange(len(parents) + 1))
-    children = []
-    for i, parent in enumerate(parents):
-      rows = order[bounds[i] : bounds[i + 1]]
-      rng = np.random.default_rng((seed, level, i))
-      if len(rows) > steps * batch_size:
-        rows = rng.choice(rows, steps * batch_size, replace=False)
-      if len(rows) < branching:
-        children.append(_few_children(embeddings[rows], parent, branching))
-        num_repeated += branching - len(rows)
-      else:
-        children.append(
-          balanced_kmeans(
-            embeddings[rows],
-            branching,
-            steps=steps,
-            batch_size=batch_size,
-            balance=balance,
-            seed=int(rng.integers(2**31)),
-          )  # fmt: skip
-        )
+    children = np.empty((len(parents), branching, embeddings.shape[1]), np.float32)
+    rows_by_node = _rows_by_node(node)
+    for i in range(len(parents)):
+      rows = rows_by_node.get(i, np.zeros(0, np.int64))
+      children[i] = split_node(
+        embeddings[rows],
+        keys[rows],
+        parent=parents[i],
+        level=level,
+        node=i,
+        branching=branching,
+        steps=steps,
+        batch_size=batch_size,
+        balance=balance,
+        seed=seed,
+      )
       logging.log_every_n_seconds(
         logging.INFO,
         "level %d/%d: %d of %d nodes split",
@@ -187,20 +177,92 @@ def build_tree(
         i + 1,
         len(parents),
       )
-    parents = np.concatenate(children)
+    parents = children.reshape(-1, embeddings.shape[1])
     levels.append(parents)
     node = _nearest_children(embeddings, node, parents, branching)
-    sizes = np.bincount(node, minlength=len(parents))
-    logging.info(
-      "level %d/%d: %d clusters in %.0f s, %d to %d examples each, median %d",
-      level, depth, len(parents), time.monotonic() - started, sizes.min(), sizes.max(), np.median(sizes),
-    )  # fmt: skip
-  if num_repeated:
-    logging.warning(
-      "%d of %d clusters repeat a sibling and stay empty, as their parents hold fewer than %d documents",
-      num_repeated, sum(map(len, levels)), branching,
-    )  # fmt: skip
+    report = level_report(np.bincount(node, minlength=len(parents)), branching)
+    logging.info("level %d/%d in %.0f s: %s", level, depth, time.monotonic() - started, report)
   return ClusterTree(centroids=tuple(levels), branching=branching, encoder_fingerprint=encoder_fingerprint)
+
+
+def split_node(
+  embeddings: np.ndarray,
+  keys: np.ndarray,
+  *,
+  parent: np.ndarray,
+  level: int,
+  node: int,
+  branching: int = 16,
+  steps: int = 20,
+  batch_size: int = 6400,
+  balance: float | None = 1.5,
+  seed: int = 0,
+) -> np.ndarray:
+  """Splits one node of the tree, as a function of the set of its examples.
+
+  `balanced_kmeans` sees the `steps * batch_size` examples of smallest key, in the order of their keys, with randomness
+  from (seed, level, node) alone. So a pipeline may bring a node's examples together in any order, and may leave out
+  those of larger keys.
+
+  Args:
+    embeddings: float32 or float16 [n, E], examples that fall in the node.
+    keys: uint64 [n], all different: random numbers, as they decide which examples are used.
+    parent: float32 [E], the node's own centroid; for the root, which has none, any.
+    level: the children's level, 1 for the root's.
+    node: the node's number on its own level.
+    branching: children.
+    steps: see `balanced_kmeans`.
+    batch_size: see `balanced_kmeans`.
+    balance: see `balanced_kmeans`.
+    seed: of the tree.
+
+  Returns:
+    float32 [branching, E]. A node with fewer examples than `branching` has its examples as children; the missing ones
+    repeat the first (without any, the parent) and stay empty.
+
+  Raises:
+    InputError: see `balanced_kmeans`.
+    ValueError: keys that are not one uint64 per example, or not all different.
+  """
+  if keys.dtype != np.uint64 or keys.shape != (len(embeddings),):
+    raise ValueError(f"keys are {keys.dtype} {keys.shape} for {len(embeddings)} examples: give one uint64 for each")
+  order = np.argsort(keys)[: steps * batch_size]
+  if np.any(np.diff(keys[order]) == 0):
+    raise ValueError(f"two examples of node {node} share a key, so their order is open: give each a key of its own")
+  examples = embeddings[order].astype(np.float32, copy=False)
+  if len(examples) < branching:
+    return _few_children(examples, parent, branching)
+  return balanced_kmeans(
+    examples,
+    branching,
+    steps=steps,
+    batch_size=batch_size,
+    balance=balance,
+    seed=int(np.random.default_rng((seed, level, node)).integers(2**31)),
+  )
+
+
+def level_report(sizes: np.ndarray, branching: int) -> dict[str, int | float]:
+  """What there is to know about the sizes of one level's clusters, ready for JSON.
+
+  Args:
+    sizes: int [clusters], examples in each cluster of the level.
+    branching: children per node.
+
+  Returns:
+    `clusters`, `empty`, `min`, `median`, `max`, `mean`, `largest_over_mean`, and `small_nodes`: how many parents
+    hold fewer examples than `branching`, so that missing children repeat the first.
+  """
+  return {
+    "clusters": len(sizes),
+    "empty": int(np.count_nonzero(sizes == 0)),
+    "min": int(sizes.min()),
+    "median": float(np.median(sizes)),
+    "max": int(sizes.max()),
+    "mean": float(sizes.mean()),
+    "largest_over_mean": float(sizes.max() / sizes.mean()),
+    "small_nodes": int(np.count_nonzero(sizes.reshape(-1, branching).sum(axis=1) < branching)),
+  }
 
 
 def _few_children(examples: np.ndarray, parent: np.ndarray, branching: int) -> np.ndarray:
@@ -213,32 +275,19 @@ def _few_children(examples: np.ndarray, parent: np.ndarray, branching: int) -> n
   return children
 
 
-def _in_chunks(step, embeddings: np.ndarray, node: np.ndarray) -> np.ndarray:
-  """Runs step(float32 [256, E], int32 [256]) -> int32 [256] over all rows; the last chunk is padded."""
-  result = np.empty(len(embeddings), np.int32)
-  for start in range(0, len(embeddings), _ASSIGN_CHUNK):
-    rows = slice(start, min(start + _ASSIGN_CHUNK, len(embeddings)))
-    size = rows.stop - rows.start
-    x = np.zeros((_ASSIGN_CHUNK, embeddings.shape[1]), np.float32)
-    x[:size] = embeddings[rows]
-    at = np.zeros(_ASSIGN_CHUNK, np.int32)
-    at[:size] = node[rows]
-    result[rows] = np.asarray(step(x, at))[:size]
-  return result
+def _rows_by_node(node: np.ndarray) -> dict[int, np.ndarray]:
+  """The rows of the examples in each node that has any: int [m], ascending."""
+  order = np.argsort(node, kind="stable")
+  nodes, starts = np.unique(node[order], return_index=True)
+  return dict(zip(nodes.tolist(), np.split(order, starts[1:])))
 
 
 def _nearest_children(
   embeddings: np.ndarray, node: np.ndarray, centroids: np.ndarray, branching: int
 ) -> np.ndarray:
-  """One level of the descent for all examples: int32 [n] nodes -> int32 [n] nodes of the next level."""
-  levels = (jnp.asarray(centroids),)
-  return _in_chunks(lambda x, node: _descend(x, node, levels, branching), embeddings, node)
-
-
-@functools.partial(jax.jit, static_argnames="branching")
-def _descend(x: jax.Array, node: jax.Array, levels: tuple[jax.Array, ...], branching: int) -> jax.Array:
-  """Moves each example from its node down through `levels`: [n, E], int32 [n] -> int32 [n]."""
-  for centroids in levels:
-    children = centroids.reshape(-1, branching, centroids.shape[-1])[node]  # [n, branching, E]
-    node = node * branching + jnp.argmin(squared_distances(x, children), axis=-1).astype(jnp.int32)
-  return node
+  """One level of the descent: int32 [n] nodes -> int32 [n] nodes of the next level, whose centroids are given."""
+  children = np.empty_like(node)
+  for i, rows in _rows_by_node(node).items():
+    examples = embeddings[rows].astype(np.float32, copy=False)
+    children[rows] = i * branching + nearest(examples, centroids[i * branching : (i + 1) * branching])
+  return children

@@ -13,7 +13,7 @@ from hiermem_jax.data.prepare import prepare, sample_windows
 from hiermem_jax.data.tokenizer import train_sentencepiece
 from hiermem_jax.data.windows import windows_of
 from hiermem_jax.errors import InputError
-from hiermem_jax.retrieval.corpus import Retriever, cluster_texts
+from hiermem_jax.retrieval.retriever import Retriever, cluster_texts
 
 
 @dataclasses.dataclass(frozen=True)

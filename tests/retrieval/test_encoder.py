@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.retrieval.encoder import Encoder, EncoderConfig, FittedLsaEncoder, LsaEncoder, load_encoder
+from hiermem_jax.retrieval.encoders import Encoder, EncoderConfig, FittedLsaEncoder, LsaEncoder, load_encoder
 
 FILLER = (
   "The record of this {} was kept by the office for many years and it is said that the people who "
@@ -116,7 +116,7 @@ def test_word_ngrams_see_word_order(corpus):
 
 def test_chunks_do_not_change_embeddings(encoder, corpus, monkeypatch):
   whole = encoder.encode(corpus[0])
-  monkeypatch.setattr("hiermem_jax.retrieval.encoder._ENCODE_CHUNK", 7)
+  monkeypatch.setattr("hiermem_jax.retrieval.encoders.lsa._ENCODE_CHUNK", 7)
   np.testing.assert_allclose(encoder.encode(corpus[0]), whole, atol=1e-6)
   assert encoder.encode([]).shape == (0, 32)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.retrieval.corpus import Retriever, cluster_texts, load_retriever, save_retriever
-from hiermem_jax.retrieval.encoder import LsaEncoder
+from hiermem_jax.retrieval.retriever import Retriever, cluster_texts, load_retriever, save_retriever
+from hiermem_jax.retrieval.encoders import LsaEncoder
 
 TOPICS = [
   ["atomic", "metal", "ore", "alloy", "melting"],
@@ -105,7 +105,7 @@ def test_load_from_nowhere(clustered, tmp_path):
 
 def test_importing_the_room_imports_neither_scikit_learn_nor_tensorflow():
   code = (
-    "import sys, hiermem_jax.retrieval.corpus;"
+    "import sys, hiermem_jax.retrieval.retriever;"
     "print([m for m in ('sklearn', 'tensorflow', 'seqio') if m in sys.modules])"
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,15 +1,10 @@
-"""Sentence encoders: texts -> float32 unit vectors, the space in which the corpus is clustered.
-
-The paper embeds with all-MiniLM-L6-v2 (Appendix C). `LsaEncoder` stands in where no
-pretrained encoder can be had: latent semantic analysis, fitted on the corpus itself
-within seconds. Another encoder is one more class with the methods of `Encoder` and a line in `load_encoder`.
-"""
+"""Latent semantic analysis, fitted on the corpus itself within seconds: the encoder that needs no weights."""
 
 import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -19,33 +14,6 @@ from hiermem_jax.retrieval import storage
 
 _ENCODE_CHUNK = 4096  # texts encoded at a time, so that memory does not grow with the corpus
 _RANK_TOLERANCE = 1e-5  # singular values below this share of the first are float32 noise
-
-
-@runtime_checkable
-class Encoder(Protocol):
-  """A fitted encoder; its fingerprint (16 hex characters) says which vectors it makes."""
-
-  @property
-  def dim(self) -> int:
-    """Length of an embedding."""
-
-  @property
-  def fingerprint(self) -> str:
-    """Equal for two encoders exactly when they were fitted to the same arrays with the same settings."""
-
-  def encode(self, texts: Sequence[str]) -> np.ndarray:
-    """Returns float32 [len(texts), dim]; every row has unit L2 norm."""
-
-  def save(self, directory: str) -> None:
-    """Writes everything that `load_encoder(directory)` needs."""
-
-
-@runtime_checkable
-class EncoderConfig(Protocol):
-  """What can be turned into an `Encoder` given the texts to be clustered."""
-
-  def fit(self, texts: Iterable[str]) -> Encoder:
-    """Returns the encoder for these texts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,26 +144,17 @@ class FittedLsaEncoder:
     """Writes `encoder.npz` and `encoder.json` under `directory`."""
     storage.write_artifact(directory, "encoder", self._meta(), self._arrays())
 
+  @classmethod
+  def load(cls, directory: str) -> "FittedLsaEncoder":
+    """Reads what `save` wrote."""
+    meta, arrays = storage.read_artifact(directory, "encoder")
+    return cls(config=LsaEncoder(**meta["config"]), **arrays)
+
   def _meta(self) -> dict[str, Any]:
     return {"kind": "lsa", "config": dataclasses.asdict(self.config)}
 
   def _arrays(self) -> dict[str, np.ndarray]:
     return {"features": self.features, "idf": self.idf, "components": self.components}
-
-
-def load_encoder(directory: str) -> Encoder:
-  """Loads what an encoder's `save(directory)` wrote.
-
-  Raises:
-    InputError: the directory holds no encoder, a damaged one, or one of an unknown kind.
-  """
-  kind = storage.read_meta(directory, "encoder").get("kind")
-  if kind == "lsa":
-    meta, arrays = storage.read_artifact(directory, "encoder")
-    return FittedLsaEncoder(config=LsaEncoder(**meta["config"]), **arrays)
-  raise InputError(
-    f"{directory}/encoder.json has kind {kind!r}: this version knows 'lsa'; cluster the corpus again"
-  )
 
 
 def _tfidf(counts: Any, idf: np.ndarray) -> Any:
