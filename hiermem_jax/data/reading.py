@@ -140,10 +140,14 @@ def read_part(
 def _good_records(source: Source, part: str, counts: Counts) -> Iterator[tuple[int, str]]:
   """Number and text of each good record."""
   for number, record in enumerate(source.read(part)):
-    if isinstance(record, BadRecord):
-      counts.add_bad(record.kind, 1, [record.place])
-    else:
-      yield number, record["text"]
+    if not isinstance(record, BadRecord):
+      text = record.get("text")
+      if isinstance(text, str) and text.strip():
+        yield number, text
+        continue
+      kind = "field 'text' " + ("missing" if text is None else "empty" if isinstance(text, str) else "not a string")
+      record = BadRecord(kind, f"{part}: record {number}")
+    counts.add_bad(record.kind, 1, [record.place])
 
 
 def _sampled(documents: Iterator[tuple[int, str]], part: int, sample: float) -> Iterator[tuple[int, str]]:

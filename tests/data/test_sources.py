@@ -1,15 +1,18 @@
-"""JSON-lines sources: order, limits, and every mistake a file can hold."""
+"""Sources: order, parts, limits, kinds of files and places, and every mistake a file can hold."""
 
 import gzip
 import json
-import logging
+import pickle
 import subprocess
 import sys
 
+import fsspec
+import pyarrow
 import pytest
-from absl import logging as absl_logging
+from pyarrow import parquet
 
-from hiermem_jax.data.sources import JsonlSource, TfdsSource, WorldSource
+from hiermem_jax.data.source_tfds import without_markers
+from hiermem_jax.data.sources import BadRecord, JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource
 from hiermem_jax.data.world import TINY
 from hiermem_jax.errors import InputError
 
@@ -21,22 +24,8 @@ BAD_LINES = {
   "field 'text' empty": b'{"text": "  "}',
   "not UTF-8": b'{"text": "\xff"}',
   "field 'text' not UTF-8": b'{"text": "\\ud800"}',
+  "field 'text' over 50 characters": b'{"text": "' + b"x" * 51 + b'"}',
 }
-
-
-@pytest.fixture
-def warnings_seen():
-  """Messages that absl logs."""
-  messages = []
-
-  class Keep(logging.Handler):
-    def emit(self, record):
-      messages.append(record.getMessage())
-
-  handler = Keep(logging.WARNING)
-  absl_logging.get_absl_logger().addHandler(handler)
-  yield messages
-  absl_logging.get_absl_logger().removeHandler(handler)
 
 
 def write(path, texts, compress=False):
@@ -98,29 +87,23 @@ def test_bad_record_names_path_line_and_remedy(tmp_path, kind):
   path = tmp_path / "a.jsonl"
   path.write_bytes(b'{"text": "a"}\n' + BAD_LINES[kind] + b"\n")
   with pytest.raises(InputError) as caught:
-    list(JsonlSource(pattern=str(path)).records())
+    list(JsonlSource(pattern=str(path), max_characters=50).records())
   message = str(caught.value)
   assert message.startswith(f"{path}:2: {kind}")
-  assert message.endswith("; fix or pass --skip_bad_records")
+  assert message.endswith("; mend or remove it")
   assert "\n" not in message
 
 
-def test_bad_records_are_skipped_and_counted(tmp_path, warnings_seen):
+def test_reading_goes_on_after_bad_records(tmp_path):
   path = tmp_path / "a.jsonl"
   lines = [b'{"text": "first"}', *BAD_LINES.values(), b"nonsense", b'{"text": "last"}']
   path.write_bytes(b"\n".join(lines))
-  assert texts_of(JsonlSource(pattern=str(path), skip_bad_records=True)) == ["first", "last"]
-  (message,) = warnings_seen
-  assert f"{len(BAD_LINES) + 1} bad records" in message
-  assert "2 malformed JSON" in message
-  assert "1 not a JSON object" in message
-  assert f"{path}:2, {path}:3" in message
-  assert "\n" not in message
-
-
-def test_good_files_log_nothing(tmp_path, warnings_seen):
-  assert texts_of(JsonlSource(pattern=write(tmp_path / "a.jsonl", ["a"]), skip_bad_records=True)) == ["a"]
-  assert warnings_seen == []
+  source = JsonlSource(pattern=str(path), max_characters=50)
+  (part,) = source.parts()
+  first, *bad, last = source.read(part)
+  assert (first["text"], last["text"]) == ("first", "last")
+  assert [b.kind for b in bad] == [*BAD_LINES, "malformed JSON"]
+  assert [b.place for b in bad] == [f"{path}:{line}" for line in range(2, 11)]
 
 
 def test_no_file_matches(tmp_path):
@@ -131,23 +114,114 @@ def test_no_file_matches(tmp_path):
     list(JsonlSource(pattern=str(tmp_path)).records())
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"nonsense\n"])
+@pytest.mark.parametrize("content", [b"", b"\n\n"])
 def test_empty_corpus(tmp_path, content):
   path = tmp_path / "a.jsonl"
   path.write_bytes(content)
   with pytest.raises(InputError, match="empty corpus"):
-    list(JsonlSource(pattern=str(path), skip_bad_records=True).records())
+    list(JsonlSource(pattern=str(path)).records())
 
 
-@pytest.mark.parametrize("skip", [False, True])
-def test_damaged_gzip_files(tmp_path, skip):
+def test_damaged_compressed_files(tmp_path):
   whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % (i * i) for i in range(9999)))
   cases = {"cut": whole[: len(whole) // 2], "header": b"not gzip at all", "middle": whole[:500] + b"\0" * 500}
   for name, content in cases.items():
-    path = tmp_path / f"{name}.jsonl.gz"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=rf"{name}\.jsonl\.gz: .*gzip"):
-      list(JsonlSource(pattern=str(path), skip_bad_records=skip).records())
+    (tmp_path / f"{name}.jsonl.gz").write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name}\.jsonl\.gz: .*compressed.*; copy or download it again"):
+      list(JsonlSource(pattern=str(tmp_path / f"{name}.jsonl.gz")).records())
+  for content in (b"not zstd", pyarrow.compress(gzip.decompress(whole), codec="zstd", asbytes=True)[:-9]):
+    (tmp_path / "a.jsonl.zst").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.jsonl\.zst: not a compressed file, or damaged"):
+      list(JsonlSource(pattern=str(tmp_path / "a.jsonl.zst")).records())
+
+
+def test_zstd(tmp_path):
+  content = b'{"text": "a"}\n{"text": "b"}\n'
+  (tmp_path / "a.jsonl.zst").write_bytes(pyarrow.compress(content, codec="zstd", asbytes=True) * 2)
+  source = JsonlSource(pattern=str(tmp_path / "a.jsonl.zst"))
+  assert texts_of(source) == ["a", "b"] * 2  # a file may hold several frames
+
+
+def test_remote_places_are_read_as_local_ones_are(tmp_path):
+  system = fsspec.filesystem("memory")
+  system.pipe("/bucket/deep/a.jsonl.gz", gzip.compress(b'{"text": "a"}\nnonsense\n'))
+  system.pipe("/bucket/b.jsonl", b'{"text": "b"}\n')
+  source = JsonlSource(pattern="memory://bucket/**/*.jsonl*")
+  assert source.parts() == ["memory:///bucket/b.jsonl", "memory:///bucket/deep/a.jsonl.gz"]
+  read = [list(source.read(part)) for part in source.parts()]
+  assert read[0] == [{"text": "b"}]
+  assert read[1][0] == {"text": "a"} and read[1][1].place == "memory:///bucket/deep/a.jsonl.gz:2"
+
+
+@pytest.mark.parametrize(
+  "url, message", [("gs://bucket/x.jsonl", "pip install gcsfs"), ("nonsense://x", "URL that fsspec knows")]
+)
+def test_places_that_cannot_be_reached(url, message, monkeypatch):
+  monkeypatch.setitem(sys.modules, "gcsfs", None)
+  with pytest.raises(InputError, match=message) as caught:
+    JsonlSource(pattern=url).parts()
+  assert str(caught.value).startswith(url) and "\n" not in str(caught.value)
+
+
+def test_parts_are_files_and_a_limit_on_records_makes_one_part(tmp_path):
+  paths = [write(tmp_path / f"{name}.jsonl", [name, name]) for name in "abc"]
+  source = JsonlSource(pattern=str(tmp_path / "*.jsonl"))
+  assert source.parts() == paths
+  limited = JsonlSource(pattern=str(tmp_path / "*.jsonl"), max_records=3)
+  (part,) = limited.parts()
+  assert [r["text"] for r in limited.read(part)] == ["a", "a", "b"]
+  assert pickle.loads(pickle.dumps(limited)) == limited
+
+
+def test_another_field_can_be_the_text(tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"content": "a"}\n{"content": ""}\n{"text": "b"}\n')
+  source = JsonlSource(pattern=str(tmp_path / "a.jsonl"), text_field="content")
+  good, empty, other = source.read(source.parts()[0])
+  assert good == {"content": "a", "text": "a"} and isinstance(empty, BadRecord) and other == {"text": "b"}
+
+
+def test_parquet(tmp_path):
+  table = pyarrow.table({"text": ["a", None, "  ", "d"], "url": ["1", "2", "3", "4"]})
+  parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+  source = ParquetSource(pattern=str(tmp_path / "*.parquet"))
+  first, none, empty, last = source.read(source.parts()[0])
+  assert first == {"text": "a"} and last == {"text": "d"}  # no other column is read
+  assert (none.kind, none.place) == ("field 'text' not a string", f"{tmp_path}/a.parquet: row 1")
+  assert empty.kind == "field 'text' empty"
+  (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
+  with pytest.raises(InputError, match=r"b\.parquet: not a Parquet file, or damaged"):
+    list(source.read(source.parts()[1]))
+  (missing,) = {b.kind for b in ParquetSource(pattern=source.pattern, text_field="url", required=("body",)).read(
+    source.parts()[0])}  # fmt: skip
+  assert missing == "field 'body' missing"
+
+
+def test_text_files(tmp_path):
+  (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+  (tmp_path / "b.txt").write_bytes(b"\xff")
+  pattern = str(tmp_path / "*.txt")
+  whole = TextSource(pattern=pattern)
+  assert list(whole.read(whole.parts()[0])) == [{"text": "one\n\ntwo\n"}]
+  assert next(iter(whole.read(whole.parts()[1]))).kind == "not UTF-8"
+  lines = TextSource(pattern=pattern, one_per_line=True)
+  assert list(lines.read(lines.parts()[0])) == [{"text": "one"}, {"text": "two"}]
+
+
+def test_wiki40b_markers():
+  raw = "\n_START_ARTICLE_\nAda\n_START_SECTION_\nLife\n_START_PARAGRAPH_\nBorn._NEWLINE_Died."
+  assert without_markers(raw) == "Ada\nLife\nBorn.\nDied."
+
+
+@pytest.mark.slow
+def test_parts_of_a_tfds_split_in_turn_are_the_split(tmp_path):
+  source = WorldSource(world=TINY, split="train", data_dir=str(tmp_path))
+  parts = source.parts()
+  assert [r["text"] for part in parts for r in source.read(part)] == [r["text"] for r in source.records()]
+  limited = WorldSource(world=TINY, split="train", data_dir=str(tmp_path), max_records=3)
+  assert [r["text"] for r in limited.records()] == [r["text"] for r in source.records()][:3]
+  assert "data_dir" not in repr(source)
+  named = TfdsSource(name="synthetic_world/tiny", split="train[:10%]", data_dir=str(tmp_path))
+  assert named.parts() == ["train[:10%]"]
 
 
 def test_world_source_wants_a_known_split():
