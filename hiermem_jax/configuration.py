@@ -69,16 +69,16 @@ def register() -> None:
   """Makes the verbs and the constructors they take known to gin, by their own names, and `include` find the parts."""
   from hiermem_jax import cluster, compile_pod, describe, evaluate, prepare, quickstart, train
   from hiermem_jax.data.runner import BeamConfig
-  from hiermem_jax.data.sources import JsonlSource, TfdsSource, WorldSource
+  from hiermem_jax.data.sources import JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource
   from hiermem_jax.data.world import WorldConfig
   from hiermem_jax.models.config import AnchorConfig, MemoryConfig
   from hiermem_jax.parallel import MeshConfig
-  from hiermem_jax.retrieval.encoders import LsaEncoder
+  from hiermem_jax.retrieval.encoders import LsaEncoder, SentenceTransformer
   from hiermem_jax.training.optimizer import OptimizerConfig
 
   gin.add_config_file_search_path(_ROOT)
   constructors = (AnchorConfig, MemoryConfig, MeshConfig, OptimizerConfig, LsaEncoder, WorldConfig)
-  constructors += (BeamConfig, JsonlSource, TfdsSource, WorldSource)
+  constructors += (BeamConfig, SentenceTransformer, JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource)
   for constructor in constructors:
     name = constructor.__name__
     gin.external_configurable(_checked(constructor, name), name, module="hiermem_jax")

@@ -7,6 +7,7 @@ Writes RUN_DIR/config.gin, checkpoints/, TensorBoard events, metrics.jsonl and, 
 command in the same directory resumes.
 """
 
+import functools
 import json
 import os
 
@@ -40,12 +41,13 @@ def train(
 
   Args:
     run_dir: where relative paths start.
-    dataset: packed dataset to train on.
+    dataset: packed dataset to train on, of one length, or of several (dataset decomposition).
     anchor: the anchor.
     memory: the bank, or None to train the anchor alone.
     optimizer: one setting for both.
     steps: length of the run.
-    batch_size: sequences per step, over all devices.
+    batch_size: sequences per step, over all devices; of several lengths, of the longest: shorter ones are as many
+      more as keep the number of tokens.
     mesh: how the devices are arranged and what is split over them.
     directory: where this training keeps its checkpoints and metrics.
     init_from: run directory whose anchor this training starts from, with a fresh optimizer.
@@ -58,13 +60,12 @@ def train(
   Raises:
     InputError: dataset, anchor, bank and starting point do not fit each other or the devices.
   """
-  from hiermem_jax.data.batches import Batches
-  from hiermem_jax.data.packed import PackedDataset
-  from hiermem_jax.parallel import distributed, local_rows, make_mesh
+  from hiermem_jax.data.decomposition import open_dataset
+  from hiermem_jax.parallel import distributed, make_mesh
   from hiermem_jax.training import loop
 
   directory = os.path.join(run_dir, directory)
-  packed = distributed.together(lambda: PackedDataset(os.path.join(run_dir, dataset)))
+  packed = distributed.together(lambda: open_dataset(os.path.join(run_dir, dataset)))
   manifest = packed.manifest
   if manifest.vocab_size > anchor.vocab_size:
     raise InputError(
@@ -77,7 +78,7 @@ def train(
       f" {memory.rows}) has {memory.num_leaves}; bind the tree's branching and one entry of rows per level"
     )
   devices = make_mesh(mesh)
-  batches = Batches(packed, batch_size=batch_size, seed=seed, rows=local_rows(devices, batch_size))
+  batches = _batches(packed, batch_size, seed, devices)
   _log_overview(anchor, memory)
   open_writer, hooks = _telemetry(directory, steps)
   state, scalars = loop.train(
@@ -109,6 +110,19 @@ def train(
       json.dump({"steps": int(state.step), **scalars}, file, indent=2)
       file.write("\n")
     os.replace(f"{path}.tmp", path)
+
+
+def _batches(dataset, batch_size: int, seed: int, devices):
+  """The stream of what this process feeds its devices."""
+  from hiermem_jax.data.batches import Batches
+  from hiermem_jax.data.decomposition import DecomposedBatches, DecomposedDataset
+  from hiermem_jax.parallel import local_rows
+
+  if isinstance(dataset, DecomposedDataset):
+    tokens = batch_size * max(dataset.buckets)
+    rows = functools.partial(local_rows, devices)
+    return DecomposedBatches(dataset, tokens_per_batch=tokens, seed=seed, rows=rows)
+  return Batches(dataset, batch_size=batch_size, seed=seed, rows=local_rows(devices, batch_size))
 
 
 def _log_overview(anchor: AnchorConfig, memory: MemoryConfig | None) -> None:

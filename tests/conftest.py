@@ -1,5 +1,7 @@
-"""What tests of several rooms share: a compilation cache, and parameters of an anchor without compiling anything."""
+"""What tests of several rooms share: a compilation cache, parameters of an anchor without compiling anything, packed datasets."""
 
+import collections
+import os
 import tempfile
 
 import flax.linen as nn
@@ -7,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from hiermem_jax.data.decomposition import DecomposedDataset, write_decomposition
+from hiermem_jax.data.packed import Manifest, PackedDataset, encode_record, write_manifest, write_shard
 from hiermem_jax.models.anchor import init_anchor
 
 _CACHE = tempfile.TemporaryDirectory(prefix="hiermem_jax_tests_")
@@ -34,3 +38,57 @@ def random_anchor():
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
   return make
+
+
+@pytest.fixture(scope="session")
+def write_packed():
+  return _write_packed
+
+
+@pytest.fixture(scope="session")
+def write_decomposed():
+  return _write_decomposed
+
+
+def _write_packed(directory, sequences, *, num_shards=1, dtype="int32", **fields) -> PackedDataset:
+  """Writes (leaf, targets [S], segments [S]) in their order and opens the dataset; `fields` are of the manifest."""
+  sequences = list(sequences)
+  num_tokens = sum(int(np.count_nonzero(segments)) for _, _, segments in sequences)
+  records = [encode_record(*sequence, dtype) for sequence in sequences]
+  parts = [part for part in np.array_split(np.arange(len(records)), num_shards) if len(part)]
+  about = {
+    "length": len(sequences[0][1]),
+    "vocab_size": 100,
+    "eot_id": 2,
+    "bos_id": 0,
+    "num_leaves": 0,
+    "tokenizer_fingerprint": "",
+    "tree_fingerprint": "",
+    "num_documents": 0,
+    "num_windows": 0,
+    "num_characters": 0,
+    "inputs": {},
+    "input_tokens": num_tokens,
+    "dropped_tokens": {},
+    "bad_records": {},
+  }
+  held = {
+    "dtype": dtype,
+    "num_sequences": len(sequences),
+    "num_tokens": num_tokens,
+    "sequences_per_leaf": dict(collections.Counter(int(leaf) for leaf, _, _ in sequences)),
+    "shards": tuple(
+      write_shard(os.path.join(directory, f"shard-{number:05d}.array_record"), [records[i] for i in part])
+      for number, part in enumerate(parts)
+    ),
+  }
+  write_manifest(directory, Manifest(**about | fields | held))
+  return PackedDataset(directory)
+
+
+def _write_decomposed(directory, sequences, **fields) -> DecomposedDataset:
+  """Writes a decomposed dataset of `sequences`, by length as for `_write_packed`, and opens it."""
+  for length, bucket in sequences.items():
+    _write_packed(os.path.join(directory, str(length)), bucket, **fields)
+  write_decomposition(directory, list(sequences), 0, {})
+  return DecomposedDataset(directory)

@@ -188,7 +188,7 @@ def training_step(anchor: AnchorConfig, flags: argparse.Namespace, devices) -> C
     "decoder_loss_weights": np.ones(shape, np.float32),
     "memory_leaf": np.zeros(flags.batch, np.int32),
   }
-  batch = place_batch(batch, mesh, flags.batch)
+  batch = place_batch(batch, mesh)
   state, key = program.init(jax.random.key(0)), program.replicate(jax.random.key(1))
 
   def run():

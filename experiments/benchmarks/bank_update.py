@@ -93,7 +93,7 @@ def prepare(flags: argparse.Namespace, optimizer: str, branching: int):
     mesh=mesh,
   )
   batches = [
-    place_batch(random_batch(flags.batch, flags.length, flags.vocab, memory.num_leaves, seed), mesh, flags.batch)
+    place_batch(random_batch(flags.batch, flags.length, flags.vocab, memory.num_leaves, seed), mesh)
     for seed in range(BATCHES)
   ]
   key, state = program.replicate(jax.random.key(0)), filled_state(program)

@@ -91,9 +91,11 @@ def nested_mixture(count: int, width: int = 384, branching: int = 16, seed: int 
 
 def inertia(x: np.ndarray, centroids: np.ndarray) -> float:
   """Sum of the squared distances of all examples to their nearest centroids."""
-  norms, total = np.sum(centroids**2, axis=1), float(np.sum(x.astype(np.float64) ** 2))
+  centroid_norms, total = np.einsum("ke,ke->k", centroids, centroids), 0.0
   for start in range(0, len(x), 8192):
-    total += float((norms - 2 * x[start : start + 8192] @ centroids.T).min(axis=1).sum(dtype=np.float64))
+    rows = x[start : start + 8192]
+    distances = np.einsum("ne,ne->n", rows, rows) + (centroid_norms - 2 * rows @ centroids.T).min(axis=1)
+    total += float(distances.sum(dtype=np.float64))
   return total
 
 

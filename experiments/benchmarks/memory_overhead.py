@@ -82,7 +82,7 @@ def measure(flags: argparse.Namespace) -> dict:
     mesh=mesh,
   )
   batches = [
-    place_batch(random_batch(flags.batch, flags.length, anchor.vocab_size, memory.num_leaves, seed), mesh, flags.batch)
+    place_batch(random_batch(flags.batch, flags.length, anchor.vocab_size, memory.num_leaves, seed), mesh)
     for seed in range(8)
   ]
   times = in_turns(

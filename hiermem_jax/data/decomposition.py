@@ -100,6 +100,15 @@ def is_decomposed(directory: str) -> bool:
   return (files.Path(directory) / _FILE).exists()
 
 
+def open_dataset(directory: str) -> PackedDataset | DecomposedDataset:
+  """Opens what `prepare` wrote.
+
+  Raises:
+    InputError: it is missing, unfinished or damaged.
+  """
+  return DecomposedDataset(directory) if is_decomposed(directory) else PackedDataset(directory)
+
+
 def write_decomposition(directory: str, lengths: Sequence[int], input_tokens: int, dropped_tokens: dict[str, int]):
   """Writes the file that makes the packed datasets of the lengths one."""
   content = {"lengths": list(lengths), "input_tokens": input_tokens, "dropped_tokens": dropped_tokens}

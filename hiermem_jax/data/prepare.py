@@ -16,7 +16,7 @@ from absl import logging
 
 from hiermem_jax.data import files
 from hiermem_jax.data.cluster_corpus import embedding_inputs
-from hiermem_jax.data.decomposition import DecomposedDataset, is_decomposed, write_decomposition
+from hiermem_jax.data.decomposition import DecomposedDataset, is_decomposed, open_dataset, write_decomposition
 from hiermem_jax.data.pack_corpus import PIECE_TOKENS, PackJob, pack_corpus
 from hiermem_jax.data.packed import Manifest, PackedDataset, Shard, write_manifest
 from hiermem_jax.data.reading import Counts
@@ -152,15 +152,6 @@ def prepare(
     100 - 100 * tokens / sum(n * fields["num_sequences"] for n, fields in held.items()),
   )  # fmt: skip
   return dataset
-
-
-def open_dataset(directory: str) -> PackedDataset | DecomposedDataset:
-  """Opens what `prepare` wrote.
-
-  Raises:
-    InputError: it is missing, unfinished or damaged.
-  """
-  return DecomposedDataset(directory) if is_decomposed(directory) else PackedDataset(directory)
 
 
 def _check_settings(length: int, buckets: tuple[int, ...], num_shards: int, tails: str, tree: str | None) -> None:

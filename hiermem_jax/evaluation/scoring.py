@@ -81,7 +81,7 @@ class Scorer:
     missing = self.batch_size - size
     padded = {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
     local = {name: array[self._rows] for name, array in padded.items()}
-    outputs = self._score(self.model.params, place_batch(local, self._mesh, self.batch_size))
+    outputs = self._score(self.model.params, place_batch(local, self._mesh))
     return tuple(np.asarray(output)[:size] for output in outputs)
 
   def score_continuations(

@@ -142,13 +142,15 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
   return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
 
 
-def place_batch(batch, mesh: Mesh, batch_size: int):
-  """Global arrays of what every process holds of a batch (its `local_rows`)."""
-  sharding = batch_sharding(mesh)
-  return {
-    name: jax.make_array_from_process_local_data(sharding, array, (batch_size, *array.shape[1:]))
-    for name, array in batch.items()
-  }
+def place_batch(batch, mesh: Mesh):
+  """Global arrays of what every process holds of a batch (its `local_rows`), of any number of sequences."""
+  sharding, shards = batch_sharding(mesh), batch_shards(mesh)
+  held = len(local_rows(mesh, shards))  # by this process; JAX cannot tell where processes share some of their shards
+
+  def place(array):
+    return jax.make_array_from_process_local_data(sharding, array, (len(array) * shards // held, *array.shape[1:]))
+
+  return {name: place(array) for name, array in batch.items()}
 
 
 def state_shardings(boxed, mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RULES):

@@ -138,7 +138,7 @@ def train(
   step = start
   try:
     for step, batch in zip(range(start + 1, steps + 1), batches(start)):
-      state, metrics = program.step(state, place_batch(batch, mesh, batch_size), step_key)
+      state, metrics = program.step(state, place_batch(batch, mesh), step_key)
       if pending:  # read one step late, so that the device is already busy with the next one
         scalars, clock = _write(writer, *pending, clock)
         pending = None

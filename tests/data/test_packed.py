@@ -1,28 +1,16 @@
-"""What is written is read back; what is missing or damaged is named."""
+"""What is written is read back; what is missing, unfinished or damaged is named."""
 
+import concurrent.futures
 import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from hiermem_jax.data.packed import Manifest, PackedDataset, write_packed
+from hiermem_jax.data.packed import Manifest, PackedDataset, decode_records, encode_record, write_shard
 from hiermem_jax.errors import InputError
 
 S = 16
-HEADER = Manifest(
-  length=S,
-  vocab_size=100,
-  eot_id=2,
-  bos_id=0,
-  num_leaves=70_000,
-  tokenizer_fingerprint="aa",
-  tree_fingerprint="bb",
-  num_documents=5,
-  num_windows=6,
-  num_characters=77,
-  inputs={"seed": 3, "source": "somewhere"},
-)
 
 
 def make_sequences(count, seed=0):
@@ -33,17 +21,22 @@ def make_sequences(count, seed=0):
   return rng.choice([3, 9, 69_999], count), targets, segments
 
 
-def write(directory, count=11, **kwargs):
-  return write_packed(str(directory), zip(*make_sequences(count)), HEADER, **kwargs)
+@pytest.fixture
+def write(write_packed):
+  """Writes the first of the sequences."""
+  return lambda directory, count=11, **fields: write_packed(
+    str(directory), zip(*make_sequences(count)), num_leaves=70_000, **fields
+  )
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "int32"])
 @pytest.mark.parametrize("num_shards", [1, 3, 20])
-def test_round_trip(tmp_path, num_shards):
-  write(tmp_path / "new" / "set", num_shards=num_shards)
+def test_round_trip(write, tmp_path, num_shards, dtype):
+  write(tmp_path / "new" / "set", num_shards=num_shards, dtype=dtype)
   dataset = PackedDataset(str(tmp_path / "new" / "set"))
   leaves, targets, segments = make_sequences(11)
   assert len(dataset) == 11
-  assert len(dataset.manifest.shards) == min(num_shards, 11)
+  assert [s.records for s in dataset.manifest.shards] == {1: [11], 3: [4, 4, 3], 20: [1] * 11}[num_shards]
   for indices in (np.arange(11), np.array([7, 0, 7, 10, 3]), np.array([], np.int64)):
     for got, expected in zip(dataset.read(indices), (leaves, targets, segments)):
       np.testing.assert_array_equal(got, expected[indices])
@@ -52,49 +45,81 @@ def test_round_trip(tmp_path, num_shards):
   dataset.verify()
 
 
-def test_manifest(tmp_path):
-  manifest = write(tmp_path / "set", num_shards=2).manifest
+@pytest.mark.parametrize(("dtype", "largest"), [("uint16", 65_535), ("int32", 2**31 - 1)])
+def test_record(dtype, largest):
+  """The documented bytes; a leaf may be larger than any token, and -1 where there is no tree."""
+  targets, segments = np.array([5, largest, 0]), np.array([1, 2, 0])
+  record = encode_record(-1, targets, segments, dtype)
+  body = np.array([5, largest, 0, 1, 2, 0]).astype("<u2" if dtype == "uint16" else "<i4")
+  assert record == b"\xff\xff\xff\xff" + body.tobytes()
+  again = decode_records([record, encode_record(65_536, targets, segments, dtype)], 3, dtype)
+  assert again[0].tolist() == [-1, 65_536]
+  np.testing.assert_array_equal(again[1], [targets] * 2)
+  np.testing.assert_array_equal(again[2], [segments] * 2)
+  with pytest.raises(ValueError, match="a record of 6 numbers for length 4"):
+    decode_records([record], 4, dtype)
+
+
+def test_reading_from_several_threads(write, tmp_path):
+  dataset = write(tmp_path / "set", count=50, num_shards=3)
+  expected = dataset.read(range(50))[1]
+  orders = [np.random.default_rng(seed).permutation(50) for seed in range(8)]
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    for order, (_, targets, _) in zip(orders, pool.map(dataset.read, orders)):
+      np.testing.assert_array_equal(targets, expected[order])
+
+
+def test_manifest(write, tmp_path):
+  counts = {"bad_records": {"json": {"count": 2, "places": ["a.jsonl:7"]}}, "num_documents": 5, "inputs": {"seed": 3}}
+  manifest = write(tmp_path / "set", num_shards=2, **counts).manifest
   leaves, _, segments = make_sequences(11)
   assert manifest.num_tokens == segments.sum()
   assert manifest.sequences_per_leaf == {int(leaf): int((leaves == leaf).sum()) for leaf in np.unique(leaves)}
-  assert [s.records for s in manifest.shards] == [6, 5]
-  counted = ("num_sequences", "num_tokens", "sequences_per_leaf", "shards")
-  assert dataclasses.replace(manifest, **{k: getattr(HEADER, k) for k in counted}) == HEADER
-  assert json.loads((tmp_path / "set" / "manifest.json").read_text())["format"] == 1
-  assert sorted(p.name for p in tmp_path.iterdir()) == ["set"]
+  assert {name: getattr(manifest, name) for name in counts} == counts
+  assert Manifest.from_json(manifest.to_json()) == manifest
+  assert json.loads((tmp_path / "set" / "manifest.json").read_text())["format"] == 2
+  assert sorted(p.name for p in (tmp_path / "set").iterdir()) == [
+    "manifest.json", "shard-00000.array_record", "shard-00001.array_record"
+  ]  # fmt: skip
 
 
-def test_out_of_range(tmp_path):
+def test_manifest_must_add_up(write, tmp_path):
+  manifest = write(tmp_path / "set").manifest
+  tokens = manifest.num_tokens
+  dropped = dataclasses.replace(manifest, input_tokens=tokens + 7, dropped_tokens={"tails": 4, "short": 3})
+  for wrong in (
+    {"input_tokens": tokens + 1},
+    {"dropped_tokens": {"tails": 1}},
+    {"num_sequences": 12},
+    {"sequences_per_leaf": {3: 12}},
+    {"shards": manifest.shards * 2},
+  ):
+    with pytest.raises(ValueError, match="tokens in|sequences"):
+      dataclasses.replace(dropped if "input_tokens" in wrong else manifest, **wrong)
+
+
+def test_out_of_range(write, tmp_path):
   dataset = write(tmp_path / "set")
   for index in (-1, 11):
     with pytest.raises(IndexError, match="dataset of 11"):
       dataset.read([index])
 
 
-def test_nothing_half_written(tmp_path):
-  def sequences():
-    yield from list(zip(*make_sequences(4)))
+def test_shard_is_there_whole_or_not_at_all(tmp_path):
+  def records():
+    yield b"one"
     raise OSError("disk full")
 
   with pytest.raises(OSError, match="disk full"):
-    write_packed(str(tmp_path / "set"), sequences(), HEADER)
-  with pytest.raises(InputError, match="no sequences"):
-    write_packed(str(tmp_path / "set"), [], HEADER)
-  assert not list(tmp_path.iterdir())
+    write_shard(str(tmp_path / "set" / "shard-00000.array_record"), records())
+  assert not list((tmp_path / "set").iterdir())
 
 
-def test_writes_into_an_empty_directory_only(tmp_path):
-  write(tmp_path)
-  with pytest.raises(InputError, match="is not empty"):
-    write(tmp_path)
-
-
-@pytest.mark.parametrize(
-  "leaf, size, message", [(70_000, S, "leaf 70000"), (-1, S, "leaf -1"), (0, S + 1, "length 16")]
-)
-def test_bad_sequences(tmp_path, leaf, size, message):
-  with pytest.raises(ValueError, match=message):
-    write_packed(str(tmp_path / "set"), [(leaf, np.ones(size), np.ones(size))], HEADER)
+def test_without_a_manifest_it_is_unfinished(write, tmp_path):
+  write(tmp_path / "set")
+  (tmp_path / "set" / "manifest.json").unlink()
+  with pytest.raises(InputError, match=r"set: .*unfinished.*run prepare"):
+    PackedDataset(str(tmp_path / "set"))
 
 
 def shard_of(directory):
@@ -125,15 +150,14 @@ def edit_manifest(directory, old, new):
   [
     (lambda d: shard_of(d).unlink(), "shard-00001.array_record is missing: delete .*run prepare again"),
     (cut, "shard-00001.array_record has .* bytes, its manifest says .*run prepare again"),
-    (lambda d: (d / "manifest.json").unlink(), "manifest.json: No such file"),
-    (lambda d: (d / "manifest.json").write_text("{"), "not a format 1 manifest: delete .*run prepare again"),
-    (lambda d: (d / "manifest.json").write_text("[]"), "not a format 1 manifest"),
-    (lambda d: edit_manifest(d, '"format": 1', '"format": 2'), "not a format 1 manifest"),
-    (lambda d: edit_manifest(d, '"length"', '"width"'), "not a format 1 manifest"),
-    (lambda d: edit_manifest(d, '"num_sequences": 11', '"num_sequences": 12'), "records of its shards are not 12"),
+    (lambda d: (d / "manifest.json").write_text("{"), "not a format 2 manifest: delete .*run prepare again"),
+    (lambda d: (d / "manifest.json").write_text("[]"), "not a format 2 manifest"),
+    (lambda d: edit_manifest(d, '"format": 2', '"format": 1'), "not a format 2 manifest"),
+    (lambda d: edit_manifest(d, '"length"', '"width"'), "not a format 2 manifest"),
+    (lambda d: edit_manifest(d, '"num_sequences": 11', '"num_sequences": 12'), "not a format 2 manifest"),
   ],
 )
-def test_damage_seen_at_open(tmp_path, damage, message):
+def test_damage_seen_at_open(write, tmp_path, damage, message):
   write(tmp_path / "set", num_shards=2)
   damage(tmp_path / "set")
   with pytest.raises(InputError, match=message) as caught:
@@ -146,7 +170,7 @@ def test_missing_directory(tmp_path):
     PackedDataset(str(tmp_path / "nowhere"))
 
 
-def test_damage_seen_when_read(tmp_path):
+def test_damage_seen_when_read(write, tmp_path):
   write(tmp_path / "set", num_shards=2)
   flip(tmp_path / "set")
   dataset = PackedDataset(str(tmp_path / "set"))
@@ -157,9 +181,9 @@ def test_damage_seen_when_read(tmp_path):
     dataset.verify()
 
 
-def test_another_file_of_the_same_size(tmp_path):
+def test_another_file_of_the_same_size(write, tmp_path):
   dataset = write(tmp_path / "set", num_shards=2)
   size = shard_of(tmp_path / "set").stat().st_size
   shard_of(tmp_path / "set").write_bytes(b"x" * size)
   with pytest.raises(InputError, match="shard-00001.array_record is damaged"):
-    PackedDataset(dataset.directory).read([1])
+    PackedDataset(dataset.directory).read([6])

@@ -118,7 +118,7 @@ def train(slices, model, bank_update, devices=8):
   start, losses = jax.tree.map(np.array, state.params), []
   compiled = program.lower(LENGTH).compile()
   for step in range(STEPS):
-    state, metrics = compiled(state, place_batch(batch(step), mesh, BATCH), key)
+    state, metrics = compiled(state, place_batch(batch(step), mesh), key)
     losses.append(float(metrics["loss"]))
   return start, state, losses, compiled
 

@@ -124,4 +124,4 @@ def test_one_process_feeds_every_row():
   mesh = make_mesh(devices=jax.devices()[:1])
   np.testing.assert_array_equal(local_rows(mesh, 5), np.arange(5))
   batch = {"memory_leaf": np.arange(5, dtype=np.int32)}
-  np.testing.assert_array_equal(place_batch(batch, mesh, 5)["memory_leaf"], batch["memory_leaf"])
+  np.testing.assert_array_equal(place_batch(batch, mesh)["memory_leaf"], batch["memory_leaf"])

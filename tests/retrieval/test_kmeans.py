@@ -1,12 +1,14 @@
-"""Balanced k-means against scikit-learn, and the properties of the balance rule."""
+"""Balanced k-means against FAISS and scikit-learn, the properties of the balance rule, and what a result depends on."""
 
+import faiss
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.retrieval import kmeans
-from hiermem_jax.retrieval.kmeans import balanced_kmeans, rebalance
+from hiermem_jax.retrieval.kmeans import balanced_kmeans, nearest, rebalance
 
 
 def _nearest(x, centroids):
@@ -48,6 +50,21 @@ def test_without_the_rule_inertia_is_near_scikit_learns(batch_size):
   best = KMeans(16, n_init=5, random_state=0).fit(x).inertia_
   ours = np.mean([_inertia(x, balanced_kmeans(x, 16, batch_size=batch_size, balance=None, seed=s)) for s in range(3)])
   assert ours < 1.05 * best
+
+
+@pytest.mark.parametrize("num_clusters", [8, 32])
+def test_without_the_rule_inertia_is_near_faiss_s(num_clusters):
+  rng = np.random.default_rng(2)
+  topics = rng.standard_normal((60, 24))
+  x = _unit(topics[rng.integers(60, size=6000)] + 0.7 * rng.standard_normal((6000, 24)))
+
+  def peer(seed):
+    model = faiss.Kmeans(24, num_clusters, niter=20, seed=seed, max_points_per_centroid=len(x))
+    model.train(x)
+    return model.centroids
+
+  ours = np.mean([_inertia(x, balanced_kmeans(x, num_clusters, batch_size=1000, balance=None, seed=s)) for s in range(5)])
+  assert ours < 1.02 * np.mean([_inertia(x, peer(s)) for s in range(5)])
 
 
 def test_the_rule_evens_out_skewed_data():
@@ -117,11 +134,47 @@ def test_batches_are_fresh_until_the_examples_run_out():
   assert [sorted(b) for b in kmeans._batches(5, 30, 2, rng)] == [list(range(5))] * 2
 
 
-def test_few_compiled_shapes():
-  shapes = {kmeans._padded_size(n, 6400) for n in range(1, 6401)}
-  assert shapes == {256, 512, 1024, 2048, 4096, 6400}
-  assert kmeans._padded_size(100, 100) == 100
-  assert all(kmeans._padded_size(n, 100) >= n for n in range(1, 101))
+def test_nearest_is_what_float64_finds_however_close():
+  rng = np.random.default_rng(5)
+  x = _unit(rng.standard_normal((500, 384)))
+  base = 0.5 * x[:3]
+  step = 10.0 ** -rng.integers(1, 8, size=(40, 1))  # from far apart to the same in float32
+  centroids = (base[rng.integers(3, size=40)] + step * rng.standard_normal((40, 384))).astype(np.float32)
+  exact = ((x[:, None].astype(np.float64) - centroids[None]) ** 2).sum(-1).argmin(1)
+  found = nearest(x, centroids)
+  assert found.dtype == np.int32
+  np.testing.assert_array_equal(found, exact)
+
+
+def test_nearest_takes_the_first_of_equal_centroids():
+  x = _unit(np.random.default_rng(6).standard_normal((300, 48)))
+  centroids = np.tile(x[:5], (4, 1))
+  np.testing.assert_array_equal(nearest(x, centroids), nearest(x, x[:5]))
+
+
+def test_nearest_does_not_depend_on_the_other_examples():
+  rng = np.random.default_rng(7)
+  x = _unit(rng.standard_normal((400, 64)))
+  centroids = np.repeat(0.3 * x[:8], 4, axis=0) + np.float32(1e-6) * rng.standard_normal((32, 64), np.float32)
+  whole = nearest(x, centroids)
+  order = rng.permutation(400)
+  np.testing.assert_array_equal(nearest(x[order], centroids), whole[order])
+  np.testing.assert_array_equal([nearest(x[i : i + 1], centroids)[0] for i in range(400)], whole)
+
+
+def test_the_number_of_threads_changes_nothing():
+  x = _unit(np.random.default_rng(8).standard_normal((3000, 96)))
+
+  def run(threads):
+    with threadpool_limits(threads):
+      return balanced_kmeans(x, 16, batch_size=1000)
+
+  np.testing.assert_array_equal(run(1), run(2))
+
+
+def test_float16_examples_count_as_what_they_are_in_float32():
+  x = np.random.default_rng(9).standard_normal((300, 8)).astype(np.float16)
+  np.testing.assert_array_equal(balanced_kmeans(x, 4), balanced_kmeans(x.astype(np.float32), 4))
 
 
 @pytest.mark.parametrize(
@@ -131,12 +184,14 @@ def test_few_compiled_shapes():
     ({"batch_size": 3}, "batch_size 3"),
     ({"balance": 0.5}, "balance is 0.5"),
     ({"steps": 0}, "0 steps"),
+    ({"num_clusters": 1}, "with 1 clusters"),
   ],
 )
 def test_input_errors(change, names):
   arguments = {"embeddings": np.ones((20, 2), np.float32), "num_clusters": 4, **change}
-  with pytest.raises(InputError, match=names):
+  with pytest.raises(InputError, match=names) as error:
     balanced_kmeans(arguments.pop("embeddings"), arguments.pop("num_clusters"), **arguments)
+  assert "\n" not in str(error.value)
 
 
 def test_values_that_are_not_finite():
