@@ -36,7 +36,7 @@ def read(tree_directory: str, corpus: str):
     found = [(record, row[int(key)]) for record, key in zip(records, keys) if int(key) in row]
     titles += [record["title"] for record, _ in found]
     texts += [record["text"][:2000] for record, _ in found]
-    embeddings.append(arrays["embeddings"][[i for _, i in found]].astype(np.float32))
+    embeddings.append(arrays["embeddings"][[i for _, i in found]])
   embeddings = np.concatenate(embeddings)
   return tree, titles, texts, embeddings, tree.assign(embeddings)
 

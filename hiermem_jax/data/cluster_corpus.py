@@ -1,7 +1,7 @@
 """The cluster tree of a corpus, as Beam pipelines: embed every window, then split one level after the other.
 
   DIRECTORY/encoder/                     the encoder, fitted or copied
-  DIRECTORY/embeddings/part-00012.npz    keys uint64 [n] and embeddings float16 [n, E] of a part's windows
+  DIRECTORY/embeddings/part-00012.npz    keys uint64 [n] and embeddings float32 [n, E] of a part's windows
   DIRECTORY/embeddings/part-00012.json   what the part held; written last
   DIRECTORY/levels/level_2.npy           centroids of a level
   DIRECTORY/tree.{npz,json}              the tree
@@ -142,14 +142,13 @@ class KnownEmbeddings:
         self._keys, self._embeddings = arrays["keys"][order], arrays["embeddings"][order]
 
   def embed(self, keys: np.ndarray, texts: Sequence[str], encoder: Encoder) -> np.ndarray:
-    """Embeddings of windows, looked up or encoded: float32 [n, E], rounded to float16 either way."""
+    """Embeddings of windows, looked up or encoded: float32 [n, E]."""
     known = np.isin(keys, self._keys)
     result = np.empty((len(keys), encoder.dim), np.float32)
     if known.any():
       result[known] = self._embeddings[np.searchsorted(self._keys, keys[known])]
     if not known.all():
-      fresh = encoder.encode([text for text, there in zip(texts, known) if not there])
-      result[~known] = fresh.astype(np.float16)
+      result[~known] = encoder.encode([text for text, there in zip(texts, known) if not there])
     return result
 
 
@@ -171,13 +170,13 @@ class _EmbedPart(beam.DoFn):
     encoder = cached_encoder(os.path.join(self._directory, "encoder"))
     tokenizer = cached_tokenizer(self._tokenizer)
     counts = Counts()
-    keys, embeddings = [np.zeros(0, np.uint64)], [np.zeros((0, encoder.dim), np.float16)]
+    keys, embeddings = [np.zeros(0, np.uint64)], [np.zeros((0, encoder.dim), np.float32)]
     batches = read_part(
       self._source, number, part, tokenizer, counts, window_tokens=self._window_tokens, sample=self._sample
     )
     for batch in batches:
       keys.append(batch.keys)
-      embeddings.append(encoder.encode(batch.texts).astype(np.float16))
+      embeddings.append(encoder.encode(batch.texts))
       logging.log_every_n_seconds(logging.INFO, "%s: %d windows embedded", 10, part, counts.windows)
     files.write_arrays(self.path(number, "npz"), keys=np.concatenate(keys), embeddings=np.concatenate(embeddings))
     files.write_json(self.path(number, "json"), dataclasses.asdict(counts))
@@ -232,7 +231,7 @@ def _split_level(pipeline, embedded, parents: ClusterTree | None, level: int, co
 def _nodes(embeddings: np.ndarray, parents: ClusterTree | None) -> np.ndarray:
   if parents is None:
     return np.zeros(len(embeddings), np.int32)
-  return parents.assign(embeddings.astype(np.float32))
+  return parents.assign(embeddings)
 
 
 def _count_nodes(path: str, parents: ClusterTree | None) -> Iterator[tuple[int, int]]:
@@ -257,7 +256,7 @@ def _examples(path: str, parents: ClusterTree | None, sizes: dict[int, int], con
 def _split(node: int, groups, *, parents: ClusterTree | None, level: int, config: TreeConfig, dim: int):
   groups = [group for group in groups if group is not None]
   keys = np.concatenate([np.zeros(0, np.uint64), *(keys for keys, _ in groups)])
-  embeddings = np.concatenate([np.zeros((0, dim), np.float16), *(embeddings for _, embeddings in groups)])
+  embeddings = np.concatenate([np.zeros((0, dim), np.float32), *(embeddings for _, embeddings in groups)])
   parent = np.zeros(dim, np.float32) if parents is None else parents.centroids[-1][node]
   children = split_node(
     embeddings,

@@ -7,7 +7,8 @@ by the binary expansion of its length and for lengths 2^8 .. 2^13,
 
 so every sequence is text of one document, without padding, and the cost of attention follows the documents. What is left
 over, less than the shortest run, is packed with other left-overs into sequences of the shortest length under the
-document mask: nothing is thrown away.
+document mask: nothing is thrown away. (The authors' code throws it away, and cuts what is longer than two of the longest
+runs at random.)
 
 On disk there is a packed dataset per length, and a file that makes them one:
 
@@ -16,7 +17,8 @@ On disk there is a packed dataset per length, and a file that makes them one:
 
 A step trains on one length, with as many sequences as make up a constant number of tokens. Short ones come first, more or
 less: an epoch is a number of cycles, in each of which every length has its share of batches, and the length of a step is
-drawn with odds that halve from one length to the next, among those with batches left in the cycle ("Grow-P2").
+drawn among those with batches left in the cycle. Its weight is its batches in the cycle times odds that halve from one
+length to the next, 32:16:8:4:2:1 ("Grow-P2"), as in the authors' code; with equal odds all lengths would last a cycle.
 """
 
 import functools
@@ -145,13 +147,16 @@ class DecomposedBatches:
       InputError: the longest length does not divide the tokens, or no length has a batch of sequences.
     """
     longest = max(dataset.buckets)
-    if tokens_per_batch % longest:
-      raise InputError(f"{tokens_per_batch} tokens a batch: must be a multiple of {longest}, the longest sequence")
+    if tokens_per_batch < 1 or tokens_per_batch % longest:
+      raise InputError(
+        f"{tokens_per_batch} tokens a batch: must be a positive multiple of {longest}, the longest sequence; bind another"
+        " train.batch_size"
+      )
     self.dataset = dataset
     self.seed = seed
     self._lengths = sorted(dataset.buckets)
     self._sizes = [tokens_per_batch // length for length in self._lengths]
-    self._rows = [rows(size) for size in self._sizes]
+    self._rows = [rows(size) for size in reversed(self._sizes)][::-1]  # a size that does not fit: the smallest is named
     self._batches = np.array([len(dataset.buckets[n]) // size for n, size in zip(self._lengths, self._sizes)])
     self._cycles = cycles
     if not self._batches.any():
@@ -183,8 +188,8 @@ class DecomposedBatches:
   def _draw_schedule(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Of every step of an epoch, the bucket, int8, and how many steps before it had the same, int32.
 
-    A bucket drawn with fixed odds among those with batches left is the next event of independent Poisson processes that
-    stop after so many events: all of a cycle is drawn by sorting times.
+    A bucket drawn with fixed weights among those with batches left is the next event of independent Poisson processes
+    that stop after so many events: all of a cycle is drawn by sorting times.
     """
     rng = np.random.default_rng([self.seed, epoch, len(self._lengths)])
     odds = 2.0 ** np.arange(len(self._lengths) - 1, -1, -1)
@@ -192,7 +197,7 @@ class DecomposedBatches:
     cycles = []
     for counts in np.diff(shares, axis=0):
       buckets = np.repeat(np.arange(len(counts), dtype=np.int8), counts)
-      times = [np.cumsum(rng.exponential(size=count)) / odd for count, odd in zip(counts, odds)]
+      times = [np.cumsum(rng.exponential(size=count)) / (count * odd) for count, odd in zip(counts, odds)]
       cycles.append(buckets[np.argsort(np.concatenate(times), kind="stable")])
     buckets = np.concatenate(cycles)
     ranks = np.empty(len(buckets), np.int32)

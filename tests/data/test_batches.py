@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from hiermem_jax.data.batches import Batches, in_order, to_batch
-from hiermem_jax.data.packed import Manifest, write_packed
 from hiermem_jax.data.packing import pack
 from hiermem_jax.errors import InputError
 
@@ -14,25 +13,12 @@ S = 8
 
 
 @pytest.fixture(scope="module", params=[1, 5, 23])
-def dataset(request, tmp_path_factory):
+def dataset(request, write_packed, tmp_path_factory):
   """Sequence i holds the token 10 + i, and its leaf is i."""
   count = request.param
-  header = Manifest(
-    length=S,
-    vocab_size=99,
-    eot_id=2,
-    bos_id=1,
-    num_leaves=count,
-    tokenizer_fingerprint="",
-    tree_fingerprint="",
-    num_documents=count,
-    num_windows=count,
-    num_characters=0,
-    inputs={},
-  )
   sequences = [(i, np.full(S, 10 + i), np.ones(S, np.int32)) for i in range(count)]
   directory = tmp_path_factory.mktemp("packed") / "set"
-  return write_packed(str(directory), sequences, header, num_shards=3)
+  return write_packed(str(directory), sequences, bos_id=1, num_leaves=count, num_shards=3)
 
 
 def equal(a, b):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hiermem_jax.data.packing import num_sequences, pack
+from hiermem_jax.data.packing import num_sequences, pack, pack_tails
 
 EOT = 2
 
@@ -67,3 +67,45 @@ def test_token_types_and_no_windows():
   targets, _ = pack([np.array([65_535], np.uint16)], [True], length=4, eot_id=70_000)
   assert targets.tolist() == [[65_535, 70_000, 0, 0]]
   assert pack([], [], length=4, eot_id=2)[0].shape == (0, 4)
+
+
+def random_tails(seed, count, length):
+  """Tails of leaves in ascending order: what `pack` leaves in a leaf's last sequence."""
+  rng = np.random.default_rng(seed)
+  tails = []
+  for leaf in np.sort(rng.choice(100, count, replace=False)):
+    targets, segments = pack(*random_windows(rng.integers(1000), count=4, longest=length), length=length, eot_id=EOT)
+    if segments[-1, -1] == 0:
+      size = np.count_nonzero(segments[-1])
+      tails.append((int(leaf), targets[-1, :size], segments[-1, :size]))
+  return tails
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("length", [2, 7, 64])
+def test_tails_token_by_token(seed, length):
+  """Against a stream of (token, leaf, segment of its tail), cut every `length` tokens."""
+  tails = random_tails(seed, count=12, length=length)
+  leaves, targets, segments = pack_tails(tails, length=length)
+  stream = [(int(t), leaf, int(s)) for leaf, tokens, ids in tails for t, s in zip(tokens, ids)]
+  assert len(leaves) == len(targets) == len(segments) == num_sequences(len(stream), length)
+  assert targets.dtype == segments.dtype == leaves.dtype == np.int32
+  for row, start in enumerate(range(0, len(stream), length)):
+    part = stream[start : start + length]
+    padding = [0] * (length - len(part))
+    assert targets[row].tolist() == [token for token, _, _ in part] + padding
+    documents = [(leaf, segment) for _, leaf, segment in part]
+    ids = {document: number for number, document in enumerate(dict.fromkeys(documents), start=1)}
+    assert segments[row].tolist() == [ids[document] for document in documents] + padding
+    owners = [leaf for _, leaf, _ in part]
+    assert owners.count(leaves[row]) == max(map(owners.count, owners))
+    assert leaves[row] == min(leaf for leaf in owners if owners.count(leaf) == owners.count(leaves[row]))
+
+
+def test_tails_docstring_promises():
+  """Two short tails share a sequence; of equal shares the smaller leaf has it; what is over goes on in the next."""
+  tails = [(3, np.array([5, 2]), np.array([1, 1])), (4, np.array([6, 2, 7]), np.array([1, 1, 2]))]
+  leaves, targets, segments = pack_tails(tails, length=4)
+  assert leaves.tolist() == [3, 4]
+  assert targets.tolist() == [[5, 2, 6, 2], [7, 0, 0, 0]]
+  assert segments.tolist() == [[1, 1, 2, 2], [1, 0, 0, 0]]

@@ -8,7 +8,6 @@ import pytest
 seqio = pytest.importorskip("seqio")
 
 from hiermem_jax.data.batches import to_batch  # noqa: E402
-from hiermem_jax.data.packed import Manifest, write_packed  # noqa: E402
 from hiermem_jax.data.packing import pack  # noqa: E402
 from hiermem_jax.data.seqio_tasks import (  # noqa: E402
   MemoryLMFeatureConverter,
@@ -22,26 +21,13 @@ S = 32
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
+def dataset(write_packed, tmp_path_factory):
   rng = np.random.default_rng(0)
   windows = [rng.integers(0, 99, rng.integers(1, 40)) for _ in range(150)]  # 0 is a token like any other
   targets, segments = pack(windows, rng.random(150) < 0.6, length=S, eot_id=2)
   leaves = rng.integers(0, 65_536, len(targets))
-  header = Manifest(
-    length=S,
-    vocab_size=99,
-    eot_id=2,
-    bos_id=0,
-    num_leaves=65_536,
-    tokenizer_fingerprint="",
-    tree_fingerprint="",
-    num_documents=150,
-    num_windows=150,
-    num_characters=0,
-    inputs={},
-  )
   directory = tmp_path_factory.mktemp("packed") / "set"
-  dataset = write_packed(str(directory), zip(leaves, targets, segments), header, num_shards=3)
+  dataset = write_packed(str(directory), zip(leaves, targets, segments), num_leaves=65_536, num_shards=3)
   register_packed_task("packed_for_test", dataset.directory)
   return dataset
 
