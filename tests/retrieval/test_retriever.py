@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.retrieval.retriever import Retriever, cluster_texts, load_retriever, save_retriever
 from hiermem_jax.retrieval.encoders import LsaEncoder
+from hiermem_jax.retrieval.retriever import Retriever, load_retriever, save_retriever
+from hiermem_jax.retrieval.tree import build_tree
 
 TOPICS = [
   ["atomic", "metal", "ore", "alloy", "melting"],
@@ -17,7 +18,6 @@ TOPICS = [
   ["poet", "verse", "sonnet", "rhyme", "stanza"],
   ["planet", "orbit", "moon", "telescope", "comet"],
 ]
-SETTINGS = {"encoder": LsaEncoder(dim=8), "branching": 4, "depth": 2, "batch_size": 64, "seed": 0}
 
 
 def _texts():
@@ -26,9 +26,15 @@ def _texts():
   return [" ".join(rng.choice(TOPICS[t], 12)) for t in topics], topics
 
 
+def cluster_texts(texts, encoder=LsaEncoder(dim=8)):
+  fitted = encoder.fit(texts)
+  settings = {"branching": 4, "depth": 2, "batch_size": 64, "seed": 0}
+  return fitted, build_tree(fitted.encode(texts), encoder_fingerprint=fitted.fingerprint, **settings)
+
+
 @pytest.fixture(scope="module")
 def clustered():
-  return cluster_texts(_texts()[0], **SETTINGS)
+  return cluster_texts(_texts()[0])
 
 
 def test_topics_become_the_first_level(clustered):
@@ -45,29 +51,9 @@ def test_topics_become_the_first_level(clustered):
 
 
 def test_deterministic(clustered):
-  encoder, tree = cluster_texts(_texts()[0], **SETTINGS)
+  encoder, tree = cluster_texts(_texts()[0])
   assert (encoder.fingerprint, tree.fingerprint) == (clustered[0].fingerprint, clustered[1].fingerprint)
   assert tree.encoder_fingerprint == encoder.fingerprint
-
-
-def test_max_examples_draws_a_sample(monkeypatch):
-  seen = []
-  real = LsaEncoder.fit
-  monkeypatch.setattr(LsaEncoder, "fit", lambda self, texts: (seen.append(list(texts)), real(self, texts))[1])
-  texts = [f"{text} number{i}" for i, text in enumerate(_texts()[0])]
-  cluster_texts(texts, **SETTINGS, max_examples=50)
-  cluster_texts(texts, **SETTINGS, max_examples=500)
-  assert len(set(seen[0])) == 50 and set(seen[0]) < set(texts)
-  assert seen[0] != texts[:50]
-  assert seen[1] == texts
-
-
-@pytest.mark.parametrize("limit, names", [({}, "120 documents"), ({"max_examples": 50}, "max_examples=50")])
-def test_too_few_documents_is_said_before_the_encoder_is_fitted(monkeypatch, limit, names):
-  monkeypatch.setattr(LsaEncoder, "fit", None)
-  with pytest.raises(InputError, match=names) as caught:
-    cluster_texts(_texts()[0], **limit)
-  assert "65536 leaves" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_save_and_load(clustered, tmp_path):
