@@ -26,8 +26,8 @@ def _texts():
   return [" ".join(rng.choice(TOPICS[t], 12)) for t in topics], topics
 
 
-def cluster_texts(texts, encoder=LsaEncoder(dim=8)):
-  fitted = encoder.fit(texts)
+def cluster_texts(texts):
+  fitted = LsaEncoder(dim=8).fit(texts)
   settings = {"branching": 4, "depth": 2, "batch_size": 64, "seed": 0}
   return fitted, build_tree(fitted.encode(texts), encoder_fingerprint=fitted.fingerprint, **settings)
 

@@ -127,7 +127,7 @@ def from_hugging_face(tensors: Mapping[str, np.ndarray], config: BertConfig, pat
     if tensor is None:
       raise InputError(f"{path}: tensor {name} is missing: give the weights of a BERT encoder")
     if tensor.shape != shape:
-      raise InputError(f"{path}: tensor {name} has shape {tensor.shape}, config.json says {shape}: give a matching pair")
+      raise InputError(f"{path}: tensor {name} has shape {tensor.shape}, config.json says {shape}: give a pair")
     return np.asarray(tensor, np.float32)
 
   def embedding(name: str, size: int) -> dict[str, np.ndarray]:

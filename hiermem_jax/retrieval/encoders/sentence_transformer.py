@@ -1,7 +1,7 @@
 """Sentence encoders in the directory format of sentence-transformers: word pieces, BERT, pooling, unit norm.
 
-The paper's encoder is all-MiniLM-L6-v2, which reads the first 256 word pieces of a text, averages their vectors and scales
-the result to unit norm.
+The paper's encoder is all-MiniLM-L6-v2, which reads the first 256 word pieces of a text, averages their vectors and
+scales the result to unit norm.
 """
 
 import dataclasses
@@ -125,14 +125,20 @@ class FittedSentenceTransformer:
     """
     result = np.empty((len(texts), self.dim), np.float32)
     pending = None
-    for rows, ids, sizes in self._batches(texts):
-      vectors = self._run(ids, sizes)
+    for rows, ids, sizes in self.batches(texts):
+      vectors = self.run(ids, sizes)
       if pending is not None:
         _collect(result, *pending)
       pending = (rows, vectors)
     if pending is not None:
       _collect(result, *pending)
     return result
+
+  def flops(self, length: int) -> int:
+    """FLOPs of one text of `length` word pieces, matrix products only, two for a multiplication and an addition."""
+    c = self._bert
+    weights = 4 * c.hidden_size**2 + 2 * c.hidden_size * c.intermediate_size
+    return 2 * length * c.num_hidden_layers * (weights + 2 * length * c.hidden_size)
 
   def save(self, directory: str) -> None:
     """Writes the model's files and `encoder.json`, which goes last, under `directory`.
@@ -169,7 +175,7 @@ class FittedSentenceTransformer:
     sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in self._content.items()}
     return {"kind": "sentence_transformer", "config": dataclasses.asdict(self.config), "sha256": sha256}
 
-  def _batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  def batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rows of `texts` [n], their word pieces int32 [b, S], padded, and numbers of word pieces int32 [b], b >= n."""
     texts = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates
     pieces = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
@@ -187,7 +193,8 @@ class FittedSentenceTransformer:
       yield rows, ids, sizes
       start += len(rows)
 
-  def _run(self, ids: np.ndarray, sizes: np.ndarray) -> jax.Array:
+  def run(self, ids: np.ndarray, sizes: np.ndarray) -> jax.Array:
+    """Vectors of one batch: int32 [b, S] word pieces, int32 [b] numbers of them -> float32 [b, dim], unit norm rows."""
     split, params, step = self._program
     return step(params, jax.device_put(ids, split), jax.device_put(sizes, split))
 
@@ -255,7 +262,7 @@ def _pooling(pooling: dict[str, Any], modules: Sequence[dict[str, Any]], directo
   chosen = sorted(name for name, value in pooling.items() if name.startswith("pooling_mode_") and value is True)
   if len(chosen) != 1 or chosen[0] not in _POOLINGS:
     raise InputError(
-      f"{directory}/{_POOLING}: {' and '.join(chosen) or 'no pooling'} is not supported; give a model with mean or [CLS]"
-      " pooling"
+      f"{directory}/{_POOLING}: {' and '.join(chosen) or 'no pooling'} is not supported; give a model with mean or"
+      " [CLS] pooling"
     )
   return _POOLINGS[chosen[0]]
