@@ -72,6 +72,11 @@ def train(
       f"{packed.directory}: its tokenizer has {manifest.vocab_size} pieces, AnchorConfig.vocab_size is"
       f" {anchor.vocab_size}; bind at least as many"
     )
+  if memory is not None and not manifest.num_leaves:
+    raise InputError(
+      f"{packed.directory}: prepared without a cluster tree, which a memory bank needs; bind train.memory = None, or"
+      " prepare it with prepare.tree"
+    )
   if memory is not None and memory.num_leaves != manifest.num_leaves:
     raise InputError(
       f"{packed.directory}: its tree has {manifest.num_leaves} leaves, MemoryConfig (branching {memory.branching}, rows"

@@ -1,24 +1,25 @@
 """Dataset decomposition: documents cut into runs of power-of-two lengths (Pouransari et al., arXiv 2405.13226).
 
-The anchors of the paper are pretrained on it (section A.1). With its end-of-text token a document of 1,309 tokens gives,
-by the binary expansion of its length and for lengths 2^8 .. 2^13,
+The anchors of the paper are pretrained on it (section A.1). With its end-of-text token a document of 1,309 tokens
+gives, by the binary expansion of its length and for lengths 2^8 .. 2^13,
 
   1309 = 1024 + 256 + 29      a run of 1024, a run of 256, and 29 tokens left over
 
-so every sequence is text of one document, without padding, and the cost of attention follows the documents. What is left
-over, less than the shortest run, is packed with other left-overs into sequences of the shortest length under the
-document mask: nothing is thrown away. (The authors' code throws it away, and cuts what is longer than two of the longest
-runs at random.)
+so every sequence is text of one document, without padding, and the cost of attention follows the documents. What is
+left over, less than the shortest run, is packed with other left-overs into sequences of the shortest length under the
+document mask: nothing is thrown away. (The authors' code throws it away, and cuts what is longer than two of the
+longest runs at random.)
 
 On disk there is a packed dataset per length, and a file that makes them one:
 
   decomposition.json   the lengths; written last
   256/ 512/ ... 8192/  packed datasets, their leaves -1
 
-A step trains on one length, with as many sequences as make up a constant number of tokens. Short ones come first, more or
-less: an epoch is a number of cycles, in each of which every length has its share of batches, and the length of a step is
-drawn among those with batches left in the cycle. Its weight is its batches in the cycle times odds that halve from one
-length to the next, 32:16:8:4:2:1 ("Grow-P2"), as in the authors' code; with equal odds all lengths would last a cycle.
+A step trains on one length, with as many sequences as make up a constant number of tokens. Short ones come first, more
+or less: an epoch is a number of cycles, in each of which every length has its share of batches, and the length of a
+step is drawn among those with batches left in the cycle. Its weight is its batches in the cycle times odds that halve
+from one length to the next, 32:16:8:4:2:1 ("Grow-P2"), as in the authors' code; with equal odds all lengths would last
+a cycle.
 """
 
 import functools
@@ -118,7 +119,7 @@ def write_decomposition(directory: str, lengths: Sequence[int], input_tokens: in
 
 
 class DecomposedBatches:
-  """An endless stream of batches of varying length in which step n is computed from n alone (see the module's docstring).
+  """An endless stream of batches of varying length in which step n is computed from n alone (see the module).
 
   A step has tokens_per_batch // length sequences of its length. What does not fill a last batch of its length sits out
   an epoch; the next one has another order. Memory on each process: the orders of two epochs, 8 bytes a sequence, and 5
@@ -149,8 +150,8 @@ class DecomposedBatches:
     longest = max(dataset.buckets)
     if tokens_per_batch < 1 or tokens_per_batch % longest:
       raise InputError(
-        f"{tokens_per_batch} tokens a batch: must be a positive multiple of {longest}, the longest sequence; bind another"
-        " train.batch_size"
+        f"{tokens_per_batch} tokens a batch: must be a positive multiple of {longest}, the longest sequence; bind"
+        " another train.batch_size"
       )
     self.dataset = dataset
     self.seed = seed
@@ -161,8 +162,8 @@ class DecomposedBatches:
     self._cycles = cycles
     if not self._batches.any():
       raise InputError(
-        f"{dataset.directory}: no length has a batch of {tokens_per_batch} tokens; prepare a larger corpus or bind a smaller"
-        " train.batch_size"
+        f"{dataset.directory}: no length has a batch of {tokens_per_batch} tokens; prepare a larger corpus or bind a"
+        " smaller train.batch_size"
       )
     self._schedule = functools.lru_cache(maxsize=2)(self._draw_schedule)
     self._order = functools.lru_cache(maxsize=2 * len(self._lengths))(self._draw_order)

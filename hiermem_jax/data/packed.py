@@ -3,8 +3,8 @@
   manifest.json               a `Manifest`; written last: a directory without it is unfinished
   shard-00000.array_record    the first sequences; shards may differ in size
 
-A record is little-endian: the leaf, int32, then S target tokens and S segment ids (0 is padding) of the manifest's dtype.
-The paper, too, puts the leaf first and splits it off in the trainer (section A.2); it may exceed the vocabulary.
+A record is little-endian: the leaf, int32, then S target tokens and S segment ids (0 is padding) of the manifest's
+dtype. The paper, too, puts the leaf first and splits it off in the trainer (section A.2); it may exceed the vocabulary.
 """
 
 import dataclasses
@@ -143,8 +143,9 @@ def write_shard(path: str, records: Iterable[bytes]) -> Shard:
   try:
     writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
     count = 0
-    for count, record in enumerate(records, start=1):
+    for record in records:
       writer.write(record)
+      count += 1
     writer.close()
     shard = Shard(name=target.name, records=count, bytes=temporary.stat().st_size, sha256=_sha256(temporary))
     os.replace(temporary, target)

@@ -15,8 +15,8 @@ elsewhere (so it gets no end-of-text token):
 
 Segment ids count 1, 2, ... within a sequence; 0 is padding, with target 0.
 
-A leaf's last, incomplete sequence, its tail, may stay as it is, be left out, or be packed once more together with the tails
-of its siblings in the tree (`pack_tails`).
+A leaf's last, incomplete sequence, its tail, may stay as it is, be left out, or be packed once more together with the
+tails of its siblings in the tree (`pack_tails`).
 """
 
 from collections.abc import Sequence

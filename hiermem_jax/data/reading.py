@@ -178,7 +178,7 @@ def sample_texts(
   yield from (text for _, text in heapq.nsmallest(max_windows, windows))
 
 
-def good_texts(source: Source) -> Iterator[str]:
-  """Yields the texts of all good records, in order."""
-  for part in source.parts():
+def good_texts(source: Source, *parts: str) -> Iterator[str]:
+  """Yields the texts of the good records of some parts, or of all, in order."""
+  for part in parts or source.parts():
     yield from (text for _, text in _good_records(source, part, Counts()))

@@ -1,20 +1,31 @@
 """The packed dataset and raw text as SeqIO tasks, for users of SeqIO's tools.
 
 Training does not need this module: `batches.Batches` gives the same batches, addressed by step and without
-TensorFlow. A task serves inspection, mixtures and trainers that take a SeqIO task:
+TensorFlow. A task serves inspection, mixtures, caching and trainers that take a SeqIO task. Register them in a module of
+your own, say my_tasks.py:
 
-  register_packed_task("wiki_packed", "/data/wiki_2048")
+  register_packed_task("wiki_packed", {"train": "/data/wiki_2048/train", "validation": "/data/wiki_2048/validation"})
+  register_corpus_task("wiki", {"train": JsonlSource(pattern="/data/wiki/*.jsonl.zst")}, "/data/tokenizer.json")
+  register_corpus_task("web", {"train": TfdsSource(name="c4/en", split="train")}, "/data/tokenizer.json")
+  seqio.MixtureRegistry.add("both", [("wiki", 0.3), ("web", 0.7)])
+
+and then everything of SeqIO's works on them:
+
   ds = seqio.get_dataset("wiki_packed", feature_lengths(2048), MemoryLMFeatureConverter())
+  seqio_cache_tasks --module_import=my_tasks --tasks=wiki --output_cache_dir=/data/cache
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
 from hiermem_jax.data.packed import PackedDataset
+from hiermem_jax.data.reading import good_texts
 from hiermem_jax.data.sources import Source
+from hiermem_jax.data.vocabulary import TokenizerVocabulary
+from hiermem_jax.errors import InputError
 
 _READ = 64  # sequences read at once
 
@@ -88,21 +99,30 @@ class MemoryLMFeatureConverter(seqio.FeatureConverter):
     return {k: length if spec.rank else None for k, spec in self.MODEL_FEATURES.items()}
 
 
-def register_packed_task(name: str, directory: str) -> seqio.Task:
-  """Registers a packed dataset as a task with the split "train".
+def register_packed_task(name: str, directories: Mapping[str, str]) -> seqio.Task:
+  """Registers packed datasets as a task.
 
   Features: `targets` and `targets_segment_ids` int32 [S], `memory_leaf` int32 scalar. Shuffling reads the
   sequences in a random order (all of them: they are addressed by number).
 
+  Args:
+    name: of the task.
+    directories: split -> what the prepare verb wrote; all of one tokenizer, tree and length.
+
   Raises:
-    InputError: see `PackedDataset`.
+    InputError: see `PackedDataset`; or the splits do not belong together.
   """
-  dataset = PackedDataset(directory)
-  manifest = dataset.manifest
+  datasets = {split: PackedDataset(directory) for split, directory in directories.items()}
+  manifests = [dataset.manifest for dataset in datasets.values()]
+  manifest = manifests[0]
+  for other in manifests[1:]:
+    for field in ("length", "tokenizer_fingerprint", "tree_fingerprint"):
+      if getattr(other, field) != getattr(manifest, field):
+        raise InputError(f"task {name}: its splits differ in {field}; give datasets that were prepared alike")
   row = tf.TensorSpec([manifest.length], tf.int32)
 
   def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-    del split
+    dataset = datasets[split]
 
     def examples() -> Iterator[dict[str, np.ndarray]]:
       order = np.arange(len(dataset))
@@ -119,39 +139,68 @@ def register_packed_task(name: str, directory: str) -> seqio.Task:
     vocabulary = seqio.PassThroughVocabulary(size, eos_id=manifest.eot_id)
     return seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32, rank=rank)
 
+  counts = {split: len(dataset) for split, dataset in datasets.items()}
   return seqio.TaskRegistry.add(
     name,
-    source=seqio.FunctionDataSource(dataset_fn, ["train"], num_input_examples={"train": len(dataset)}),
+    source=seqio.FunctionDataSource(dataset_fn, list(datasets), num_input_examples=counts),
     output_features={
       "targets": feature(manifest.vocab_size, 1),
       "targets_segment_ids": feature(manifest.length + 1, 1),
-      "memory_leaf": feature(manifest.num_leaves, 0),
+      "memory_leaf": feature(max(manifest.num_leaves, 1), 0),
     },
   )
 
 
-def register_corpus_task(name: str, source: Source, tokenizer_path: str) -> seqio.Task:
-  """Registers a source's documents as a task with the split "train", to look at a corpus with SeqIO's tools.
+class _PartsDataSource(seqio.DataSource):
+  """Sources of documents; each of their parts is a shard."""
 
-  Features: `targets` int32, the document's ids and the end-of-text id; `targets_pretokenized`, its text.
+  def __init__(self, sources: Mapping[str, Source]):
+    self._sources = dict(sources)
+    super().__init__(splits=list(sources), num_input_examples=None, caching_permitted=True)
 
-  Args:
-    name: of the task.
-    source: documents; read anew for each pass.
-    tokenizer_path: a SentencePiece `.model`.
-  """
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    return False
 
-  def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-    del split, shuffle_files, seed  # a source has one order
+  def list_shards(self, split: str) -> Sequence[str]:
+    return self._sources[split].parts()
+
+  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, **unused) -> tf.data.Dataset:
+    """Texts as `targets`; parts are shuffled, documents keep their order within them."""
+    del unused
+    source = self._sources[split]
+    parts = source.parts()
+    if shard_info is not None:
+      parts = parts[shard_info.index :: shard_info.num_shards]
+    if shuffle:
+      parts = np.random.default_rng(seed).permutation(parts).tolist()
     return tf.data.Dataset.from_generator(
-      lambda: ({"targets": record["text"]} for record in source.records()),
+      lambda: ({"targets": text} for part in parts for text in good_texts(source, part)),
       output_signature={"targets": tf.TensorSpec([], tf.string)},
     )
 
-  vocabulary = seqio.SentencePieceVocabulary(tokenizer_path)
+  def __repr__(self) -> str:
+    return f"{type(self).__name__}({self._sources})"
+
+
+def register_corpus_task(name: str, sources: Mapping[str, Source], tokenizer_path: str) -> seqio.Task:
+  """Registers documents as a task, to inspect, mix and cache a corpus with SeqIO's tools.
+
+  Features: `targets` int32, the document's ids and the end-of-text id; `targets_pretokenized`, its text. What
+  `seqio_cache_tasks` caches is tokenised. Malformed records are left out.
+
+  Args:
+    name: of the task.
+    sources: split -> documents; a part of a source is a shard.
+    tokenizer_path: see `load_tokenizer`.
+
+  Raises:
+    InputError: see `load_tokenizer`.
+  """
+  vocabulary = TokenizerVocabulary(tokenizer_path)
   return seqio.TaskRegistry.add(
     name,
-    source=seqio.FunctionDataSource(dataset_fn, ["train"]),
-    preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+    source=_PartsDataSource(sources),
+    preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder(), seqio.preprocessors.append_eos],
     output_features={"targets": seqio.Feature(vocabulary, add_eos=True, dtype=tf.int32)},
   )
