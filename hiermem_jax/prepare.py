@@ -44,7 +44,8 @@ def prepare(
     buckets: lengths of the sequences for dataset decomposition (paper, Appendix A.1), instead of `length`; needs tree =
       None.
     window_tokens: greatest size of a window.
-    tails: what becomes of a leaf's last, incomplete sequence: 'pad', 'drop', or 'mix' with its siblings' tails.
+    tails: what becomes of a leaf's last, incomplete sequence: 'pad', 'drop', or 'mix' with its siblings' tails. With
+      `buckets`, what becomes of the rest of a document below the shortest: 'pad' packs the rests, 'drop' leaves them out.
     num_shards: files per split.
     max_bad_share: share of malformed records above which the run fails.
     beam: where the pipelines run.

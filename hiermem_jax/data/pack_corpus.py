@@ -40,7 +40,8 @@ class PackJob:
     directories: length of the sequences -> directory of the packed dataset. Several lengths mean dataset decomposition.
     eot_id: token that ends a document.
     dtype: of the records, "uint16" or "int32".
-    tails: what becomes of a leaf's last, incomplete sequence: "pad", "drop" or "mix" (see packing.py).
+    tails: what becomes of a leaf's last, incomplete sequence: "pad", "drop" or "mix" (see packing.py). With several
+      lengths, "drop" leaves out what of a document is shorter than the shortest, "pad" packs it.
     branching: of the tree; 1 without one.
     num_shards: files of each dataset.
     pieces: leaf -> number of pieces that it is packed in, where that is not 1.
@@ -91,10 +92,10 @@ def pack_corpus(job: PackJob, chunks: Sequence[str], runner: BeamConfig) -> None
   def build(pipeline):
     windows = pipeline | beam.Create(list(chunks)) | beam.Reshuffle()
     if len(job.directories) > 1:
-      read = windows | "cut" >> beam.FlatMap(_cut_documents, job).with_outputs("groups", main="sequences")
-      groups, whole = read.groups, [read.sequences]
+      read = windows | "cut" >> beam.FlatMap(_cut_documents, job).with_outputs("groups", "dropped", main="sequences")
+      groups, whole, dropped = read.groups, [read.sequences], [read.dropped]
     else:
-      groups, whole = windows | "group" >> beam.FlatMap(_group_windows, job), []
+      groups, whole, dropped = windows | "group" >> beam.FlatMap(_group_windows, job), [], []
     packed = (
       groups
       | "by leaf" >> beam.GroupByKey()
@@ -109,7 +110,8 @@ def pack_corpus(job: PackJob, chunks: Sequence[str], runner: BeamConfig) -> None
       | "write" >> beam.Map(_write_shard, job)
     )
     (
-      packed.dropped
+      (*dropped, packed.dropped)
+      | "all dropped" >> beam.Flatten()
       | "dropped" >> beam.CombinePerKey(sum)
       | beam.combiners.ToDict()
       | "note" >> beam.Map(lambda dropped: files.write_json(job.dropped_path, dropped))
@@ -145,8 +147,10 @@ def _cut_documents(path: str, job: PackJob) -> Iterator[Any]:
     for at, length in runs:
       yield _sequence(job, length, int(job.mix(int(hashes[i]) + at & (2**64 - 1), _RUN)), int(chunk.leaves[i]),
                       tokens[at : at + length], np.ones(length, np.int32))  # fmt: skip
-    if left < len(tokens):
-      rest = tokens[left:]
+    rest = tokens[left:]
+    if len(rest) and job.tails == "drop":
+      yield beam.pvalue.TaggedOutput("dropped", ("short", len(rest)))
+    elif len(rest):
       # Its end-of-text token comes back when it is packed.
       sizes = np.array([len(rest) - 1], np.int32)
       group = (int(chunk.leaves[i]), int(pieces[i]))

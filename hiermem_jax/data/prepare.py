@@ -59,7 +59,8 @@ def prepare(
     buckets: for dataset decomposition (see decomposition.py): lengths of the sequences, instead of `length`. Documents
       are not cut into windows, and there is no tree.
     window_tokens: greatest size of a window.
-    tails: what becomes of a leaf's last, incomplete sequence: "pad", "drop", or "mix" with its siblings' tails.
+    tails: what becomes of a leaf's last, incomplete sequence: "pad", "drop", or "mix" with its siblings' tails. With
+      `buckets`, what becomes of the rest of a document below the shortest: "pad" packs the rests, "drop" leaves them out.
     num_shards: files to write, of each bucket; fewer where there are few sequences.
     seed: of the order of a leaf's windows and of the sequences.
     shuffle_leaves: for the trap control only. Windows are dealt leaves at random, as often as leaves have windows:

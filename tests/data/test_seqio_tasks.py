@@ -1,6 +1,9 @@
 """The SeqIO tasks give exactly what the NumPy path gives."""
 
-import dataclasses
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +18,9 @@ from hiermem_jax.data.seqio_tasks import (  # noqa: E402
   register_corpus_task,
   register_packed_task,
 )
+from hiermem_jax.data.sources import JsonlSource  # noqa: E402
 from hiermem_jax.data.tokenizer import train_sentencepiece  # noqa: E402
+from hiermem_jax.errors import InputError  # noqa: E402
 
 S = 32
 
@@ -28,7 +33,7 @@ def dataset(write_packed, tmp_path_factory):
   leaves = rng.integers(0, 65_536, len(targets))
   directory = tmp_path_factory.mktemp("packed") / "set"
   dataset = write_packed(str(directory), zip(leaves, targets, segments), num_leaves=65_536, num_shards=3)
-  register_packed_task("packed_for_test", dataset.directory)
+  register_packed_task("packed_for_test", {"train": dataset.directory})
   return dataset
 
 
@@ -63,20 +68,77 @@ def test_shuffle_and_shards(dataset):
   np.testing.assert_array_equal(np.sort(np.concatenate(parts)), leaves)
 
 
-def test_corpus_task(tmp_path):
-  @dataclasses.dataclass(frozen=True)
-  class Documents:
-    texts: tuple[str, ...]
+TEXTS = ("the otter swims", "naïve  rivers\nflow", "日本", "another day")
 
-    def records(self):
-      return ({"text": text, "title": 3} for text in self.texts)
 
-  source = Documents(("the otter swims", "naïve  rivers\nflow", "日本"))
-  tokenizer = train_sentencepiece(source.texts * 5, str(tmp_path / "t.model"), vocab_size=290)
-  task = register_corpus_task("corpus_for_test", source, tokenizer.path)
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+  """Two files of two documents, and a malformed line."""
+  folder = tmp_path_factory.mktemp("corpus")
+  for i, texts in enumerate((TEXTS[:2], TEXTS[2:])):
+    (folder / f"{i}.jsonl").write_text("\n".join([json.dumps({"text": t}) for t in texts] + ["nonsense"]))
+  return JsonlSource(pattern=str(folder / "*.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+  return train_sentencepiece(TEXTS * 5, str(tmp_path_factory.mktemp("tokenizer") / "t.model"), vocab_size=295)
+
+
+@pytest.fixture(scope="module")
+def corpus_task(corpus, tokenizer):
+  return register_corpus_task("corpus_for_test", {"train": corpus, "validation": corpus}, tokenizer.path)
+
+
+def test_corpus_task(corpus_task, tokenizer, corpus):
   for _ in range(2):  # a source can be read again
-    examples = list(task.get_dataset(shuffle=False).as_numpy_iterator())
-    assert [e["targets"].tolist() for e in examples] == [
-      [*tokenizer.encode(text), tokenizer.eot_id] for text in source.texts
-    ]
-    assert [e["targets_pretokenized"].decode() for e in examples] == list(source.texts)
+    examples = list(corpus_task.get_dataset(shuffle=False).as_numpy_iterator())
+    assert [e["targets"].tolist() for e in examples] == [[*tokenizer.encode(t), tokenizer.eot_id] for t in TEXTS]
+    assert [e["targets_pretokenized"].decode() for e in examples] == list(TEXTS)
+  assert corpus_task.source.list_shards("train") == corpus.parts()
+  second = corpus_task.get_dataset(shuffle=False, shard_info=seqio.ShardInfo(1, 2)).as_numpy_iterator()
+  assert [e["targets_pretokenized"].decode() for e in second] == list(TEXTS[2:])
+
+
+def test_mixtures_draw_from_their_tasks(corpus_task, corpus, tokenizer):
+  short = JsonlSource(pattern=corpus.pattern, max_records=1)
+  register_corpus_task("short_for_test", {"train": short}, tokenizer.path)
+  mixture = seqio.MixtureRegistry.add("mixture_for_test", [("corpus_for_test", 3.0), ("short_for_test", 1.0)])
+  ds = mixture.get_dataset({"targets": 64}, split="train", shuffle=False, num_epochs=None, seed=1).take(400)
+  texts = [tokenizer.decode(e["targets"].tolist()) for e in ds.as_numpy_iterator()]
+  # Of four draws three are of the four texts in turn, one of the first text.
+  assert abs(texts.count(TEXTS[0]) / 400 - (3 / 4 / 4 + 1 / 4)) < 0.08
+  assert abs(texts.count(TEXTS[3]) / 400 - 3 / 4 / 4) < 0.08
+
+
+def test_splits_of_a_packed_task(dataset, tmp_path, write_packed):
+  sequence = [(5, np.full(S, 7), np.ones(S, np.int32))]
+  other = write_packed(str(tmp_path / "other"), sequence, num_leaves=65_536)
+  task = register_packed_task("splits_for_test", {"train": dataset.directory, "validation": other.directory})
+  (example,) = task.get_dataset(split="validation", shuffle=False).as_numpy_iterator()
+  assert example["memory_leaf"] == 5 and example["targets"].tolist() == [7] * S
+  assert task.num_input_examples("train") == len(dataset)
+  alien = write_packed(str(tmp_path / "alien"), sequence, num_leaves=65_536, tree_fingerprint="other")
+  with pytest.raises(InputError, match="differ in tree_fingerprint"):
+    register_packed_task("alien_for_test", {"train": dataset.directory, "validation": alien.directory})
+
+
+@pytest.mark.slow
+def test_caching_with_seqio_s_own_tool(tmp_path, corpus, tokenizer):
+  """As a user would: a module that registers the task, and the command line."""
+  (tmp_path / "my_tasks.py").write_text(
+    "from hiermem_jax.data.seqio_tasks import register_corpus_task\n"
+    "from hiermem_jax.data.sources import JsonlSource\n"
+    f"register_corpus_task('cached_for_test', {{'train': {corpus!r}}}, {tokenizer.path!r})\n"
+  )
+  env = os.environ | {"PYTHONPATH": str(tmp_path)}
+  command = ["-m", "seqio.scripts.cache_tasks_main", "--module_import=my_tasks", "--tasks=cached_for_test"]
+  command += [f"--output_cache_dir={tmp_path / 'cache'}", "--pipeline_options=--runner=DirectRunner"]
+  done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-2000:]
+  task = register_corpus_task("cached_for_test", {"train": corpus}, tokenizer.path)
+  seqio.add_global_cache_dirs([str(tmp_path / "cache")])
+  cached = task.get_dataset(use_cached=True, shuffle=False).as_numpy_iterator()
+  plain = task.get_dataset(use_cached=False, shuffle=False).as_numpy_iterator()
+  cached, plain = (sorted(example["targets"].tolist() for example in examples) for examples in (cached, plain))
+  assert cached == plain and len(plain) == len(TEXTS)
