@@ -201,26 +201,30 @@ def corpus_arguments(chain, tmp_path, lines):
   return "cluster", f"--gin_file={chain[0]}", pattern, f"--run_dir={tmp_path}/run"
 
 
-def test_malformed_line_is_named_and_can_be_skipped(chain, run, fails, tmp_path, caplog):
+def test_malformed_line_is_named_and_can_be_skipped(chain, run, fails, tmp_path):
   lines = (chain[0].parent / "corpus.jsonl").read_text().splitlines(keepends=True)
   arguments = corpus_arguments(chain, tmp_path, [*lines[:2], '{"text": \n', *lines[2:], '{"body": "x"}\n'])
   message = fails(*arguments)
-  assert message.startswith(f"{tmp_path}/corpus.jsonl:3: malformed JSON") and "--skip_bad_records" in message
+  counted = f"2 of {len(lines) + 2} records are malformed (1 malformed JSON, 1 field 'text' missing)"
+  assert message.startswith(f"{counted}, e.g. {tmp_path}/corpus.jsonl:3: mend them") and "--skip_bad_records" in message
   status, _, _ = run(*arguments, "--skip_bad_records")
   assert status == 0
-  assert "Skipped 2 bad records (1 malformed JSON, 1 field 'text' missing)" in caplog.text
-  assert (tmp_path / "run/tree/tree.json").exists()
+  report = json.loads((tmp_path / "run/tree/report.json").read_text())
+  assert {kind: entry["count"] for kind, entry in report["corpus"]["bad_records"].items()} == {
+    "malformed JSON": 1,
+    "field 'text' missing": 1,
+  }
 
 
 def test_missing_corpus(chain, fails, tmp_path):
   arguments = corpus_arguments(chain, tmp_path, [])
   (tmp_path / "corpus.jsonl").unlink()
-  assert fails(*arguments) == f"no file matches {tmp_path}/corpus.jsonl; give an existing .jsonl or .jsonl.gz path or glob"
+  assert fails(*arguments) == f"no file matches {tmp_path}/corpus.jsonl; give an existing path, URL or glob"
 
 
 def test_empty_corpus(chain, fails, tmp_path):
   message = fails(*corpus_arguments(chain, tmp_path, ["\n"]))
-  assert message == f"empty corpus: no records in {tmp_path}/corpus.jsonl; check the pattern and the files"
+  assert message.startswith(f"empty corpus: JsonlSource(pattern='{tmp_path}/corpus.jsonl'")
 
 
 def test_fewer_documents_than_clusters(chain, fails, tmp_path):

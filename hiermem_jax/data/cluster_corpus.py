@@ -290,5 +290,13 @@ def _write_report(directory: str, tree: ClusterTree, embedded: Sequence[str], co
   for level in range(1, tree.depth + 1):
     sizes = leaf_sizes.reshape(tree.branching**level, -1).sum(axis=1)
     levels.append(level_report(sizes, tree.branching))
-    logging.info("level %d/%d: %s", level, tree.depth, levels[-1])
+    logging.info(
+      "level %(level)d: %(clusters)d clusters of %(min)d to %(max)d windows, median %(median)d, %(empty)d empty",
+      {"level": level} | levels[-1],
+    )
+    if levels[-1]["small_nodes"]:
+      logging.warning(
+        "level %d: %d nodes hold fewer windows than %d children need; the missing ones repeat the first and stay empty",
+        level, levels[-1]["small_nodes"], tree.branching,
+      )  # fmt: skip
   files.write_json(os.path.join(directory, "report.json"), {"corpus": dataclasses.asdict(counts), "levels": levels})

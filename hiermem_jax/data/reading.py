@@ -179,6 +179,15 @@ def sample_texts(
 
 
 def good_texts(source: Source, *parts: str) -> Iterator[str]:
-  """Yields the texts of the good records of some parts, or of all, in order."""
+  """Yields the texts of the good records of some parts, or of all, in order.
+
+  Raises:
+    InputError: there are none in the whole source.
+  """
+  empty = True
   for part in parts or source.parts():
-    yield from (text for _, text in _good_records(source, part, Counts()))
+    for _, text in _good_records(source, part, Counts()):
+      empty = False
+      yield text
+  if empty and not parts:
+    raise InputError(f"empty corpus: {source} has no text; check the pattern and the files")

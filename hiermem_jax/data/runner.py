@@ -74,7 +74,9 @@ def _processes(num_units: int) -> Sequence[str]:
   workers = min(os.cpu_count() or 1, num_units) if jax.default_backend() == "cpu" else 1
   if workers <= 1:
     return ("--direct_running_mode=in_memory", "--direct_num_workers=1")
-  return ("--direct_running_mode=multi_processing", f"--direct_num_workers={workers}")
+  # Of the workers' own messages ours are shown, those of the library below an error are not.
+  quiet = ("--default_sdk_harness_log_level=ERROR", '--sdk_harness_log_level_overrides={"absl": "INFO"}')
+  return ("--direct_running_mode=multi_processing", f"--direct_num_workers={workers}", *quiet)
 
 
 def _cause(error: Exception) -> Exception:

@@ -57,17 +57,17 @@ class TokenizerVocabulary(seqio.Vocabulary):
     return self._tokenizer.decode(ids)
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    ids = tf.numpy_function(self._encode_bytes, [s], tf.int32, stateful=False)
+    ids = tf.numpy_function(self._encode_bytes, [tf.convert_to_tensor(s)], tf.int32, stateful=False)
     ids.set_shape([None])
     return ids
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    text = tf.numpy_function(self._decode_rows, [ids], tf.string, stateful=False)
+    text = tf.numpy_function(self._decode_rows, [tf.convert_to_tensor(ids)], tf.string, stateful=False)
     text.set_shape(ids.shape[:-1])
     return text
 
-  def _encode_bytes(self, text: bytes) -> np.ndarray:
-    return np.asarray(self._encode(text.decode()), np.int32)
+  def _encode_bytes(self, text: bytes | np.ndarray) -> np.ndarray:
+    return np.asarray(self._encode(np.asarray(text).item().decode()), np.int32)
 
   def _decode_rows(self, ids: np.ndarray) -> np.ndarray:
     # `decode` stops at the end of the document: behind it there may be id 0, which need not be padding.

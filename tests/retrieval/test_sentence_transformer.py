@@ -127,6 +127,24 @@ def test_company_does_not_matter(model):
   np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
+def test_order_and_company_in_chunks(model, monkeypatch):
+  texts = make_texts(30)
+  expected = encoder(model).encode(texts)
+  monkeypatch.setattr("hiermem_jax.retrieval.encoders.sentence_transformer._CHUNK", 7)
+  np.testing.assert_allclose(encoder(model).encode(texts), expected, atol=1e-6)
+
+
+def test_batches_have_few_shapes_and_constant_work(model):
+  rows, shapes = [], set()
+  for batch, ids, sizes in encoder(model).batches(make_texts(200)):
+    assert len(ids) == len(sizes) and sizes.max() <= ids.shape[1]
+    assert not ids[np.arange(ids.shape[1]) >= sizes[:, None]].any()
+    rows += list(batch)
+    shapes.add(ids.shape)
+  assert sorted(rows) == list(range(200))
+  assert shapes == {(16, 32), (8, 64), (5, 96)}
+
+
 def test_strange_texts(model):
   vectors = encoder(model).encode(["", "   ", "\ud800 w1", "w1 " * 10_000])
   np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
@@ -199,6 +217,18 @@ def test_models_of_another_kind(copy, name, change, message):
   assert str(copy) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_of_another_model(copy):
+  other = make_tokenizer()
+  other.add_tokens(["one more"])
+  other.save(str(copy / "tokenizer.json"))
+  with pytest.raises(InputError, match="tokenizer.json has 65 word pieces, config.json says 64"):
+    encoder(copy)
+  fields = json.loads((copy / "tokenizer.json").read_text()) | {"post_processor": None}
+  (copy / "tokenizer.json").write_text(json.dumps(fields))
+  with pytest.raises(InputError, match=r"tokenizer.json does not add \[CLS\] and \[SEP\]"):
+    encoder(copy)
+
+
 def test_a_module_that_would_be_left_out(copy):
   modules = json.loads((copy / "modules.json").read_text())
   (copy / "modules.json").write_text(json.dumps([*modules, {"type": "sentence_transformers.models.Dense"}]))
@@ -206,9 +236,13 @@ def test_a_module_that_would_be_left_out(copy):
     encoder(copy)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "modules.json"])
-def test_files_that_are_none(copy, name):
-  (copy / name).write_bytes(b"nonsense")
+@pytest.mark.parametrize(
+  "name, content",
+  [(name, "nonsense") for name in ("config.json", "tokenizer.json", "model.safetensors", "modules.json")]
+  + [("config.json", "[]"), ("modules.json", '["Pooling"]')],
+)
+def test_files_that_are_none(copy, name, content):
+  (copy / name).write_text(content)
   with pytest.raises(InputError, match=rf"{name} is damaged"):
     encoder(copy)
 

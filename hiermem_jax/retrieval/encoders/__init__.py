@@ -7,7 +7,8 @@ a line in `load_encoder`.
   base.py                  the protocols `EncoderConfig` (settings) and `Encoder` (ready to encode)
   lsa.py                   latent semantic analysis, fitted on the corpus
   bert.py                  the BERT encoder in Flax
-  sentence_transformer.py  directories of the sentence-transformers format: word pieces, BERT, pooling, unit norm
+  model_directory.py       a directory of the sentence-transformers format, read and checked
+  sentence_transformer.py  the encoder of such a directory: word pieces, BERT, pooling, unit norm
 """
 
 from hiermem_jax.errors import InputError
