@@ -2,9 +2,9 @@ r"""Learns the cluster tree of a corpus, and the tokenizer when there is none ye
 
   python -m hiermem_jax.cluster --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
 
-Writes RUN_DIR/tokenizer.model and RUN_DIR/tree/ (encoder, embeddings, tree, report.json with the sizes of all clusters). The
-work is a series of Beam pipelines, here on all cores, elsewhere with --runner and --pipeline_option; what is finished is
-kept, so the same command goes on after a crash.
+Writes RUN_DIR/tokenizer.model and RUN_DIR/tree/ (encoder, embeddings, tree, report.json with the sizes of all
+clusters). The work is a series of Beam pipelines, here on all cores, elsewhere with --runner and --pipeline_option;
+what is finished is kept, so the same command goes on after a crash.
 """
 
 import os

@@ -2,9 +2,9 @@ r"""Writes the packed dataset: windows routed to leaves, tokenised, grouped by l
 
   python -m hiermem_jax.prepare --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
 
-Needs what `cluster` wrote. Writes RUN_DIR/packed/train and RUN_DIR/packed/validation. The work is a series of Beam pipelines,
-here on all cores, elsewhere with --runner and --pipeline_option; what is finished is kept, so the same command goes on after
-a crash, and a directory that holds the result of the same inputs is left as it is.
+Needs what `cluster` wrote. Writes RUN_DIR/packed/train and RUN_DIR/packed/validation. The work is a series of Beam
+pipelines, here on all cores, elsewhere with --runner and --pipeline_option; what is finished is kept, so the same
+command goes on after a crash, and a directory that holds the result of the same inputs is left as it is.
 """
 
 import os
@@ -45,7 +45,8 @@ def prepare(
       None.
     window_tokens: greatest size of a window.
     tails: what becomes of a leaf's last, incomplete sequence: 'pad', 'drop', or 'mix' with its siblings' tails. With
-      `buckets`, what becomes of the rest of a document below the shortest: 'pad' packs the rests, 'drop' leaves them out.
+      `buckets`, what becomes of the rest of a document below the shortest: 'pad' packs the rests, 'drop' leaves them
+      out.
     num_shards: files per split.
     max_bad_share: share of malformed records above which the run fails.
     beam: where the pipelines run.

@@ -1,7 +1,8 @@
 r"""Trains a SentencePiece tokenizer on a small corpus.
 
   python -m hiermem_jax.train_tokenizer --run_dir=runs/wiki --gin_bindings="train_tokenizer.vocab_size = 32768" \
-    --gin_bindings="train_tokenizer.corpus = @JsonlSource()" --gin_bindings="JsonlSource.pattern = '/data/wiki/*.jsonl.gz'"
+    --gin_bindings="train_tokenizer.corpus = @JsonlSource()" \
+    --gin_bindings="JsonlSource.pattern = '/data/wiki/*.jsonl.gz'"
 
 Writes RUN_DIR/tokenizer.model; one that is there already is kept. `cluster` does the same on its way when it is given a
 vocabulary size. For a large corpus take a tokenizer that exists, such as GPT-NeoX's tokenizer.json.

@@ -1,15 +1,15 @@
 r"""The sentence encoder beside transformers in torch: the same vectors, and as many texts per second?
 
   python experiments/benchmarks/encoder.py [--quick] [--json]
-  python experiments/benchmarks/encoder.py --model=DIRECTORY/all-MiniLM-L6-v2 --texts=DIRECTORY/validation-00000.jsonl.gz
+  python experiments/benchmarks/encoder.py --model=DIRECTORY/all-MiniLM-L6-v2 --texts=DIRECTORY/train-00000.jsonl.gz
 
-Without `--model` a model of MiniLM's shape with random weights is made, without `--texts` documents of random words. Both
-sides run the same batches on all cores: texts sorted by length, `--batch` of them, or more where they are shorter; torch
-pads to the longest, ours to a multiple of 32. The tokenizer is outside the timing. torch runs as sentence-transformers
-runs it (BertModel in inference mode, its default attention, mean pooling, unit norm). They take turns. `cosine_min` is
-the smallest cosine between the two vectors of a text in float32, `cosine_min_bfloat16` where ours computes in bfloat16,
-`throughput_ratio` our texts per second over torch's (medians). The limit is FLOPs: `flops_share` is our rate, padding
-included, over that of a float32 matmul of 2048 x 2048 in the same run.
+Without `--model` a model of MiniLM's shape with random weights is made, without `--texts` documents of random words.
+Both sides run the same batches on all cores: texts sorted by length, `--batch` of them, or more where they are shorter;
+torch pads to the longest, ours to a multiple of 32. The tokenizer is outside the timing. torch runs as
+sentence-transformers runs it (BertModel in inference mode, its default attention, mean pooling, unit norm). They take
+turns. `cosine_min` is the smallest cosine between the two vectors of a text in float32, `cosine_min_bfloat16` where
+ours computes in bfloat16, `throughput_ratio` our texts per second over torch's (medians). The limit is FLOPs:
+`flops_share` is our rate, padding included, over that of a float32 matmul of 2048 x 2048 in the same run.
 """
 
 import argparse
@@ -43,11 +43,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--batch", type=int, default=16)
   parser.add_argument("--max_word_pieces", type=int, default=256)
   parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--quick", action="store_true", help="fewer texts and rounds")
-  parser.add_argument("--json", action="store_true")
+  parser.add_argument("--quick", action="store_true", help="48 texts at most, 2 rounds: under a minute")
+  parser.add_argument("--json", action="store_true", help="print JSON")
   flags = parser.parse_args(argv)
   if flags.quick:
-    flags.count, flags.timed, flags.rounds = min(flags.count, 96), min(flags.timed, 64), min(flags.rounds, 3)
+    flags.count, flags.timed, flags.rounds = min(flags.count, 48), min(flags.timed, 32), min(flags.rounds, 2)
   require_positive(flags, "count", "timed", "batch", "max_word_pieces", "rounds")
   return flags
 

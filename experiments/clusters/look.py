@@ -1,6 +1,7 @@
 r"""Shows a cluster tree to a person: leaves with their terms and titles, sizes by level, a map of the first level.
 
-  python experiments/clusters/look.py --tree runs/clusters/tree --corpus "DIRECTORY/train-*.jsonl.gz" --out experiments/clusters
+  python experiments/clusters/look.py --tree runs/clusters/tree --corpus "DIRECTORY/train-*.jsonl.gz" --out
+  experiments/clusters
 
 --tree is what the cluster verb wrote for the files of --corpus (JSON lines with `title` and `text`). Writes leaves.md,
 sizes.png and map.png below --out.
@@ -107,7 +108,8 @@ def plot_map(path: str, tree: ClusterTree, embeddings: np.ndarray, texts: list[s
   figure.savefig(path, dpi=120)
 
 
-def main():
+def main() -> None:
+  """Reads, writes, draws."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--tree", required=True)
   parser.add_argument("--corpus", required=True)

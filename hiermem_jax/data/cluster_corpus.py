@@ -195,7 +195,8 @@ def _grow(
     path = os.path.join(directory, f"level_{level}.npz")
     if not files.Path(path).exists():
       parents = _tree(levels, config, encoder) if levels else None
-      runner.run(lambda p: _split_level(p, embedded, parents, level, config, encoder.dim, path), num_units=len(embedded))
+      steps = {"embedded": embedded, "parents": parents, "level": level, "config": config, "dim": encoder.dim}
+      runner.run(functools.partial(_split_level, path=path, **steps), num_units=len(embedded))
     levels.append(files.read_arrays(path)["centroids"])
   return _tree(levels, config, encoder)
 
@@ -206,7 +207,16 @@ def _tree(levels: Sequence[np.ndarray], config: TreeConfig, encoder: Encoder) ->
   )
 
 
-def _split_level(pipeline, embedded, parents: ClusterTree | None, level: int, config: TreeConfig, dim: int, path: str):
+def _split_level(
+  pipeline: Any,
+  *,
+  embedded: Sequence[str],
+  parents: ClusterTree | None,
+  level: int,
+  config: TreeConfig,
+  dim: int,
+  path: str,
+) -> None:
   """Adds the steps that learn one level and write its centroids to `path`."""
   num_parents = config.branching ** (level - 1)
   sizes = pipeline | "empty" >> beam.Create([(node, 0) for node in range(num_parents)])

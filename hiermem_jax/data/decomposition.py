@@ -6,9 +6,9 @@ gives, by the binary expansion of its length and for lengths 2^8 .. 2^13,
   1309 = 1024 + 256 + 29      a run of 1024, a run of 256, and 29 tokens left over
 
 so every sequence is text of one document, without padding, and the cost of attention follows the documents. What is
-left over, less than the shortest run, is left out (prepare.tails = 'drop', as in the authors' code, which also cuts what
-is longer than two of the longest runs at random), or packed with other left-overs into sequences of the shortest length
-under the document mask (prepare.tails = 'pad').
+left over, less than the shortest run, is left out (prepare.tails = 'drop', as in the authors' code, which also cuts
+what is longer than two of the longest runs at random), or packed with other left-overs into sequences of the shortest
+length under the document mask (prepare.tails = 'pad').
 
 On disk there is a packed dataset per length, and a file that makes them one:
 

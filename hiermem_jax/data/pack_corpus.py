@@ -1,8 +1,8 @@
 """Second half of `prepare`: the windows of all parts to packed sequences in shards.
 
 Windows are grouped by leaf, put into the order of a hash of their keys, and packed; sequences are put into the order of
-a hash of theirs, which is the global shuffle: a shard is a range of the hashes. A group that is large is packed in pieces,
-chosen by another hash, so that no worker holds more than a bounded number of tokens.
+a hash of theirs, which is the global shuffle: a shard is a range of the hashes. A group that is large is packed in
+pieces, chosen by another hash, so that no worker holds more than a bounded number of tokens.
 
   WORK/DATASET.0003.json   what shard 3 holds; written after the shard
   WORK/dropped.json        tokens that were left out, by reason
@@ -45,8 +45,8 @@ class PackJob:
     branching: of the tree; 1 without one.
     num_shards: files of each dataset.
     pieces: leaf -> number of pieces that it is packed in, where that is not 1.
-    dealt: for the trap control: leaves [n] and the running sum of their windows [n], by which windows are dealt leaves at
-      random; None for their own.
+    dealt: for the trap control: leaves [n] and the running sum of their windows [n], by which windows are dealt
+      leaves at random; None for their own.
     seed: of all orders.
   """
 

@@ -1,12 +1,11 @@
 """Source to packed dataset: window, route, tokenize, group by leaf, pack, shuffle, write (paper, A.2).
 
-Two Beam pipelines (route_corpus.py, pack_corpus.py) that leave finished work under `DIRECTORY/work/`. A directory without
-a manifest is unfinished; the same call again does what is missing, and the result is the same, byte for byte, whatever
-the number of workers and however often it was interrupted.
+Two Beam pipelines (route_corpus.py, pack_corpus.py) that leave finished work under `DIRECTORY/work/`. A directory
+without a manifest is unfinished; the same call again does what is missing, and the result is the same, byte for byte,
+whatever the number of workers and however often it was interrupted.
 """
 
 import collections
-import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -60,7 +59,8 @@ def prepare(
       are not cut into windows, and there is no tree.
     window_tokens: greatest size of a window.
     tails: what becomes of a leaf's last, incomplete sequence: "pad", "drop", or "mix" with its siblings' tails. With
-      `buckets`, what becomes of the rest of a document below the shortest: "pad" packs the rests, "drop" leaves them out.
+      `buckets`, what becomes of the rest of a document below the shortest: "pad" packs the rests, "drop" leaves them
+      out.
     num_shards: files to write, of each bucket; fewer where there are few sequences.
     seed: of the order of a leaf's windows and of the sequences.
     shuffle_leaves: for the trap control only. Windows are dealt leaves at random, as often as leaves have windows:

@@ -96,7 +96,14 @@ class Counts:
 
 
 def read_part(
-  source: Source, number: int, part: str, tokenizer: Tokenizer, counts: Counts, *, window_tokens: int, sample: float = 1.0
+  source: Source,
+  number: int,
+  part: str,
+  tokenizer: Tokenizer,
+  counts: Counts,
+  *,
+  window_tokens: int,
+  sample: float = 1.0,
 ) -> Iterator[WindowBatch]:
   """Yields the windows of one part of a source and counts into `counts` what goes by.
 

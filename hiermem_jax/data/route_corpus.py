@@ -87,7 +87,9 @@ class RoutePart(beam.DoFn):
       if sum(len(c.tokens) for c in held) >= _CHUNK_TOKENS:
         chunks.append(self._write(number, len(chunks), held))
         held = []
-      logging.log_every_n_seconds(logging.INFO, "%s: %d documents, %d tokens", 10, part, counts.documents, counts.tokens)
+      logging.log_every_n_seconds(
+        logging.INFO, "%s: %d documents, %d tokens", 10, part, counts.documents, counts.tokens
+      )
     if held:
       chunks.append(self._write(number, len(chunks), held))
     leaves = [[leaf, *map(int, of_leaf)] for leaf, of_leaf in sorted(per_leaf.items())]

@@ -1,8 +1,8 @@
 """The packed dataset and raw text as SeqIO tasks, for users of SeqIO's tools.
 
 Training does not need this module: `batches.Batches` gives the same batches, addressed by step and without
-TensorFlow. A task serves inspection, mixtures, caching and trainers that take a SeqIO task. Register them in a module of
-your own, say my_tasks.py:
+TensorFlow. A task serves inspection, mixtures, caching and trainers that take a SeqIO task. Register them in a module
+of your own, say my_tasks.py:
 
   register_packed_task("wiki_packed", {"train": "/data/wiki_2048/train", "validation": "/data/wiki_2048/validation"})
   register_corpus_task("wiki", {"train": JsonlSource(pattern="/data/wiki/*.jsonl.zst")}, "/data/tokenizer.json")

@@ -1,8 +1,8 @@
 """Sources that are files: JSON lines, Parquet, text; local, or anywhere fsspec reaches (gs://, s3://, ...).
 
 `pattern` is a path, a URL or a glob of either (`**` matches folders). Files are read in sorted order, the first
-`max_shards` of them; names ending in .gz and .zst are decompressed. A file is a part: many files give many workers work.
-With `max_records` the source is one part that ends after so many good records, so that the limit is exact.
+`max_shards` of them; names ending in .gz and .zst are decompressed. A file is a part: many files give many workers
+work. With `max_records` the source is one part that ends after so many good records, so that the limit is exact.
 """
 
 import abc

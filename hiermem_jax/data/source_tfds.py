@@ -64,7 +64,8 @@ class TfdsSource(_TfdsParts):
     split: as in "train" or "train[:1%]".
     data_dir: where TFDS keeps it; None is TFDS's own default folder.
     max_records: examples to read.
-    drop_markers: removes wiki40b's structure markers (_START_ARTICLE_ and the like) and makes its _NEWLINE_ a line break.
+    drop_markers: removes wiki40b's structure markers (_START_ARTICLE_ and the like) and makes its _NEWLINE_ a line
+      break.
 
   Raises:
     InputError: from `parts` and `read`: no such dataset, config or split, or it could not be prepared.

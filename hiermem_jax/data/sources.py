@@ -3,12 +3,12 @@
 Every source has three methods:
 
   parts() -> list[str]                     units of work, in a stable order: files, or pieces of a TFDS split
-  read(part) -> Iterator[dict | BadRecord] the records of one part in order; a malformed one is named, and reading goes on
+  read(part) -> Iterator[dict | BadRecord] records of one part in order; a malformed one is named, and reading goes on
   records() -> Iterator[dict]              all parts in turn; the first malformed record is an InputError
 
-Records are dicts of python values. Documents need the field `text`; probes need `prompt`, `answer` and `count`. A source
-can be read again and again and gives the same each time, and its `repr` says what it reads. TensorFlow is loaded by the
-TFDS sources only, when they are read.
+Records are dicts of python values. Documents need the field `text`; probes need `prompt`, `answer` and `count`. A
+source can be read again and again and gives the same each time, and its `repr` says what it reads. TensorFlow is
+loaded by the TFDS sources only, when they are read.
 
   source_files.py   JsonlSource, ParquetSource, TextSource
   source_tfds.py    TfdsSource, WorldSource

@@ -1,4 +1,4 @@
-"""What the pipelines of both verbs share: a pass over the parts of a source, and directories that remember their inputs."""
+"""What the pipelines of both verbs share: a pass over the parts of a source, directories that know their inputs."""
 
 import functools
 import re
@@ -22,7 +22,7 @@ def run_over(items: Sequence[Any], task: beam.DoFn, runner: BeamConfig) -> None:
 
 
 def claim(directory: str, inputs: dict[str, Any]) -> None:
-  """Writes `directory/inputs.json`, or compares with the one there, as half-finished work goes on with equal inputs only.
+  """Writes `directory/inputs.json`, or compares with the one there: half-finished work goes on with equal inputs only.
 
   Raises:
     InputError: the directory holds the work of other inputs.
@@ -41,8 +41,8 @@ def require_same_inputs(directory: str, held: dict[str, Any], inputs: dict[str, 
   for name in sorted(held.keys() | inputs.keys()):
     if held.get(name) != inputs.get(name):
       raise InputError(
-        f"{directory} was made with {name} {held.get(name)!r}, asked for is {inputs.get(name)!r}: give another directory"
-        " or delete this one"
+        f"{directory} was made with {name} {held.get(name)!r}, asked for is {inputs.get(name)!r}: give another"
+        " directory or delete this one"
       )
 
 

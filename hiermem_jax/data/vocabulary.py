@@ -12,8 +12,8 @@ from hiermem_jax.data.tokenizer import Tokenizer, load_tokenizer
 class TokenizerVocabulary(seqio.Vocabulary):
   """A `Tokenizer` (GPT-NeoX or any other tokenizer.json, SentencePiece) behind SeqIO's interface.
 
-  The end-of-document token is `eos_id`, padding is id 0 by convention (see tokenizer.py), and there is no unknown token:
-  what would be one is spelled in bytes. Two vocabularies are equal when their files are.
+  The end-of-document token is `eos_id`, padding is id 0 by convention (see tokenizer.py), and there is no unknown
+  token: what would be one is spelled in bytes. Two vocabularies are equal when their files are.
   """
 
   def __init__(self, path: str):

@@ -6,9 +6,9 @@ names the memory blocks it fetches. The room hands out `Retriever` (texts -> int
 ids), the parts it is made of, and the means to build, save and load them. It knows
 nothing of models or of how corpora are stored.
 
-  encoder.py   texts -> float32 unit vectors; `LsaEncoder` is fitted on the corpus
+  encoders/    texts -> float32 unit vectors; `LsaEncoder` is fitted on the corpus, `SentenceTransformer` has weights
   kmeans.py    one node's split: balanced mini-batch k-means
-  tree.py      `ClusterTree`, `build_tree`, the greedy descent and the ancestors of a leaf
-  corpus.py    all of it for one corpus: `cluster_texts`, `save_retriever`, `load_retriever`
+  tree.py      `ClusterTree`, `split_node`, `build_tree`, the greedy descent and the ancestors of a leaf
+  retriever.py both together: `Retriever`, `save_retriever`, `load_retriever`
   storage.py   arrays and their description on disk, checked when read
 """

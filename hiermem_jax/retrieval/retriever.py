@@ -1,6 +1,6 @@
 """An encoder and the tree of its embeddings: routes texts to leaves.
 
-On disk a retriever is a directory: `encoder/` (see encoder.py), `tree.npz` and `tree.json`.
+On disk a retriever is a directory: `encoder/` (see encoders/), `tree.npz` and `tree.json`.
 """
 
 import dataclasses
