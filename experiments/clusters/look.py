@@ -113,7 +113,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--tree", required=True)
   parser.add_argument("--corpus", required=True)
-  parser.add_argument("--out", default=os.path.dirname(__file__))
+  parser.add_argument("--out", default="runs/clusters/look")
   parser.add_argument("--seed", type=int, default=0)
   flags = parser.parse_args()
   tree, titles, texts, embeddings, leaves = read(flags.tree, flags.corpus)
