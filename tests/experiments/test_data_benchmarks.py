@@ -1,0 +1,52 @@
+"""The benchmarks of clustering and of the data pipeline at tiny sizes: their keys, and what arithmetic gives."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+_SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "experiments/benchmarks"
+
+
+def run(script, *flags):
+  env = os.environ | {"JAX_PLATFORMS": "cpu"}
+  return subprocess.run([sys.executable, str(_SCRIPTS / script), *flags], env=env, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_data_pipeline():
+  done = run("data_pipeline.py", "--count=60", "--batches=3", "--rounds=1", "--json")
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout)
+  assert [row["stage"] for row in report["stages"]] == ["read", "tokenise", "embed", "assign", "pack"]
+  tokens = {row["stage"]: row["seconds"] * row["tokens_per_second"] for row in report["stages"]}
+  assert len({round(count) for count in tokens.values()}) == 1  # the same tokens went through all
+  costs = {row["what"]: row["amount"] for row in report["dclm"]}
+  tokenise = next(row for row in report["stages"] if row["stage"] == "tokenise")
+  assert costs["tokenise, core-hours"] == pytest.approx(4.3e12 / tokenise["tokens_per_second"] / 3600)
+  assert costs["dataset, TB"] == pytest.approx(4.3 * report["bytes_per_token"]["dataset"])
+  assert report["read_ratio"] == pytest.approx(report["tokens_per_second"] / report["consumed"])
+  assert report["resume_ratio"] > 0
+
+
+def test_bad_input_is_one_line():
+  done = run("data_pipeline.py", "--texts=nowhere", "--quick")
+  assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: no file matches nowhere")
+
+
+@pytest.mark.slow
+def test_kmeans(tmp_path):
+  rng = np.random.default_rng(0)
+  examples = rng.standard_normal((600, 8)).astype(np.float32)
+  np.save(tmp_path / "e.npy", examples / np.linalg.norm(examples, axis=1, keepdims=True))
+  done = run("kmeans.py", f"--embeddings={tmp_path}/e.npy", "--clusters", "4", "--seeds=1", "--branching=3", "--leaf_branching=2",
+             "--queries=100", "--rounds=1", "--json")  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout)
+  for name in ("inertia_ratio", "time_ratio", "descent_speedup", "nearest_leaf_share", "largest_over_mean_leaf"):
+    assert np.isfinite(report[name]) and report[name] > 0, name
+  assert 0.9 < report["inertia_ratio"] < 1.2 and report["nearest_leaf_share"] <= 1
