@@ -118,5 +118,7 @@ def _run(verb: str, argv: list[str]) -> None:
       raise
   except InputError as error:
     _fail(str(error))
-  except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-    _fail(f"{str(error).splitlines()[0]}; check the path")
+  except OSError as error:
+    place = "" if error.filename else f"{_RUN_DIR.value}: "
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    _fail(f"{place}{reason}; check the path, its permissions and the space left")

@@ -157,7 +157,7 @@ def test_missing_run_dir(chain, fails):
 def test_run_dir_is_a_file(chain, fails, tmp_path):
   (tmp_path / "file").touch()
   message = fails("train", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/file")
-  assert f"'{tmp_path}/file'" in message and message.endswith("; check the path")
+  assert f"'{tmp_path}/file'" in message and message.endswith("; check the path, its permissions and the space left")
 
 
 def test_bad_binding(chain, fails, tmp_path):
