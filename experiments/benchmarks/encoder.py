@@ -89,9 +89,10 @@ class TorchEncoder:
   """The reference."""
 
   def __init__(self, directory: str):
+    import torch
     import transformers
 
-    self._model = transformers.BertModel.from_pretrained(directory).eval()
+    self._model = transformers.BertModel.from_pretrained(directory, dtype=torch.float32).eval()
 
   def run(self, ids: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Unit vectors [b, D] of padded word pieces [b, S] and their numbers [b]."""

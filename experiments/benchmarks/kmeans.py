@@ -37,7 +37,7 @@ from hiermem_jax.retrieval.kmeans import balanced_kmeans
 from hiermem_jax.retrieval.tree import ClusterTree, build_tree, level_report
 
 BATCH = 6400
-STEPS = (2, 3, 5, 7, 10, 14, 20, 28, 40)
+STEPS = (2, 3, 5, 7, 10, 14, 20, 40)
 PAPER_STEPS = 20
 CLUSTER_COLUMNS = ["clusters", "ours", "faiss", "faiss_default", "scikit_learn", "inertia_ratio", "ours_steps"]
 CLUSTER_COLUMNS += ["ours_ms", "scikit_learn_steps", "scikit_learn_ms", "time_ratio", "time_ratio_20_steps"]

@@ -4,20 +4,24 @@ EM on fresh mini-batches from a k-means++ start. Where the paper is silent: the 
 chosen among the first batch, a centroid is the running mean over the examples it has
 seen, an empty cluster is refilled by the same split that keeps clusters balanced.
 
-All of it runs on the host: a batch of 6,400 examples is a few milliseconds of BLAS, and
-the tree's 4,369 nodes are split by as many workers as there are.
+All of it runs on one core of the host: a batch of 6,400 examples is a few milliseconds of
+BLAS, and the tree's 4,369 nodes can be split by as many workers as there are.
 """
 
 import math
 from collections.abc import Iterator
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from hiermem_jax.errors import InputError
 
+# Keeps numpy's BLAS to one thread within a function: on matrices this small, threads mostly wait for each other.
+one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")
 _CLOSE_PAIRS = 4096  # compared in float64 at a time
 
 
+@one_thread
 def balanced_kmeans(
   embeddings: np.ndarray,
   num_clusters: int,
@@ -69,7 +73,7 @@ def balanced_kmeans(
     received[np.bincount(closest, minlength=num_clusters) == 0] = 0  # an abandoned centroid starts anew
     assignment = rebalance(closest, num_clusters, limit, rng)
     added = np.bincount(assignment, minlength=num_clusters)
-    # One-hot rows; the sparse product adds the examples of a cluster one after the other, on any number of threads.
+    # One-hot rows: their sparse product adds up the examples of each cluster, one after the other.
     ones = np.ones(len(rows), np.float32)
     one_hot = csr_array((ones, assignment, np.arange(len(rows) + 1)), shape=(len(rows), num_clusters))
     # rebalance leaves no cluster empty, so the divisor is at least one.
@@ -113,10 +117,7 @@ def rebalance(
 
 
 def nearest(examples: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-  """Each example's nearest centroid by L2, the first one on a tie.
-
-  How a matrix product rounds depends on the other rows and on the number of threads. So where the float32 product
-  leaves it open which centroid is nearer, float64 decides, pair by pair: an example's answer is its own.
+  """Each example's nearest centroid by L2, the first one on a tie; see `nearest_candidate`.
 
   Args:
     examples: float32 [n, E].
@@ -125,22 +126,44 @@ def nearest(examples: np.ndarray, centroids: np.ndarray) -> np.ndarray:
   Returns:
     int32 [n].
   """
-  example_norms = np.einsum("ne,ne->n", examples, examples)
-  centroid_norms = np.einsum("ke,ke->k", centroids, centroids)
+  norms = np.einsum("ke,ke->k", centroids, centroids)
+  return nearest_candidate(examples, centroids, np.zeros(len(examples), np.int32), examples @ centroids.T, norms)
+
+
+def nearest_candidate(
+  examples: np.ndarray, centroids: np.ndarray, first: np.ndarray, products: np.ndarray, norms: np.ndarray
+) -> np.ndarray:
+  """The nearest by L2 of k centroids in a row, for each example its own k; the first one on a tie.
+
+  How a matrix product rounds depends on the other rows and on the number of threads. So where the float32 product
+  leaves it open which centroid is nearer, float64 decides, pair by pair: an example's answer is its own.
+
+  Args:
+    examples: float32 [n, E].
+    centroids: float32 [c, E].
+    first: int [n], the candidates of example i are the centroids from first[i] to first[i] + k - 1.
+    products: float32 [n, k], of the examples with their candidates.
+    norms: float32 [k] or [n, k], squared norms of the candidates.
+
+  Returns:
+    int32 [n], numbers of the candidates, from 0 to k - 1.
+  """
   # Half the squared distances, less the examples' own norms, which do not change the order.
-  scores = centroid_norms / 2 - examples @ centroids.T
+  scores = norms / 2 - products
   best = scores.argmin(axis=1).astype(np.int32)
   # A product of E terms is off by at most E * eps / 2 times both norms, whatever the order of the sum (Higham 2002,
   # section 3.1). Twice the bound for the difference of two scores, as the norms are rounded as well.
-  largest = centroid_norms.max()
+  largest = norms.max(axis=-1)
+  example_norms = np.einsum("ne,ne->n", examples, examples)
   rounding = 2 * (examples.shape[1] + 1) * np.finfo(np.float32).eps * (np.sqrt(example_norms * largest) + largest / 2)
   close = scores <= (scores[np.arange(len(scores)), best] + rounding)[:, None]
   open_rows = np.flatnonzero(np.count_nonzero(close, axis=1) > 1)
   rows, columns = np.nonzero(close[open_rows])
-  distances = np.full((len(open_rows), len(centroids)), np.inf)
+  distances = np.full((len(open_rows), scores.shape[1]), np.inf)
   for start in range(0, len(rows), _CLOSE_PAIRS):
     row, column = rows[start : start + _CLOSE_PAIRS], columns[start : start + _CLOSE_PAIRS]
-    apart = examples[open_rows[row]].astype(np.float64) - centroids[column]
+    example = open_rows[row]
+    apart = examples[example].astype(np.float64) - centroids[first[example] + column]
     distances[row, column] = np.square(apart).sum(axis=1)
   best[open_rows] = distances.argmin(axis=1)
   return best

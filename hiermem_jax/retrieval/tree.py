@@ -14,8 +14,9 @@ from absl import logging
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.retrieval import storage
-from hiermem_jax.retrieval.kmeans import balanced_kmeans, nearest
+from hiermem_jax.retrieval.kmeans import balanced_kmeans, nearest_candidate, one_thread
 
+_ASSIGN_CHUNK = 16384  # examples, of which the descent holds a copy
 _LOG_EVERY_SECONDS = 30
 
 
@@ -282,12 +283,22 @@ def _rows_by_node(node: np.ndarray) -> dict[int, np.ndarray]:
   return dict(zip(nodes.tolist(), np.split(order, starts[1:])))
 
 
+@one_thread
 def _nearest_children(
   embeddings: np.ndarray, node: np.ndarray, centroids: np.ndarray, branching: int
 ) -> np.ndarray:
   """One level of the descent: int32 [n] nodes -> int32 [n] nodes of the next level, whose centroids are given."""
   children = np.empty_like(node)
-  for i, rows in _rows_by_node(node).items():
+  for start in range(0, len(node), _ASSIGN_CHUNK):
+    rows = start + np.argsort(node[start : start + _ASSIGN_CHUNK], kind="stable")
     examples = embeddings[rows].astype(np.float32, copy=False)
-    children[rows] = i * branching + nearest(examples, centroids[i * branching : (i + 1) * branching])
+    first = node[rows] * branching
+    # Examples of one node lie together and read its children once.
+    products, norms = np.empty((2, len(rows), branching), np.float32)
+    firsts, starts = np.unique(first, return_index=True)
+    for i, begin, end in zip(firsts.tolist(), starts.tolist(), [*starts[1:].tolist(), len(rows)]):
+      candidates = centroids[i : i + branching]
+      np.matmul(examples[begin:end], candidates.T, out=products[begin:end])
+      norms[begin:end] = np.einsum("ke,ke->k", candidates, candidates)
+    children[rows] = first + nearest_candidate(examples, centroids, first, products, norms)
   return children

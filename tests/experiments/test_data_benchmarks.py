@@ -1,4 +1,4 @@
-"""The benchmarks of clustering and of the data pipeline at tiny sizes: their keys, and what arithmetic gives."""
+"""The benchmark of the data pipeline at a tiny size: its keys, and what arithmetic gives."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import pathlib
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 _SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "experiments/benchmarks"
@@ -36,17 +35,3 @@ def test_data_pipeline():
 def test_bad_input_is_one_line():
   done = run("data_pipeline.py", "--texts=nowhere", "--quick")
   assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: no file matches nowhere")
-
-
-@pytest.mark.slow
-def test_kmeans(tmp_path):
-  rng = np.random.default_rng(0)
-  examples = rng.standard_normal((600, 8)).astype(np.float32)
-  np.save(tmp_path / "e.npy", examples / np.linalg.norm(examples, axis=1, keepdims=True))
-  done = run("kmeans.py", f"--embeddings={tmp_path}/e.npy", "--clusters", "4", "--seeds=1", "--branching=3", "--leaf_branching=2",
-             "--queries=100", "--rounds=1", "--json")  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  report = json.loads(done.stdout)
-  for name in ("inertia_ratio", "time_ratio", "descent_speedup", "nearest_leaf_share", "largest_over_mean_leaf"):
-    assert np.isfinite(report[name]) and report[name] > 0, name
-  assert 0.9 < report["inertia_ratio"] < 1.2 and report["nearest_leaf_share"] <= 1

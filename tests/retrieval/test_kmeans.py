@@ -4,7 +4,7 @@ import faiss
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.retrieval import kmeans
@@ -160,6 +160,9 @@ def test_nearest_does_not_depend_on_the_other_examples():
   order = rng.permutation(400)
   np.testing.assert_array_equal(nearest(x[order], centroids), whole[order])
   np.testing.assert_array_equal([nearest(x[i : i + 1], centroids)[0] for i in range(400)], whole)
+  for threads in (1, 2):
+    with threadpool_limits(threads):
+      np.testing.assert_array_equal(nearest(x, centroids), whole)
 
 
 def test_the_number_of_threads_changes_nothing():
@@ -170,6 +173,13 @@ def test_the_number_of_threads_changes_nothing():
       return balanced_kmeans(x, 16, batch_size=1000)
 
   np.testing.assert_array_equal(run(1), run(2))
+
+
+def test_balanced_kmeans_leaves_the_number_of_threads_as_it_was():
+  with threadpool_limits(2, user_api="blas"):
+    before = threadpool_info()
+    balanced_kmeans(np.ones((40, 3), np.float32), 4)
+    assert [library["num_threads"] for library in threadpool_info()] == [library["num_threads"] for library in before]
 
 
 def test_float16_examples_count_as_what_they_are_in_float32():

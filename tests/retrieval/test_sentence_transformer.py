@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import tokenizers
 import torch
 import transformers
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.retrieval.encoders import Encoder, EncoderConfig, SentenceTransformer, load_encoder
+from hiermem_jax.retrieval.encoders.model_directory import FILES
 
 WORDS = [f"w{i}" for i in range(60)]
 POSITIONS = 96
@@ -104,6 +106,16 @@ def test_names_of_a_model_with_a_head(copy):
   np.testing.assert_array_equal(encoder(copy).encode(make_texts(5)), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision(copy, dtype):
+  tensors = safetensors.torch.load_file(copy / "model.safetensors")
+  rounded = {name: value.to(dtype) for name, value in tensors.items()}
+  safetensors.torch.save_file({k: v.float() for k, v in rounded.items()}, copy / "model.safetensors")
+  expected = encoder(copy).encode(make_texts(5))
+  safetensors.torch.save_file(rounded, copy / "model.safetensors")
+  np.testing.assert_array_equal(encoder(copy).encode(make_texts(5)), expected)
+
+
 def test_bfloat16_is_close(model):
   texts = make_texts()
   cosines = np.sum(encoder(model, dtype="bfloat16").encode(texts) * reference(model, texts), axis=1)
@@ -181,15 +193,14 @@ def test_fingerprint_says_which_vectors(model, copy):
   assert encoder(copy).fingerprint != first
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json"])
+@pytest.mark.parametrize("name", FILES)
 def test_damage_to_a_saved_encoder_is_found(model, tmp_path, name):
   encoder(model).save(str(tmp_path))
   content = (tmp_path / name).read_bytes()
-  (tmp_path / name).write_bytes(content.replace(b"\n", b" \n", 1) if b"\n" in content else content + b" ")
-  if name == "model.safetensors":
-    (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-  with pytest.raises(InputError, match=rf"{name} is damaged"):
-    load_encoder(str(tmp_path))
+  for damaged in (b"", content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1])):
+    (tmp_path / name).write_bytes(damaged)
+    with pytest.raises(InputError, match=rf"{name} is damaged \(another sha256\)"):
+      load_encoder(str(tmp_path))
   (tmp_path / name).unlink()
   with pytest.raises(InputError, match=rf"{name}: No such file"):
     load_encoder(str(tmp_path))
@@ -204,7 +215,11 @@ def test_damage_to_a_saved_encoder_is_found(model, tmp_path, name):
     ("config.json", {"num_attention_heads": 5}, "not a multiple of its attention heads"),
     ("config.json", {"num_hidden_layers": 3}, r"tensor encoder\.layer\.2\..* is missing"),
     ("config.json", {"intermediate_size": 65}, "has shape .* config.json says"),
-    ("config.json", {"vocab_size": None}, "tensor embeddings.word_embeddings.weight has shape"),
+    ("config.json", {"vocab_size": 65}, "tensor embeddings.word_embeddings.weight has shape"),
+    ("config.json", {"hidden_size": None}, "hidden_size is None: give a positive int"),
+    ("config.json", {"num_hidden_layers": "2"}, "num_hidden_layers is '2': give a positive int"),
+    ("config.json", {"num_attention_heads": 0}, "num_attention_heads is 0: give a positive int"),
+    ("config.json", {"layer_norm_eps": "1e-12"}, "layer_norm_eps is '1e-12': give a positive float"),
     ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "and pooling_mode_mean_tokens is not supported"),
     ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "no pooling is not supported"),
   ],
@@ -223,7 +238,12 @@ def test_a_tokenizer_of_another_model(copy):
   other.save(str(copy / "tokenizer.json"))
   with pytest.raises(InputError, match="tokenizer.json has 65 word pieces, config.json says 64"):
     encoder(copy)
-  fields = json.loads((copy / "tokenizer.json").read_text()) | {"post_processor": None}
+  fields = json.loads((copy / "tokenizer.json").read_text()) | {"added_tokens": []}
+  fields["model"]["vocab"]["w0"] = 70  # as many pieces as embeddings, but not their numbers
+  (copy / "tokenizer.json").write_text(json.dumps(fields))
+  with pytest.raises(InputError, match="tokenizer.json has 71 word pieces, config.json says 64"):
+    encoder(copy)
+  fields["post_processor"] = None
   (copy / "tokenizer.json").write_text(json.dumps(fields))
   with pytest.raises(InputError, match=r"tokenizer.json does not add \[CLS\] and \[SEP\]"):
     encoder(copy)
@@ -239,7 +259,7 @@ def test_a_module_that_would_be_left_out(copy):
 @pytest.mark.parametrize(
   "name, content",
   [(name, "nonsense") for name in ("config.json", "tokenizer.json", "model.safetensors", "modules.json")]
-  + [("config.json", "[]"), ("modules.json", '["Pooling"]')],
+  + [("config.json", "[]"), ("modules.json", '["Pooling"]'), ("modules.json", '{"type": "Pooling"}')],
 )
 def test_files_that_are_none(copy, name, content):
   (copy / name).write_text(content)

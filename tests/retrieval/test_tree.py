@@ -83,7 +83,7 @@ def test_ties_go_to_the_first_child():
   np.testing.assert_array_equal(tree.assign(np.ones((3, 3), np.float32)), [0, 0, 0])
 
 
-def test_a_leaf_does_not_depend_on_the_other_examples():
+def test_a_leaf_does_not_depend_on_the_other_examples(monkeypatch):
   rng = np.random.default_rng(3)
   tree = _random_tree(rng, branching=2, depth=3, width=7)
   x = rng.standard_normal((600, 7)).astype(np.float32)
@@ -92,6 +92,8 @@ def test_a_leaf_does_not_depend_on_the_other_examples():
     np.testing.assert_array_equal(tree.assign(x[:size]), whole[:size])
   order = rng.permutation(600)
   np.testing.assert_array_equal(tree.assign(x[order]), whole[order])
+  monkeypatch.setattr(tree_module, "_ASSIGN_CHUNK", 64)
+  np.testing.assert_array_equal(tree.assign(x), whole)
   half = x.astype(np.float16)
   np.testing.assert_array_equal(tree.assign(half), tree.assign(half.astype(np.float32)))
 

@@ -34,7 +34,7 @@ class BertConfig:
     """Reads the content of a config.json.
 
     Raises:
-      InputError: a field is missing, or names something other than a plain BERT encoder.
+      InputError: a field is missing or no number, or names something other than a plain BERT encoder.
     """
     required = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     defaults = {"position_embedding_type": "absolute", "is_decoder": False}
@@ -45,6 +45,10 @@ class BertConfig:
       config = cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
     except KeyError as error:
       raise InputError(f"{path}: field {error} is missing: give the config.json of a BERT model") from None
+    for field in dataclasses.fields(cls):
+      value = getattr(config, field.name)
+      if isinstance(value, bool) or not isinstance(value, field.type) or value <= 0:
+        raise InputError(f"{path}: {field.name} is {value!r}: give a positive {field.type.__name__}")
     if config.hidden_size % config.num_attention_heads:
       raise InputError(f"{path}: hidden_size {config.hidden_size} is not a multiple of its attention heads: mend it")
     return config

@@ -5,11 +5,14 @@ Its files: `config.json` and `model.safetensors` (the BERT model), `tokenizer.js
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 from hiermem_jax.errors import InputError
@@ -18,6 +21,7 @@ from hiermem_jax.retrieval.encoders.bert import BertConfig, from_hugging_face
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 POOLING, MODULES = "1_Pooling/config.json", "modules.json"
 FILES = (CONFIG, WEIGHTS, TOKENIZER, POOLING, MODULES)
+_FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}  # as safetensors calls them
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
@@ -40,13 +44,17 @@ class Model:
   pooling: str
 
 
-def read_model(directory: str) -> Model:
-  """Reads a model.
+def read_model(directory: str, expected: Mapping[str, str] | None = None) -> Model:
+  """Reads a model; its files must have the `expected` sha256, where these are given.
 
   Raises:
     InputError: a file is missing or damaged, or the model is not a BERT encoder with mean or [CLS] pooling.
   """
   files = {name: _read(f"{directory}/{name}") for name in FILES}
+  if expected is not None:
+    for name, found in sha256(files).items():
+      if found != expected[name]:
+        raise InputError(f"{directory}/{name} is damaged (another sha256): restore it or cluster the corpus again")
   fields = {name: _parse(files[name], f"{directory}/{name}") for name in (CONFIG, POOLING, MODULES)}
   config = BertConfig.from_hugging_face(fields[CONFIG], f"{directory}/{CONFIG}")
   _check_modules(fields[MODULES], f"{directory}/{MODULES}")
@@ -57,6 +65,11 @@ def read_model(directory: str) -> Model:
     tokenizer=_tokenizer(files[TOKENIZER], config, f"{directory}/{TOKENIZER}"),
     pooling=_pooling(fields[POOLING], f"{directory}/{POOLING}"),
   )
+
+
+def sha256(files: Mapping[str, bytes]) -> dict[str, str]:
+  """Hexadecimal sha256 of each file."""
+  return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 def download(model: str) -> str:
@@ -92,20 +105,25 @@ def _parse(content: bytes, path: str) -> Any:
     found = json.loads(content)
   except ValueError as error:
     raise InputError(f"{path} is damaged (not json): copy or download it again") from error
-  objects = found if path.endswith(MODULES) and isinstance(found, list) else [found]
-  if not all(isinstance(entry, dict) for entry in objects):
+  objects = found if path.endswith(MODULES) else [found]
+  if not isinstance(objects, list) or not all(isinstance(entry, dict) for entry in objects):
     raise InputError(f"{path} is damaged (not json objects): copy or download it again")
   return found
 
 
 def _params(content: bytes, config: BertConfig, path: str) -> dict[str, Any]:
-  from safetensors import SafetensorError
-  from safetensors.numpy import load
+  from safetensors import SafetensorError, deserialize
 
   try:
-    tensors = load(content)
+    found = deserialize(content)
   except SafetensorError as error:
     raise InputError(f"{path} is damaged ({error}): copy or download it again") from error
+  # safetensors.numpy does not know bfloat16.
+  tensors = {
+    name: np.frombuffer(tensor["data"], _FLOATS[tensor["dtype"]]).reshape(tensor["shape"])
+    for name, tensor in found
+    if tensor["dtype"] in _FLOATS
+  }
   return from_hugging_face(tensors, config, path)
 
 
@@ -118,7 +136,7 @@ def _tokenizer(content: bytes, config: BertConfig, path: str) -> Any:
     raise InputError(f"{path} is damaged: copy or download it again") from error
   if tokenizer.num_special_tokens_to_add(is_pair=False) != 2:
     raise InputError(f"{path} does not add [CLS] and [SEP]: give the tokenizer of a BERT model")
-  if (size := tokenizer.get_vocab_size()) > config.vocab_size:
+  if (size := 1 + max(tokenizer.get_vocab().values(), default=-1)) > config.vocab_size:
     raise InputError(f"{path} has {size} word pieces, config.json says {config.vocab_size}: give a matching pair")
   tokenizer.no_padding()
   return tokenizer

@@ -7,10 +7,9 @@ vectors and scales the result to unit norm.
 import collections
 import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from hiermem_jax.errors import InputError
 from hiermem_jax.retrieval import storage
 from hiermem_jax.retrieval.encoders.bert import BertEncoder
-from hiermem_jax.retrieval.encoders.model_directory import CONFIG, TOKENIZER, WEIGHTS, download, read_model
+from hiermem_jax.retrieval.encoders.model_directory import CONFIG, TOKENIZER, WEIGHTS, download, read_model, sha256
 
 _LENGTH_STEP = 32  # lengths are rounded up to multiples, so that few shapes are compiled
 _CHUNK = 2**14  # texts that are sorted by length together, and tokenised while the chunk before runs
@@ -75,14 +74,14 @@ class FittedSentenceTransformer:
     dim: length of an embedding.
   """
 
-  def __init__(self, *, config: SentenceTransformer, directory: str):
-    """Loads the files of a sentence-transformers directory.
+  def __init__(self, *, config: SentenceTransformer, directory: str, expected: Mapping[str, str] | None = None):
+    """Loads the files of a sentence-transformers directory, which must have the `expected` sha256 if given.
 
     Raises:
       InputError: a file is missing or damaged, or the model is not a BERT encoder with mean or [CLS] pooling.
     """
     self.config = config
-    self._model = read_model(directory)
+    self._model = read_model(directory, expected)
     if config.max_word_pieces > (positions := self._model.config.max_position_embeddings):
       raise InputError(
         f"SentenceTransformer.max_word_pieces = {config.max_word_pieces}: {directory} has {positions} positions; give"
@@ -94,9 +93,9 @@ class FittedSentenceTransformer:
   @functools.cached_property
   def fingerprint(self) -> str:
     """First 16 hex characters of a sha256 over the files and the truncation; how it is computed does not count."""
-    sha256 = self._sha256()
+    checksums = sha256(self._model.files)
     meta = {"max_word_pieces": self.config.max_word_pieces, "pooling": self._model.pooling}
-    meta |= {name: sha256[name] for name in (CONFIG, WEIGHTS, TOKENIZER)}
+    meta |= {name: checksums[name] for name in (CONFIG, WEIGHTS, TOKENIZER)}
     return storage.digest(meta, {})
 
   def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -170,7 +169,8 @@ class FittedSentenceTransformer:
         os.replace(temporary, target)
       finally:
         temporary.unlink(missing_ok=True)
-    meta = {"kind": "sentence_transformer", "config": dataclasses.asdict(self.config), "sha256": self._sha256()}
+    meta = {"kind": "sentence_transformer", "config": dataclasses.asdict(self.config)}
+    meta["sha256"] = sha256(self._model.files)
     storage.write_artifact(directory, "encoder", meta, {})
 
   @classmethod
@@ -181,14 +181,7 @@ class FittedSentenceTransformer:
       InputError: a file is missing or differs from what was saved.
     """
     meta, _ = storage.read_artifact(directory, "encoder")
-    encoder = cls(config=SentenceTransformer(**meta["config"]), directory=directory)
-    for name, sha256 in encoder._sha256().items():
-      if sha256 != meta["sha256"][name]:
-        raise InputError(f"{directory}/{name} is damaged (another sha256): restore it or cluster the corpus again")
-    return encoder
-
-  def _sha256(self) -> dict[str, str]:
-    return {name: hashlib.sha256(content).hexdigest() for name, content in self._model.files.items()}
+    return cls(config=SentenceTransformer(**meta["config"]), directory=directory, expected=meta["sha256"])
 
   def _tokenise(self, texts: Sequence[str]) -> list[np.ndarray]:
     whole = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates
