@@ -3,11 +3,12 @@
 import logging as python_logging
 import os
 import sys
+import traceback
 
 from absl import app, flags, logging
 
 from hiermem_jax import configuration
-from hiermem_jax.errors import InputError
+from hiermem_jax.errors import InputError, Preempted
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Configuration to load; may be repeated, later ones win.")
 _GIN_BINDINGS = flags.DEFINE_multi_string("gin_bindings", [], "One binding, e.g. 'train.steps = 100'; may be repeated.")
@@ -15,6 +16,11 @@ _RUN_DIR = flags.DEFINE_string("run_dir", None, "Directory of the run; relative 
 _VALIDATE_ONLY = flags.DEFINE_bool("validate_only", False, "Check the configuration, print it in full, and stop.")
 _SKIP_BAD_RECORDS = flags.DEFINE_bool(
   "skip_bad_records", False, "Count and report malformed records, however many there are (cluster, prepare)."
+)
+_SKIP_DAMAGED = flags.DEFINE_bool(
+  "skip_damaged_checkpoints",
+  False,
+  "Set a damaged checkpoint aside and resume from the one before it (train, quickstart).",
 )
 _RUNNER = flags.DEFINE_string("runner", None, "Beam runner, e.g. DataflowRunner (cluster, prepare).")
 _PIPELINE_OPTIONS = flags.DEFINE_multi_string(
@@ -24,15 +30,16 @@ _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of text (describe, 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, e.g. v5e:16x16 (compile_pod, describe).")
 _NUM_SLICES = flags.DEFINE_integer("num_slices", None, "Number of such slices (compile_pod, describe).", lower_bound=1)
 _DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "One of several processes that run the same command (train, evaluate, quickstart)."
+  "distributed", False, "One of several processes that run the same command (train, merge, evaluate, quickstart)."
 )
 # What a Cloud TPU pod or Slurm says by itself; anywhere else all three are given.
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT that process 0 of --distributed listens on.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of --distributed.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of --num_processes this is, from 0.", lower_bound=0)
 _PROCESS_FLAGS = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+_LEAVE_SECONDS = 10  # for the other processes, when this one ends early
 _FLAGS = (_GIN_FILE, _GIN_BINDINGS, _RUN_DIR, _VALIDATE_ONLY, _SKIP_BAD_RECORDS, _JSON, _TOPOLOGY, _NUM_SLICES)
-_FLAGS += (_RUNNER, _PIPELINE_OPTIONS, _DISTRIBUTED, *_PROCESS_FLAGS)
+_FLAGS += (_SKIP_DAMAGED, _RUNNER, _PIPELINE_OPTIONS, _DISTRIBUTED, *_PROCESS_FLAGS)
 
 
 def main(verb: str) -> None:
@@ -61,14 +68,25 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _fail(message: str) -> None:
   print("error: " + " ".join(message.split()), file=sys.stderr)
-  sys.exit(2)
+  _exit(2)
+
+
+def _exit(status: int) -> None:
+  """Ends the process; of several, without waiting long for one that may be gone."""
+  from hiermem_jax.parallel import distributed
+
+  if flags.FLAGS.is_parsed() and _DISTRIBUTED.value and distributed.leave(_LEAVE_SECONDS):
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  sys.exit(status)
 
 
 def _check_process_flags(verb: str) -> None:
   given = [flag.name for flag in _PROCESS_FLAGS if flag.value is not None]
   if given and not _DISTRIBUTED.value:
     raise InputError(f"--{given[0]}: says nothing without --distributed; add that or leave this out")
-  if _DISTRIBUTED.value and verb not in ("train", "evaluate", "quickstart"):
+  if _DISTRIBUTED.value and verb not in ("train", "merge", "evaluate", "quickstart"):
     raise InputError(f"--distributed: {verb} runs in one process; leave the flag out")
 
 
@@ -77,6 +95,8 @@ def _how_to_run() -> list[str]:
   bindings = []
   if _SKIP_BAD_RECORDS.value:
     bindings += ["cluster.max_bad_share = 1.0", "prepare.max_bad_share = 1.0"]
+  if _SKIP_DAMAGED.value:
+    bindings.append("train.skip_damaged_checkpoints = True")
   if _RUNNER.value is not None:
     bindings.append(f"BeamConfig.runner = {_RUNNER.value!r}")
   if _PIPELINE_OPTIONS.value:
@@ -105,7 +125,8 @@ def _run(verb: str, argv: list[str]) -> None:
       print(text)
       return
     if _DISTRIBUTED.value:
-      distributed.initialize(*(flag.value for flag in _PROCESS_FLAGS))
+      trains = verb in ("train", "quickstart")
+      distributed.initialize(*(flag.value for flag in _PROCESS_FLAGS), preemptible=trains)
     path = os.path.join(run_dir, "config.gin" if verb in ("train", "quickstart") else f"{verb}.config.gin")
     configuration.save(path, text)
     if how := _how_to_run():
@@ -116,9 +137,17 @@ def _run(verb: str, argv: list[str]) -> None:
       if distributed.is_first():
         configuration.discard(path)
       raise
-  except InputError as error:
+  except (InputError, FloatingPointError) as error:
     _fail(str(error))
+  except Preempted as notice:
+    logging.warning("%s", notice)
+    _exit(os.EX_TEMPFAIL)
   except OSError as error:
     place = "" if error.filename else f"{_RUN_DIR.value}: "
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     _fail(f"{place}{reason}; check the path, its permissions and the space left")
+  except Exception:
+    if not _DISTRIBUTED.value:
+      raise
+    traceback.print_exc()
+    _exit(1)

@@ -69,8 +69,8 @@ def _bound_to_train() -> dict:
   """The arguments of `train` that its step depends on, as bound or by default."""
   from hiermem_jax import configuration
 
-  names = ("anchor", "memory", "optimizer", "steps", "batch_size", "generic_probability", "z_loss", "mesh")
-  bound = {name: configuration.bound_argument("train", name) for name in names}
+  names = ("anchor", "memory", "optimizer", "steps", "batch_size", "generic_probability", "z_loss", "frozen_anchor")
+  bound = {name: configuration.bound_argument("train", name) for name in (*names, "mesh")}
   for name in ("anchor", "optimizer", "steps", "batch_size"):
     if bound[name] is None:
       raise InputError(f"train.{name} is not bound: name a run with --gin_file, e.g. gin/runs/a2.gin")

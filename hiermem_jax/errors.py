@@ -7,3 +7,10 @@ class InputError(ValueError):
   The message is one line that names the thing, the place and the remedy. Verbs
   print it without a traceback and exit with status 2.
   """
+
+
+class Preempted(Exception):  # noqa: N818 - nothing went wrong
+  """The run was told to end (SIGTERM) and has saved its state; the same command goes on from there.
+
+  Verbs exit with status 75, `EX_TEMPFAIL` of sysexits.h: try again.
+  """

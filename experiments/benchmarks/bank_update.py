@@ -107,7 +107,8 @@ def prepare(flags: argparse.Namespace, optimizer: str, branching: int):
   gradients = make_gradients(anchor=anchor, memory=memory, mesh=mesh)
   backward = jax.jit(lambda params, batch: gradients(params, batch["memory_leaf"], batch))
   transformation = config.build(1000, memory, flags.batch)
-  update = jax.jit(make_update(transformation), donate_argnums=0)
+  make_step = make_update(transformation)
+  update = jax.jit(lambda state, grads, key: make_step(state, grads, key)[0], donate_argnums=0)
   grads = [backward(state.params, batch)[0] for batch in batches]
   next_grads = functools.partial(next, itertools.cycle(grads))
   compiled = program.lower(flags.length).compile()

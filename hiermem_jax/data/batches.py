@@ -21,6 +21,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +74,7 @@ class Batches:
     batch_size: int,
     seed: int,
     rows: np.ndarray | None = None,
+    sequences: np.ndarray | None = None,
   ):
     """Sets up the stream.
 
@@ -81,14 +83,17 @@ class Batches:
       batch_size: sequences in a global batch.
       seed: of the shuffles, non-negative.
       rows: positions of the global batch that `at` gives, int64 [b] below batch_size; all of them by default.
+      sequences: numbers of the sequences that take part, integer [n]; all of the dataset's by default.
 
     Raises:
       InputError: the dataset is empty or the batch is.
     """
     if batch_size < 1:
       raise InputError(f"batch_size {batch_size}: must be positive; bind another")
-    if not len(dataset):
-      raise InputError(f"packed dataset {dataset.directory} has no sequences: prepare a larger corpus")
+    self._sequences = sequences
+    self._count = len(dataset) if sequences is None else len(sequences)
+    if not self._count:
+      raise InputError(f"packed dataset {dataset.directory} has no such sequences: prepare a larger corpus")
     self.dataset = dataset
     self.batch_size = batch_size
     self.seed = seed
@@ -97,11 +102,15 @@ class Batches:
 
   def indices(self, step: int) -> np.ndarray:
     """Sequence numbers of this process's part of the batch, int64 [b]."""
-    epochs, offsets = np.divmod(step * self.batch_size + self._rows, len(self.dataset))
+    epochs, offsets = np.divmod(step * self.batch_size + self._rows, self._count)
     indices = np.empty(len(self._rows), np.int64)
     for epoch in np.unique(epochs):
       indices[epochs == epoch] = self._order(int(epoch))[offsets[epochs == epoch]]
-    return indices
+    return indices if self._sequences is None else self._sequences[indices].astype(np.int64)
+
+  def describe(self, step: int) -> dict[str, Any]:
+    """Where this process's part of batch `step` comes from, for JSON."""
+    return {"dataset": self.dataset.directory, "sequences": self.indices(step).tolist()}
 
   def at(self, step: int) -> dict[str, np.ndarray]:
     """This process's part of batch `step`, B = b (see the module's docstring)."""
@@ -112,7 +121,7 @@ class Batches:
     return read_ahead(self.at, start_step)
 
   def _permutation(self, epoch: int) -> np.ndarray:
-    return epoch_order(len(self.dataset), (self.seed, epoch))
+    return epoch_order(self._count, (self.seed, epoch))
 
 
 def epoch_order(count: int, seed: tuple[int, ...]) -> np.ndarray:

@@ -26,6 +26,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -175,6 +176,11 @@ class DecomposedBatches:
     bucket = int(buckets[position])
     first = int(ranks[position]) * self._sizes[bucket]
     return self._lengths[bucket], self._order(epoch, bucket)[first + self._rows[bucket]].astype(np.int64)
+
+  def describe(self, step: int) -> dict[str, Any]:
+    """Where this process's part of batch `step` comes from, for JSON."""
+    length, indices = self.indices(step)
+    return {"dataset": self.dataset.buckets[length].directory, "sequences": indices.tolist()}
 
   def at(self, step: int) -> dict[str, np.ndarray]:
     """This process's part of batch `step` (see batches.py)."""

@@ -2,11 +2,13 @@
 
   manifest.json               a `Manifest`; written last: a directory without it is unfinished
   shard-00000.array_record    the first sequences; shards may differ in size
+  shard-00000.leaves.npy      their leaves once more, int32, so that those of a subtree are found without reading all
 
 A record is little-endian: the leaf, int32, then S target tokens and S segment ids (0 is padding) of the manifest's
 dtype. The paper, too, puts the leaf first and splits it off in the trainer (section A.2); it may exceed the vocabulary.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from hiermem_jax.data import files
 from hiermem_jax.errors import InputError
 
 FORMAT = 2
@@ -142,12 +145,14 @@ def write_shard(path: str, records: Iterable[bytes]) -> Shard:
   temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
   try:
     writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
-    count = 0
+    leaves = []
     for record in records:
       writer.write(record)
-      count += 1
+      leaves.append(int.from_bytes(record[:4], "little", signed=True))
     writer.close()
-    shard = Shard(name=target.name, records=count, bytes=temporary.stat().st_size, sha256=_sha256(temporary))
+    shard = Shard(name=target.name, records=len(leaves), bytes=temporary.stat().st_size, sha256=_sha256(temporary))
+    with files.written(_leaves_path(target)) as file:
+      np.save(file, np.array(leaves, np.int32))
     os.replace(temporary, target)
   finally:
     temporary.unlink(missing_ok=True)
@@ -230,6 +235,27 @@ class PackedDataset:
     except ValueError as error:
       raise InputError(f"{self.directory}: {error}; {_remedy(self.directory)}") from error
 
+  def leaves(self) -> np.ndarray:
+    """Leaf of every sequence, int32 [n].
+
+    Raises:
+      InputError: what `prepare` noted of a shard is missing or damaged.
+    """
+    parts = []
+    for number, shard in enumerate(self.manifest.shards):
+      path = _leaves_path(self._path(number))
+      try:
+        part = np.load(path)
+      except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is missing or damaged: {_remedy(self.directory)}") from error
+      if part.shape != (shard.records,):
+        raise InputError(f"{path} has shape {part.shape}, the shard {shard.records} records: {_remedy(self.directory)}")
+      parts.append(part)
+    leaves = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    if collections.Counter(leaves.tolist()) != self.manifest.sequences_per_leaf:
+      raise InputError(f"{self.directory}: its .leaves.npy files are not as in the manifest: {_remedy(self.directory)}")
+    return leaves
+
   def verify(self) -> None:
     """Reads every file and compares its checksum with the manifest's.
 
@@ -263,6 +289,10 @@ class PackedDataset:
 
   def _path(self, shard: int) -> pathlib.Path:
     return pathlib.Path(self.directory) / self.manifest.shards[shard].name
+
+
+def _leaves_path(shard: pathlib.Path) -> pathlib.Path:
+  return shard.with_suffix(".leaves.npy")
 
 
 def _open(path: pathlib.Path) -> Any:

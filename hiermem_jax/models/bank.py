@@ -5,10 +5,11 @@ the other, and of a neuron, for every layer, its rows of the SwiGLU matrices M1,
 paper's c0 = 3 * L * D, and a contiguous part of it can be whole neurons, which is what a model-parallel device needs.
 The row is what moves between devices and what the optimizer updates. The last row of every table belongs to the
 *generic* memory, the context-independent control of the paper's Section 4; it is addressed by the leaf id that follows
-the last leaf.
+the last leaf. Where the configuration has a part of the tree only, C_k counts the clusters of that part.
 
 What ids do: sequences that share a row read the same numbers and their gradients add up; the generic id reads and
-updates the last row; a negative id reads zeros and updates nothing; rows that no id names have no gradient.
+updates the last row; a negative id, or one whose row is in another part, reads zeros and updates nothing; rows that
+no id names have no gradient.
 """
 
 from typing import NamedTuple
@@ -56,14 +57,18 @@ def table_shapes(memory: MemoryConfig, anchor: AnchorConfig) -> dict[str, tuple[
 def init_bank(key: jax.Array, memory: MemoryConfig, anchor: AnchorConfig) -> Bank:
   """Fresh tables of `memory.dtype`: M1, M2 truncated normal (sigma = 1/sqrt(D), cut at 3 sigma), M3 zero (Appendix I).
 
-  With M3 zero the memory adds exactly nothing to the logits.
+  With M3 zero the memory adds exactly nothing to the logits. A row depends on the key, its level and its number in the
+  tree alone, so that the parts of a bank start as they would in the whole.
   """
   bank = {}
-  for level, (name, shape) in zip(memory.levels, table_shapes(memory, anchor).items()):
-    # Drawn in the table's own shape, so that every device draws its own part.
-    normal = jax.random.truncated_normal(jax.random.fold_in(key, level), -3, 3, shape) * anchor.width**-0.5
-    matrix = jnp.arange(shape[1]) // anchor.width % 3
-    bank[name] = jnp.where(matrix == 2, 0.0, normal).astype(memory.dtype)
+  for level, (name, (rows, size)) in zip(memory.levels, table_shapes(memory, anchor).items()):
+    numbers = memory.first_cluster(level) + jnp.arange(rows)
+    numbers = numbers.at[-1].set(memory.branching**level)  # the generic row's
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, level), numbers)
+    # Drawn in the row's own shape, so that every device draws its own part.
+    normal = jax.vmap(lambda key, size=size: jax.random.truncated_normal(key, -3, 3, (size,)))(keys)
+    matrix = jnp.arange(size) // anchor.width % 3
+    bank[name] = jnp.where(matrix == 2, 0.0, normal * anchor.width**-0.5).astype(memory.dtype)
   return bank
 
 
@@ -75,15 +80,16 @@ def slots(leaf: jax.Array, memory: MemoryConfig) -> dict[str, jax.Array]:
     memory: the tree's shape.
 
   Returns:
-    int32 [...] per table: leaf // branching**(K-k) for a path, C_k for the generic memory, and C_k + 1 (one past the
-    end, which a gather fills with zeros and a scatter drops) for no memory.
+    int32 [...] per table: leaf // branching**(K-k), less the first cluster there is, for a path, C_k for the generic
+    memory, and C_k + 1 (one past the end, which a gather fills with zeros and a scatter drops) for no memory and for a
+    path whose row is in another part.
   """
   result = {}
   for level in memory.levels:
     clusters = memory.clusters(level)
-    slot = leaf // memory.branching ** (memory.depth - level)
-    slot = jnp.where(leaf >= memory.num_leaves, clusters, slot)
-    result[table_name(level)] = jnp.where(leaf < 0, clusters + GENERIC_SLOTS, slot)
+    slot = leaf // memory.branching ** (memory.depth - level) - memory.first_cluster(level)
+    slot = jnp.where((slot < 0) | (slot >= clusters), clusters + GENERIC_SLOTS, slot)  # negative ids, too
+    result[table_name(level)] = jnp.where(leaf >= memory.num_leaves, clusters, slot)
   return result
 
 

@@ -89,10 +89,15 @@ class MemoryConfig:
 
   `rows` are the r_1..r_K of the paper: how many extra SwiGLU neurons per transformer layer one cluster of level k
   owns. A level with zero rows has no table.
+
+  `part` is what of the bank there is: all of it, the clusters below one level-1 cluster (0 .. branching - 1), or no
+  clusters at all ("generic"), for jobs that train parts of a bank by themselves. Leaf ids mean the same in all of
+  them: those whose rows are elsewhere fetch nothing. Every part has the generic rows.
   """
 
   rows: tuple[int, ...]
   branching: int = 16
+  part: Literal["all", "generic"] | int = "all"
   dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored tables; bfloat16 ones are rounded stochastically
 
   def __post_init__(self):
@@ -104,6 +109,10 @@ class MemoryConfig:
       )
     if self.branching < 2:
       raise InputError(f"MemoryConfig.branching = {self.branching}: a tree needs at least 2; bind the tree's")
+    if self.part not in ("all", "generic") and (isinstance(self.part, str) or not 0 <= self.part < self.branching):
+      raise InputError(
+        f"MemoryConfig.part = {self.part!r}: bind 'all', 'generic' or a level-1 cluster, 0 to {self.branching - 1}"
+      )
 
   @property
   def depth(self) -> int:
@@ -126,8 +135,14 @@ class MemoryConfig:
     return tuple(level for level, rows in enumerate(self.rows, start=1) if rows)
 
   def clusters(self, level: int) -> int:
-    """C_k, the clusters of 1-based `level` (the generic slot not counted)."""
-    return self.branching**level
+    """C_k, the clusters of 1-based `level` that there are (the generic slot not counted)."""
+    if self.part == "generic":
+      return 0
+    return self.branching ** (level if self.part == "all" else level - 1)
+
+  def first_cluster(self, level: int) -> int:
+    """The number in the tree of the first of the `clusters(level)`."""
+    return 0 if isinstance(self.part, str) else self.part * self.branching ** (level - 1)
 
   def block_params(self, anchor: AnchorConfig, level: int) -> int:
     """Parameters of one block of `level`: 3 * r_k * L * D."""

@@ -4,6 +4,7 @@ All of them run the same program in the same order. The first one writes what th
 reports); checkpoints are written by all. They share the run directory.
 """
 
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,15 +18,22 @@ from hiermem_jax.errors import InputError
 T = TypeVar("T")
 
 _MESSAGE_BYTES = 1024
+_HEARTBEAT_SECONDS = 60  # without a sign of life, after which a process counts as dead and the others end
 
 
-def initialize(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
+def initialize(
+  coordinator_address: str | None, num_processes: int | None, process_id: int | None, *, preemptible: bool = False
+) -> None:
   """Joins this process to the others of the run; before anything touches a device.
+
+  When one of the processes dies, the others end with an error: at once if they are waiting for it, and within about a
+  minute otherwise.
 
   Args:
     coordinator_address: HOST:PORT of the first process, where it listens; None: as the environment says.
     num_processes: how many there are; None: as the environment says.
     process_id: which of them this is, from 0; None: as the environment says.
+    preemptible: SIGTERM no longer ends a process, but is left to training, which saves first.
 
   Raises:
     InputError: the arguments do not fit each other, or what is not given cannot be detected; on Cloud TPU and under
@@ -35,11 +43,12 @@ def initialize(coordinator_address: str | None, num_processes: int | None, proce
     raise InputError(f"--coordinator_address={coordinator_address}: has no port; give HOST:PORT of process 0")
   if process_id is not None and num_processes is not None and process_id >= num_processes:
     raise InputError(f"--process_id={process_id}: --num_processes={num_processes} are counted from 0; give less")
-  # Would keep SIGTERM from ending a run of several processes.
-  jax.config.update("jax_enable_preemption_service", False)
+  jax.config.update("jax_enable_preemption_service", preemptible)
   logging.info("waiting for the other processes, up to five minutes")
   try:
-    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    jax.distributed.initialize(
+      coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+    )
   except ValueError as error:  # it names the one that is missing
     raise InputError(
       f"--distributed: {str(error).rstrip('.')}, and nothing here says it; give --coordinator_address, --num_processes"
@@ -49,6 +58,16 @@ def initialize(coordinator_address: str | None, num_processes: int | None, proce
     logging.set_verbosity(logging.WARNING)
   here, everywhere = jax.local_device_count(), jax.device_count()
   logging.info("%d processes, %d devices, %d of them here", jax.process_count(), everywhere, here)
+
+
+def leave(seconds: float) -> bool:
+  """Says goodbye to the other processes, for at most this long; returns whether there were any to say it to."""
+  if not jax.distributed.is_initialized():
+    return False
+  goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+  goodbye.start()
+  goodbye.join(seconds)
+  return True
 
 
 def is_first() -> bool:

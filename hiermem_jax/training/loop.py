@@ -1,7 +1,5 @@
 """The training loop: batches in, checkpoints and scalars out."""
 
-import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,45 +9,23 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from hiermem_jax.errors import InputError
+from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
 from hiermem_jax.parallel import MeshConfig, place_batch
-from hiermem_jax.parallel.mesh import ALL_DEVICES, Rules
-from hiermem_jax.training.checkpoint import CheckpointStore, describe_model, load_model
+from hiermem_jax.parallel.mesh import ALL_DEVICES
+from hiermem_jax.parallel.peaks import peak_flops
+from hiermem_jax.training.checkpoint import CheckpointStore, describe_model
 from hiermem_jax.training.metrics import MetricWriter
 from hiermem_jax.training.optimizer import OptimizerConfig
+from hiermem_jax.training.preemption import preemption_notice
 from hiermem_jax.training.program import make_program
+from hiermem_jax.training.recorder import Recorder, training_flops
+from hiermem_jax.training.start import load_start, resume
 from hiermem_jax.training.state import TrainState
+from hiermem_jax.training.validation import BestModel, Validation, make_validation_loss
 
 Batches = Callable[[int], Iterator[Mapping[str, np.ndarray]]]
-
-
-def _same_parameters(config: AnchorConfig, other: AnchorConfig) -> bool:
-  """Whether parameters of one configuration mean the same under the other, which may compute in another way."""
-  how = {name: getattr(other, name) for name in ("dtype", "remat", "attention", "logits_chunk")}
-  return dataclasses.replace(config, **how) == other
-
-
-def _load_anchor(source: str, anchor: AnchorConfig, mesh: Mesh, rules: Rules):
-  """The anchor's parameters from another run's newest checkpoint."""
-  model = load_model(source, mesh, rules, bank=False)
-  if not _same_parameters(model.anchor, anchor):
-    raise InputError(f"{source}: its anchor is {model.anchor}, this run's is {anchor}; bind the same values")
-  return model.params["anchor"]
-
-
-def _check_resumable(run_dir: str, stored: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-  """Raises InputError when the checkpoints of `run_dir` are not of the run that `metadata` describes."""
-  for name, value in metadata.items():
-    held = stored.get(name)
-    if name == "anchor":
-      same = _same_parameters(AnchorConfig(**held), AnchorConfig(**value))
-    else:
-      same = json.dumps(held) == json.dumps(value)
-    if not same:
-      raise InputError(
-        f"{run_dir}: its checkpoints have {name} {held}, this run has {value}; bind the same or use another directory"
-      )
+_LAST_SAVE_TRIES, _LAST_SAVE_PAUSE = 3, 10.0  # seconds
 
 
 def train(
@@ -67,9 +43,17 @@ def train(
   mesh_config: MeshConfig = ALL_DEVICES,
   hooks: Sequence[Callable[[int], None]] = (),
   init_from: str | None = None,
+  init_bank_from: str | None = None,
+  frozen_anchor: bool = False,
   generic_probability: float = 1 / 17,
   z_loss: float = 0.0,
+  validation: Validation | None = None,
+  describe_batch: Callable[[int], Any] = lambda step: None,
   checkpoint_every: int = 1000,
+  keep_checkpoints: int = 2,
+  keep_every: int | None = None,
+  skip_damaged_checkpoints: bool = False,
+  max_skipped: int = 10,
   log_every: int = 50,
   seed: int = 0,
 ) -> tuple[TrainState, dict[str, float]]:
@@ -91,20 +75,38 @@ def train(
     mesh_config: rules of the layout on the mesh.
     hooks: called with the step after every step.
     init_from: run directory whose newest anchor starts this run, with a fresh optimizer. Ignored when resuming.
+    init_bank_from: the same for the bank; levels that it lacks start afresh.
+    frozen_anchor: train the bank alone; the anchor stays as it is, bit for bit.
     generic_probability: chance that a sequence trains the generic memory instead of its own path (paper: 1/17).
     z_loss: coefficient of the squared mean log-partition; 1e-4 in anchor pretraining, 0 with memory.
+    validation: held-out loss, measured on the way; the best model is kept in `RUN_DIR/best`.
+    describe_batch: from a step, counted from 0, to a JSON value that tells where its batch comes from.
     checkpoint_every: steps between checkpoints; the last step always has one.
+    keep_checkpoints: how many of the newest are kept.
+    keep_every: steps; checkpoints at multiples of it are kept for good.
+    skip_damaged_checkpoints: set a damaged checkpoint aside and resume from the one before.
+    max_skipped: batches in a row with a loss or gradient that is not finite, after which the run ends. Each is skipped,
+      and noted in `RUN_DIR/skipped.jsonl`.
     log_every: steps between scalars.
     seed: of initialisation and of the choice of generic sequences.
 
   Returns:
-    The final state and the scalars of the last step (empty when there was nothing left to do).
+    The final state and the scalars of the last step (empty when there was nothing left to do), with the whole run's
+    `seconds`, `checkpoint_seconds` (that it waited), `data_wait` (share of its time) and `failed_checkpoints`.
 
   Raises:
     InputError: `init_from` has no checkpoint or another anchor; `run_dir` has checkpoints of another model, tree or
-      tokenizer; the mesh does not divide the batch or the model; or the batches end early.
-    FloatingPointError: the loss or its gradient is no longer finite.
+      tokenizer, or a damaged one; the mesh does not divide the batch or the model; or the batches end early.
+    FloatingPointError: too many batches in a row gave a loss or gradient that is not finite.
+    OSError: the last checkpoint could not be written.
+    Preempted: SIGTERM came; everything is saved.
   """
+  if frozen_anchor and (memory is None or init_from is None):
+    name, value = ("memory", memory) if memory is None else ("init_from", init_from)
+    raise InputError(
+      f"train.frozen_anchor = True, train.{name} = {value}: a frozen anchor comes from another run and has a bank to"
+      f" train; bind train.{name}"
+    )
   program = make_program(
     anchor=anchor,
     memory=memory,
@@ -115,66 +117,102 @@ def train(
     mesh=mesh,
     generic_probability=generic_probability,
     z_loss=z_loss,
+    frozen_anchor=frozen_anchor,
   )
   init_key, step_key = jax.random.split(jax.random.key(seed))
   metadata = describe_model(anchor, memory) | dict(metadata)
-  store = CheckpointStore(run_dir)
+  store = CheckpointStore(run_dir, keep_checkpoints, keep_every)
   start = store.latest_step or 0
   if start:  # every check comes before the bank is created
-    _check_resumable(run_dir, store.metadata(), metadata)
-    state = store.restore(program.abstract_state)
+    state = resume(store, run_dir, metadata, program.abstract_state, skip_damaged_checkpoints)
+    start = int(state.step)
     logging.info("%s: resuming at step %d of %d", run_dir, start, steps)
   else:
-    initial = None if init_from is None else _load_anchor(init_from, anchor, mesh, mesh_config.rules)
+    fits = {"anchor": anchor, "memory": memory, "metadata": metadata, "mesh": mesh, "rules": mesh_config.rules}
+    initial = load_start(init_from, init_bank_from, **fits)
     state = program.init(init_key)
-    if initial is not None:
-      state = state.replace(params=state.params | {"anchor": initial})
+    state = state.replace(params={name: tree | initial.get(name, {}) for name, tree in state.params.items()})
   step_key = program.replicate(step_key)
-  schedule = optimizer.schedule(steps)
-  writer = open_writer(start)
+  recorder = Recorder(
+    open_writer(start),
+    start,
+    run_dir=run_dir,
+    schedule=optimizer.schedule(steps),
+    flops_per_token=training_flops(anchor, memory, frozen_anchor=frozen_anchor),
+    peak_flops=(peak_flops(mesh.local_devices[0]) or 0) * mesh.size,
+    describe_batch=describe_batch,
+    max_skipped=max_skipped,
+    log_every=log_every,
+    last=steps,
+  )
+  if validation:
+    validation_loss = make_validation_loss(validation, anchor, memory, mesh, mesh_config.rules)
+    best = BestModel(run_dir, metadata)
 
-  scalars: dict[str, float] = {}
-  pending, clock = None, (start, time.monotonic())
-  step = start
-  try:
-    for step, batch in zip(range(start + 1, steps + 1), batches(start)):
-      state, metrics = program.step(state, place_batch(batch, mesh), step_key)
-      if pending:  # read one step late, so that the device is already busy with the next one
-        scalars, clock = _write(writer, *pending, clock)
-        pending = None
-      if step % log_every == 0 or step in (start + 1, steps):
-        pending = (step, metrics | {"learning_rate": schedule(step - 1)})
-      for hook in hooks:
-        hook(step)
-      if step % checkpoint_every == 0 or step == steps:
-        if pending:  # now, because a run that resumes from this checkpoint does not see the step again
-          scalars, clock = _write(writer, *pending, clock)
-          pending = None
-        _require_finite(step, metrics)
-        store.save(state, metadata)
-  finally:
-    store.close()  # also when the run is stopped: waits for the checkpoint that is being written
-  writer.flush()
-  if step < steps:
-    raise InputError(f"{run_dir}: the batches ended after step {step} of {steps}; give more data or bind fewer steps")
-  return state, scalars
+  step, stream = start, batches(start)
+  with preemption_notice() as ends_at:
+    try:
+      while step < steps:
+        if ends_at(step):
+          recorder.settle()
+          if step > (store.latest_step or 0):
+            store.save(state, metadata)
+          store.wait()
+          recorder.flush()
+          raise Preempted(f"{run_dir}: ended by SIGTERM after step {step} of {steps}; the same command goes on")
+        with recorder.waiting("data"):
+          batch = next(stream, None)
+        if batch is None:
+          recorder.settle()
+          raise InputError(
+            f"{run_dir}: the batches ended after step {step} of {steps}; give more data or bind fewer steps"
+          )
+        step += 1
+        state, metrics = program.step(state, place_batch(batch, mesh), step_key)
+        recorder.step(step, metrics, batch["decoder_target_tokens"].shape[1])
+        for hook in hooks:
+          hook(step)
+        if validation and (step % validation.every == 0 or step == steps):
+          recorder.settle()
+          with recorder.waiting("validation"):
+            loss = validation_loss(state.params)
+            best.offer(step, state.params, loss)
+          recorder.write(step, {"loss/validation": loss})
+        if step % checkpoint_every == 0 or step == steps:
+          recorder.settle()  # a run that resumes from this checkpoint does not see these steps again
+          with recorder.waiting("checkpoint"):
+            store.save(state, metadata)
+      recorder.settle()
+      _require_last(store, state, metadata, run_dir)
+    except BaseException:
+      # Of several processes one may be gone, for which a save would wait for minutes.
+      if not jax.distributed.is_initialized():
+        store.close()
+      raise
+  if validation:
+    best.close()
+  store.close()
+  recorder.flush()
+  summary = recorder.summary()
+  return state, summary and summary | {"skipped": int(state.skipped), "failed_checkpoints": store.failed}
 
 
-def _require_finite(step: int, metrics: Mapping[str, jax.Array]) -> None:
-  """Raises when the step ruined the state, which then must not replace a good checkpoint."""
-  for name in ("loss", "grad_norm"):
-    if not np.isfinite(value := float(metrics[name])):
-      raise FloatingPointError(f"step {step}: {name} is {value}; lower the learning rate")
+def _require_last(store: CheckpointStore, state: TrainState, metadata: Mapping[str, Any], run_dir: str) -> None:
+  """Waits until the last step is saved, and tries again when that failed.
 
-
-def _write(
-  writer: MetricWriter, step: int, metrics: Mapping[str, jax.Array], clock: tuple[int, float]
-) -> tuple[dict[str, float], tuple[int, float]]:
-  """Writes one step's scalars, with the throughput since the (step, time) of `clock`; returns them and a new clock."""
-  _require_finite(step, metrics)
-  scalars = {name: float(value) for name, value in metrics.items()}
-  now = time.monotonic()
-  scalars["tokens_per_second"] = scalars["tokens"] * (step - clock[0]) / (now - clock[1])
-  writer.write_scalars(step, scalars)
-  logging.info("step %d: loss %.4f, %.0f tokens per second", step, scalars["loss"], scalars["tokens_per_second"])
-  return scalars, (step, now)
+  Raises:
+    OSError: it failed each time.
+  """
+  for _ in range(_LAST_SAVE_TRIES):
+    store.wait()
+    if store.latest_step == int(state.step):
+      return
+    logging.warning("the last checkpoint is missing; trying again in %.0f s", _LAST_SAVE_PAUSE)
+    time.sleep(_LAST_SAVE_PAUSE)
+    store.save(state, dict(metadata))
+  store.wait()
+  if (held := store.latest_step) != int(state.step):
+    raise OSError(
+      f"{run_dir}: the last step, {int(state.step)}, could not be saved, the newest good checkpoint is of step {held};"
+      " make room, or make the place reachable, and run the same command again"
+    )

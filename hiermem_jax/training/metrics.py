@@ -1,9 +1,16 @@
-"""Where scalars go: the `MetricWriter` protocol of the loop, and `metrics.jsonl`."""
+"""Where scalars go: the `MetricWriter` protocol of the loop, and JSON lines."""
 
 import json
 import os
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from absl import logging
+
+# What two runs of the same steps need not share.
+CLOCK_SCALARS = frozenset(
+  ("tokens_per_second", "mfu", "data_wait", "checkpoint_wait", "validation_wait", "device_memory_gib")
+)
 
 
 class MetricWriter(Protocol):
@@ -26,8 +33,29 @@ class NoWriter:
     """Does nothing."""
 
 
+class Lenient:
+  """A writer whose failures are logged, not raised: a full disk does not end a run."""
+
+  def __init__(self, writer: MetricWriter):
+    self._writer = writer
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Records scalars of a step, if it can."""
+    self._try(lambda: self._writer.write_scalars(step, scalars))
+
+  def flush(self) -> None:
+    """Makes everything recorded durable, if it can."""
+    self._try(self._writer.flush)
+
+  def _try(self, write: Callable[[], None]) -> None:
+    try:
+      write()
+    except Exception as error:  # TensorFlow has errors of its own
+      logging.warning("scalars could not be written, training goes on: %s", error)
+
+
 class JsonlWriter:
-  """One JSON object a line, `step` and the scalars; a resumed run continues the file without repeating a step."""
+  """One JSON object a line, `step` and what belongs to it; a resumed run continues without repeating a step."""
 
   def __init__(self, path: str, start_step: int):
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -43,14 +71,27 @@ class JsonlWriter:
     with open(temporary, "w", encoding="utf-8") as file:
       file.writelines(kept)
     os.replace(temporary, path)
-    self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - kept open for the run
+    self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - kept open for the run
+
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
+    """Appends one line, all of it or nothing.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    line = (json.dumps({"step": int(step), **values}) + "\n").encode()
+    size = os.fstat(self._file.fileno()).st_size
+    try:
+      written = self._file.write(line)
+      if written != len(line):
+        raise OSError(f"{self._file.name}: {written} of {len(line)} bytes written: no space left?")
+    except OSError:
+      os.ftruncate(self._file.fileno(), size)
+      raise
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Appends one line."""
-    values = {name: float(value) for name, value in scalars.items()}
-    self._file.write(json.dumps({"step": int(step), **values}) + "\n")
-    self._file.flush()
+    self.write(step, {name: float(value) for name, value in scalars.items()})
 
   def flush(self) -> None:
-    """Writes out what is buffered."""
-    self._file.flush()
+    """Does nothing: a line is written at once."""

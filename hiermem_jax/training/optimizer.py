@@ -75,15 +75,19 @@ class OptimizerConfig:
 
     return {table_name(level): of(level) for level in memory.levels}
 
-  def build(self, steps: int, memory: MemoryConfig | None = None, batch_size: int = 0) -> optax.GradientTransformation:
+  def build(
+    self, steps: int, memory: MemoryConfig | None = None, batch_size: int = 0, *, frozen_anchor: bool = False
+  ) -> optax.GradientTransformationExtraArgs:
     """The optax transformation of a run's parameters {"anchor": ..., "bank": ...}.
 
-    Its gradients are the anchor's and, per table, a `RowGradient`. `apply_updates` adds its updates.
+    Its gradients are the anchor's and, per table, a `RowGradient`. `apply_updates` adds its updates. With
+    `update(..., finite=False)` the updates are zero and the state stays as it is.
 
     Args:
       steps: length of the run.
       memory: the bank's configuration, None when the run has none.
       batch_size: sequences in a global batch, which "auto" asks for.
+      frozen_anchor: the anchor has no gradients ({}), no moments and no updates.
     """
     adam = {"b1": self.beta1, "b2": self.beta2, "eps": self.epsilon, "weight_decay": self.weight_decay}
     schedule = self.schedule(steps)
@@ -95,22 +99,25 @@ class OptimizerConfig:
 
     def init(params):
       bank = {name: tables[name].init(table) for name, table in params.get("bank", {}).items()}
-      return {"anchor": anchor.init(params["anchor"]), "bank": bank}
+      return {"anchor": anchor.init({} if frozen_anchor else params["anchor"]), "bank": bank}
 
-    def update(grads, state, params):
+    def update(grads, state, params, *, finite=True, **_):
       norm = global_norm(grads)
       scale = jnp.where(norm < self.clip_norm, 1.0, self.clip_norm / norm)
       clipped = jax.tree.map(lambda g: g * scale, grads["anchor"])
-      updates, anchor_state = anchor.update(clipped, state["anchor"], params["anchor"])
-      updates, bank_state = {"anchor": updates}, {}
+      weights = {} if frozen_anchor else params["anchor"]
+      updates, anchor_state = anchor.update(clipped, state["anchor"], weights)
+      updates = {"anchor": jax.tree.map(lambda x: jnp.where(finite, x, 0.0), updates)}
+      anchor_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), anchor_state, state["anchor"])
+      bank_state = {}
       for name, gradient in grads.get("bank", {}).items():
         with jax.named_scope(name):
           gradient = gradient._replace(value=gradient.value * scale)
-          result = tables[name].update(gradient, state["bank"][name], params["bank"][name])
+          result = tables[name].update(gradient, state["bank"][name], params["bank"][name], finite=finite)
         updates.setdefault("bank", {})[name], bank_state[name] = result
       return updates, {"anchor": anchor_state, "bank": bank_state}
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def global_norm(grads) -> jax.Array:
@@ -121,7 +128,9 @@ def global_norm(grads) -> jax.Array:
 
 def apply_updates(params, updates, key: jax.Array):
   """Parameters plus the updates of `OptimizerConfig.build`; `key` is for the rounding of bfloat16 tables."""
-  result = {"anchor": optax.apply_updates(params["anchor"], updates["anchor"])}
+  result = {"anchor": params["anchor"]}
+  if jax.tree.leaves(updates["anchor"]):  # none where the anchor is frozen
+    result["anchor"] = optax.apply_updates(params["anchor"], updates["anchor"])
   for index, (name, table) in enumerate(params.get("bank", {}).items()):
     with jax.named_scope(name):
       table = apply_row_updates(table, updates["bank"][name], jax.random.fold_in(key, index))

@@ -83,6 +83,7 @@ def make_program(
   mesh: Mesh,
   generic_probability: float = 1 / 17,
   z_loss: float = 0.0,
+  frozen_anchor: bool = False,
 ) -> Program:
   """The training program of a run.
 
@@ -96,6 +97,7 @@ def make_program(
     mesh: devices, which may be those of an ahead-of-time topology.
     generic_probability: chance that a sequence trains the generic memory.
     z_loss: coefficient of the squared mean log-partition.
+    frozen_anchor: train the bank alone; the anchor has neither gradients nor moments.
 
   Raises:
     InputError: the mesh does not divide the batch, the heads, the rows or a weight.
@@ -103,7 +105,7 @@ def make_program(
   shards = batch_shards(mesh)
   if batch_size % shards:
     raise InputError(f"train.batch_size = {batch_size}: cannot be split over {shards} devices; bind a multiple")
-  transformation = optimizer.build(steps, memory, batch_size)
+  transformation = optimizer.build(steps, memory, batch_size, frozen_anchor=frozen_anchor)
   init = functools.partial(init_state, anchor=anchor, memory=memory, optimizer=transformation)
   abstract_state = abstract_train_state(anchor, memory, transformation, mesh, mesh_config.rules)
   step = make_train_step(
@@ -114,6 +116,7 @@ def make_program(
     rules=mesh_config.rules,
     generic_probability=generic_probability,
     z_loss=z_loss,
+    frozen_anchor=frozen_anchor,
   )
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))

@@ -40,12 +40,13 @@ def row_adamw(
   weight_decay: float,
   lazy: bool,
   moment_dtype: str = "float32",
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """AdamW whose gradient is a `RowGradient`; decay is decoupled, and everything is computed in float32.
 
   Returns:
     A transformation of one table. Its updates are a `RowGradient` when lazy and an array of the table's shape when
-    dense; `apply_row_updates` adds either to the table.
+    dense; `apply_row_updates` adds either to the table. With `update(..., finite=False)` the gradient counts as never
+    seen: the updates are zero and the state stays, without a second copy of either.
   """
 
   def init(table):
@@ -60,26 +61,28 @@ def row_adamw(
     nu = nu.astype(jnp.float32) / (1 - b2**steps)
     return -rate * (mu / (jnp.sqrt(nu) + eps) + weight_decay * weights.astype(jnp.float32))
 
-  def update(gradient: RowGradient, state: RowAdamState, table: jax.Array):
+  def update(gradient: RowGradient, state: RowAdamState, table: jax.Array, *, finite: jax.Array | bool = True, **_):
     slot, value = gradient
-    rate = learning_rate(state.step)
-    mu = b1 * _rows(state.mu, slot) + (1 - b1) * value
-    nu = b2 * _rows(state.nu, slot) + (1 - b2) * jnp.square(value)
+    value, rate, one = jnp.where(finite, value, 0.0), learning_rate(state.step), jnp.int32(finite)
+    (decay1, new1), (decay2, new2) = ((jnp.where(finite, b, 1.0), jnp.where(finite, 1 - b, 0.0)) for b in (b1, b2))
+    mu = decay1 * _rows(state.mu, slot) + new1 * value
+    nu = decay2 * _rows(state.nu, slot) + new2 * jnp.square(value)
     if lazy:
-      row_steps = state.row_steps.at[slot].add(1, mode="drop", unique_indices=True)
+      row_steps = state.row_steps.at[slot].add(one, mode="drop", unique_indices=True)
       steps = jnp.maximum(row_steps.at[slot].get(mode="fill", fill_value=1), 1)[:, None]
-      updates = RowGradient(slot, direction(mu, nu, steps, _rows(table, slot), rate))
+      rows = direction(mu, nu, steps, _rows(table, slot), rate)
+      updates = RowGradient(slot, jnp.where(finite, rows, 0.0))
       moments = _set_rows(state.mu, slot, mu), _set_rows(state.nu, slot, nu)
     else:
-      row_steps = state.row_steps + 1
+      row_steps = state.row_steps + one
       moments = (
-        _set_rows((b1 * state.mu.astype(jnp.float32)).astype(moment_dtype), slot, mu),
-        _set_rows((b2 * state.nu.astype(jnp.float32)).astype(moment_dtype), slot, nu),
+        _set_rows((decay1 * state.mu.astype(jnp.float32)).astype(moment_dtype), slot, mu),
+        _set_rows((decay2 * state.nu.astype(jnp.float32)).astype(moment_dtype), slot, nu),
       )
-      updates = direction(*moments, row_steps, table, rate)
-    return updates, RowAdamState(state.step + 1, row_steps, *moments)
+      updates = jnp.where(finite, direction(*moments, jnp.maximum(row_steps, 1), table, rate), 0.0)
+    return updates, RowAdamState(state.step + one, row_steps, *moments)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def apply_row_updates(table: jax.Array, updates: RowGradient | jax.Array, key: jax.Array) -> jax.Array:

@@ -21,7 +21,8 @@ from hiermem_jax.parallel.mesh import DATA_AXIS, DEFAULT_RULES, MODEL_AXIS, Rule
 class TrainState:
   """Everything a step changes."""
 
-  step: jax.Array  # int32 []
+  step: jax.Array  # int32 [], batches seen
+  skipped: jax.Array  # int32 [], those of them that were not finite and changed nothing else
   params: dict[str, Any]  # "anchor": Linen parameters; "bank": row tables, when there is a memory
   opt_state: optax.OptState
 
@@ -43,7 +44,8 @@ def init_state(
 ) -> TrainState:
   """A fresh state, its parameters and moments boxed with their logical axis names."""
   params = init_params(key, anchor, memory)
-  return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+  zero = jnp.zeros((), jnp.int32)
+  return TrainState(step=zero, skipped=zero, params=params, opt_state=optimizer.init(params))
 
 
 def anchor_specs(anchor: AnchorConfig, rules: Rules = DEFAULT_RULES):

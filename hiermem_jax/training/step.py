@@ -16,6 +16,7 @@ from hiermem_jax.parallel import batch_parallel, fetch, push
 from hiermem_jax.parallel.mesh import BATCH_AXES, DATA_AXIS, DEFAULT_RULES, REPLICA_AXIS, Rules
 from hiermem_jax.training.optimizer import apply_updates, global_norm
 from hiermem_jax.training.state import TrainState, anchor_specs
+from hiermem_jax.training.telemetry import Losses, describe_step
 
 Params = dict[str, Any]  # "anchor", and "bank" when there is a memory
 Batch = dict[str, jax.Array]
@@ -67,8 +68,14 @@ def choose_generic(key: jax.Array, leaf: jax.Array, memory: MemoryConfig, probab
 
 
 def make_gradients(
-  *, anchor: AnchorConfig, memory: MemoryConfig | None, mesh: Mesh, rules: Rules = DEFAULT_RULES, z_loss: float = 0.0
-) -> Callable[[Params, jax.Array, Batch], tuple[Params, jax.Array, jax.Array]]:
+  *,
+  anchor: AnchorConfig,
+  memory: MemoryConfig | None,
+  mesh: Mesh,
+  rules: Rules = DEFAULT_RULES,
+  z_loss: float = 0.0,
+  frozen_anchor: bool = False,
+) -> Callable[[Params, jax.Array, Batch], tuple[Params, Losses]]:
   """Builds the gradient of the loss (not yet jitted).
 
   The loss is the mean next-token cross-entropy over the global batch's non-padding tokens (equation 2.1), plus
@@ -76,31 +83,36 @@ def make_gradients(
   tables.
 
   Returns:
-    gradients(params, leaf int32 [B], batch) -> (grads, loss, tokens): the anchor's gradients and per table a
-    `RowGradient`, each summed over the batch; the cross-entropy alone; the number of its tokens. Both float32 [].
+    gradients(params, leaf int32 [B], batch) -> (grads, losses): the anchor's gradients ({} where it is frozen, which
+    are then not computed) and per table a `RowGradient`, each summed over the batch; the cross-entropy alone.
   """
   specs = anchor_specs(anchor, rules)
+  trained_specs = {} if frozen_anchor else specs
 
   def local_loss(anchor_params, block, batch, tokens):
     """This device's part of the loss, whose gradients add up to the loss's."""
     losses, log_z = anchor_losses(anchor, anchor_params, batch, block)
     weights = batch["decoder_loss_weights"]
-    loss = (losses * weights).sum() / tokens
+    of_sequence = (losses * weights).sum(axis=-1)
+    loss = of_sequence.sum() / tokens
     log_z = (log_z * weights).sum() / tokens
     elsewhere = jax.lax.stop_gradient(jax.lax.psum(log_z, BATCH_AXES) - log_z)
-    return loss + z_loss * jnp.square(log_z + elsewhere), loss
+    return loss + z_loss * jnp.square(log_z + elsewhere), (loss, of_sequence)
 
   def local_grads(anchor_params, block, batch):
     """Gradients of the loss on each device's sequences; the anchor's are summed over devices."""
-    tokens = jax.lax.psum(batch["decoder_loss_weights"].sum(), BATCH_AXES)
-    grad_fn = jax.grad(local_loss, argnums=(0, 1), has_aux=True)
-    (anchor_grads, block_grads), loss = grad_fn(anchor_params, block, batch, tokens)
+    tokens_of_sequence = batch["decoder_loss_weights"].sum(axis=-1)
+    tokens = jax.lax.psum(tokens_of_sequence.sum(), BATCH_AXES)
+    grad_fn = jax.grad(local_loss, argnums=1 if frozen_anchor else (0, 1), has_aux=True)
+    grads, (loss, of_sequence) = grad_fn(anchor_params, block, batch, tokens)
+    anchor_grads, block_grads = ({}, grads) if frozen_anchor else grads
 
     def add(grad, spec):  # what is split over the data axis has been summed over it by the gather's gradient
       return jax.lax.psum(grad, REPLICA_AXIS if DATA_AXIS in spec else BATCH_AXES)
 
-    anchor_grads = jax.tree.map(add, anchor_grads, specs)
-    return anchor_grads, block_grads, jax.lax.psum(loss, BATCH_AXES), tokens
+    anchor_grads = jax.tree.map(add, anchor_grads, trained_specs)
+    losses = Losses(jax.lax.psum(loss, BATCH_AXES), tokens, of_sequence, tokens_of_sequence)
+    return anchor_grads, block_grads, losses
 
   by_sequence, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
   grads_fn = batch_parallel(
@@ -108,28 +120,38 @@ def make_gradients(
     mesh,
     rules,
     in_specs=(specs, by_sequence, by_sequence),
-    out_specs=(specs, by_sequence, everywhere, everywhere),
+    out_specs=(trained_specs, by_sequence, Losses(everywhere, everywhere, by_sequence, by_sequence)),
   )
 
   def gradients(params, leaf, batch):
     block = None if memory is None else fetch(params["bank"], leaf, memory, anchor, mesh)
-    anchor_grads, block_grads, loss, tokens = grads_fn(params["anchor"], block, batch)
+    anchor_grads, block_grads, losses = grads_fn(params["anchor"], block, batch)
     grads = {"anchor": anchor_grads}
     if memory is not None:
       grads["bank"] = push(block_grads, leaf, memory, mesh)
-    return grads, loss, tokens
+    return grads, losses
 
   return gradients
 
 
-def make_update(optimizer: optax.GradientTransformation) -> Callable[[TrainState, Params, jax.Array], TrainState]:
-  """Builds update(state, grads, key) -> state after one step of `OptimizerConfig.build`'s transformation."""
+def make_update(
+  optimizer: optax.GradientTransformation,
+) -> Callable[[TrainState, Params, jax.Array, jax.Array], tuple[TrainState, Params]]:
+  """Builds update(state, grads, key, finite=True) of `OptimizerConfig.build`'s transformation.
 
-  def update(state, grads, key):
+  Returns:
+    update, which gives the state after one step and the updates; with finite=False they are zero, and only the counts
+    of steps and of skipped ones are others.
+  """
+
+  optimizer = optax.with_extra_args_support(optimizer)
+
+  def update(state, grads, key, finite=True):
     with jax.named_scope("optimizer"):
-      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite)
       params = apply_updates(state.params, updates, key)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+    skipped = state.skipped + jnp.int32(1) - jnp.int32(finite)
+    return TrainState(step=state.step + 1, skipped=skipped, params=params, opt_state=opt_state), updates
 
   return update
 
@@ -143,14 +165,20 @@ def make_train_step(
   rules: Rules = DEFAULT_RULES,
   generic_probability: float,
   z_loss: float,
+  frozen_anchor: bool = False,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
   """Builds the step (not yet jitted): chooses the generic sequences, then `make_gradients`, then `make_update`.
 
+  A batch whose loss or gradient is not finite changes nothing but the step's number.
+
   Returns:
     step(state, batch, key) -> (state, metrics). The key is the run's; the step number is folded in. Metrics are float32
-    scalars: loss (cross-entropy alone), tokens, grad_norm (before clipping).
+    scalars: loss (cross-entropy alone), tokens, grad_norm (before clipping), skipped (updates left out so far, this
+    one included), and those of `telemetry.describe_step`.
   """
-  gradients = make_gradients(anchor=anchor, memory=memory, mesh=mesh, rules=rules, z_loss=z_loss)
+  gradients = make_gradients(
+    anchor=anchor, memory=memory, mesh=mesh, rules=rules, z_loss=z_loss, frozen_anchor=frozen_anchor
+  )
   update = make_update(optimizer)
 
   def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -158,8 +186,12 @@ def make_train_step(
     leaf = batch["memory_leaf"]
     if memory is not None:
       leaf = choose_generic(generic_key, leaf, memory, generic_probability)
-    grads, loss, tokens = gradients(state.params, leaf, batch)
-    metrics = {"loss": loss, "tokens": tokens, "grad_norm": global_norm(grads)}
-    return update(state, grads, rounding_key), metrics
+    grads, losses = gradients(state.params, leaf, batch)
+    norm = global_norm(grads)
+    finite = jnp.isfinite(losses.mean) & jnp.isfinite(norm)
+    state, updates = update(state, grads, rounding_key, finite)
+    metrics = {"loss": losses.mean, "tokens": losses.tokens, "grad_norm": norm}
+    metrics["skipped"] = state.skipped.astype(jnp.float32)
+    return state, metrics | describe_step(memory, leaf, losses, grads, updates)
 
   return step

@@ -19,7 +19,7 @@ _GOLDEN = pathlib.Path(__file__).parent / "runs"
 _RUNS = sorted(path.stem for path in (_ROOT / "gin/runs").glob("*.gin"))
 
 # What these runs leave to the command line.
-_BINDINGS = dict.fromkeys(("a1", "a2", "a2_18b", "a4", "b1", "b2", "b3", "c1", "c2"), ("train.dataset = '/data/train'",))
+_BINDINGS = dict.fromkeys(("a1", "a2", "a2_18b", "a3", "a4", "b1", "b2", "b3", "c1", "c2"), ("train.dataset = '/data/train'",))
 _BINDINGS["real_text_small"] = ("CORPUS = '/data/train.jsonl'", "VALIDATION = '/data/validation.jsonl'")
 
 

@@ -25,7 +25,7 @@ TOUCHED = {"level_1": [0, 2, 3], "level_3": [3, 5, 26, 27]}  # by hand; the last
 Z_LOSS = 0.03
 
 
-def record(grads, state, params):
+def record(grads, state, params, **_):
   """Keeps the gradient, rows laid out as tables, as its state, and changes nothing."""
   kept = {"anchor": grads["anchor"]}
   if "bank" in grads:
@@ -36,7 +36,7 @@ def record(grads, state, params):
   return jax.tree.map(jnp.zeros_like, kept), kept
 
 
-RECORD = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), record)
+RECORD = optax.GradientTransformationExtraArgs(lambda params: jax.tree.map(jnp.zeros_like, params), record)
 
 
 def random_batch(leaf=LEAF, seed=0):
@@ -67,7 +67,7 @@ def make_step(memory, generic_probability=0.0, anchor=ANCHOR):
 
 def make_state(params, step=0):
   params = jax.tree.map(jnp.asarray, params)
-  return TrainState(step=jnp.int32(step), params=params, opt_state=RECORD.init(params))
+  return TrainState(step=jnp.int32(step), skipped=jnp.int32(0), params=params, opt_state=RECORD.init(params))
 
 
 @pytest.fixture(scope="module")

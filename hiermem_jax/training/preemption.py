@@ -1,0 +1,36 @@
+"""SIGTERM, with which pods and batch systems announce that a machine will be taken away."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+from absl import logging
+from jax.experimental import multihost_utils
+
+
+@contextlib.contextmanager
+def preemption_notice() -> Iterator[Callable[[int], bool]]:
+  """Gives a function that says, before a step, whether the run is to end there.
+
+  Of several processes all get the same answer at the same step, also where one alone was signalled: each must ask
+  before every step.
+  """
+  if jax.distributed.is_initialized():
+    yield multihost_utils.reached_preemption_sync_point
+    return
+  noticed = threading.Event()
+
+  def handle(signum, frame):
+    logging.warning("SIGTERM: saving, and ending")
+    noticed.set()
+
+  if threading.current_thread() is not threading.main_thread():
+    yield lambda step: False  # Python hands signals to the main thread alone
+    return
+  previous = signal.signal(signal.SIGTERM, handle)
+  try:
+    yield lambda step: noticed.is_set()
+  finally:
+    signal.signal(signal.SIGTERM, previous)

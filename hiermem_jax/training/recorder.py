@@ -1,0 +1,165 @@
+"""What the loop writes down: scalars of steps, what they cost in time, and batches that had to be skipped."""
+
+import collections
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from absl import logging
+
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.parallel import distributed
+from hiermem_jax.training.metrics import JsonlWriter, MetricWriter
+
+_ALWAYS = ("loss", "tokens", "grad_norm")  # what is read of every step
+
+
+class Recorder:
+  """Reads the metrics of each step while the device is busy with the next one, and writes those that are due.
+
+  Besides the step's own metrics a line has `learning_rate` and, since the line before: `tokens_per_second`, `mfu`
+  (model FLOPs utilisation, where the devices' peak is known), `data_wait`, `checkpoint_wait` and `validation_wait`
+  (shares of the time), and `device_memory_gib` (the most that the first device has held, where it says so).
+  """
+
+  def __init__(
+    self,
+    writer: MetricWriter,
+    start: int,
+    *,
+    run_dir: str,
+    schedule: Callable[[int], Any],
+    flops_per_token: Callable[[int], float],
+    peak_flops: float | None,
+    describe_batch: Callable[[int], Any],
+    max_skipped: int,
+    log_every: int,
+    last: int,
+  ):
+    """Starts the clock.
+
+    Args:
+      writer: of scalars.
+      start: step the run starts at.
+      run_dir: where skipped.jsonl goes.
+      schedule: learning rate after a number of updates.
+      flops_per_token: from the length of a sequence to training FLOPs per token.
+      peak_flops: of all devices together, per second.
+      describe_batch: from a step, counted from 0, to a JSON value that tells where its batch comes from.
+      max_skipped: batches in a row that are not finite, after which the run ends.
+      log_every: steps between lines; the first step of a run and the last have one.
+      last: the last step.
+    """
+    self._writer, self._start, self._schedule, self._flops = writer, start, schedule, flops_per_token
+    self._peak, self._describe_batch, self._max_skipped = peak_flops, describe_batch, max_skipped
+    self._log_every, self._last = log_every, last
+    self._skipped_path, self._skipped_writer = os.path.join(run_dir, "skipped.jsonl"), None
+    self._pending: tuple[int, dict[str, jax.Array], int] | None = None
+    self._in_a_row = 0
+    self._begin = self._since = time.monotonic()
+    self._waits, self._total_waits = collections.Counter(), collections.Counter()
+    self._tokens, self._flops_done, self._total_tokens = 0.0, 0.0, 0.0
+    self._scalars: dict[str, float] = {}
+
+  @contextlib.contextmanager
+  def waiting(self, what: str) -> Iterator[None]:
+    """Counts the time of the block as waited for `what`."""
+    start = time.monotonic()
+    try:
+      yield
+    finally:
+      self._waits[what] += time.monotonic() - start
+
+  def step(self, step: int, metrics: Mapping[str, jax.Array], length: int) -> None:
+    """Takes the metrics of a step that was just started, of sequences of `length`; reads those of the one before.
+
+    Raises:
+      FloatingPointError: too many batches in a row were not finite.
+    """
+    self.settle()
+    self._pending = (step, dict(metrics), length)
+
+  def settle(self) -> None:
+    """Reads the last step's metrics now.
+
+    Raises:
+      FloatingPointError: too many batches in a row were not finite.
+    """
+    if self._pending is None:
+      return
+    (step, metrics, length), self._pending = self._pending, None
+    due = step % self._log_every == 0 or step in (self._start + 1, self._last)
+    values = jax.device_get(metrics if due else {name: metrics[name] for name in _ALWAYS})
+    values = {name: float(value) for name, value in values.items()}
+    self._tokens += values["tokens"]
+    self._flops_done += values["tokens"] * self._flops(length)
+    finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+    if due:
+      values["learning_rate"] = float(self._schedule(step - 1 - int(values["skipped"])))
+      self._write_due(step, values)
+    self._in_a_row = 0 if finite else self._in_a_row + 1
+    if not finite:
+      self._skip(step, values)
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Writes scalars of a step at once, those that are numbers."""
+    self._writer.write_scalars(step, {name: value for name, value in scalars.items() if math.isfinite(value)})
+
+  def flush(self) -> None:
+    """Makes everything written durable."""
+    self._writer.flush()
+
+  def summary(self) -> dict[str, float]:
+    """The last step's scalars and what the run took; empty when it had no step."""
+    if not self._scalars:
+      return {}
+    seconds = time.monotonic() - self._begin
+    waits = {f"{name}_seconds": value for name, value in (self._total_waits + self._waits).items()}
+    return self._scalars | waits | {"seconds": seconds, "mean_tokens_per_second": self._total_tokens / seconds}
+
+  def _write_due(self, step: int, values: dict[str, float]) -> None:
+    now = time.monotonic()
+    seconds, self._since = now - self._since, now
+    values["tokens_per_second"] = self._tokens / seconds
+    if self._peak:
+      values["mfu"] = self._flops_done / seconds / self._peak
+    values |= {f"{name}_wait": self._waits[name] / seconds for name in ("data", "checkpoint", "validation")}
+    if memory := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
+      values["device_memory_gib"] = memory / 2**30
+    self._total_waits.update(self._waits)
+    self._total_tokens += self._tokens
+    self._waits.clear()
+    self._tokens = self._flops_done = 0.0
+    self.write(step, values)
+    logging.info("step %d: loss %.4f, %.0f tokens per second", step, values["loss"], values["tokens_per_second"])
+    self._scalars = {name: value for name, value in values.items() if math.isfinite(value)}
+
+  def _skip(self, step: int, values: Mapping[str, float]) -> None:
+    """Notes a batch whose update was left out; ends the run when there were too many in a row."""
+    what = {name: repr(values[name]) for name in ("loss", "grad_norm")}
+    batch = self._describe_batch(step - 1)
+    logging.warning("step %d: skipped, loss %s, grad_norm %s; batch %s", step, *what.values(), json.dumps(batch)[:200])
+    if distributed.is_first():
+      if self._skipped_writer is None:
+        self._skipped_writer = JsonlWriter(self._skipped_path, self._start)
+      self._skipped_writer.write(step, what | {"batch": batch})
+    if self._in_a_row >= self._max_skipped:
+      raise FloatingPointError(
+        f"{self._in_a_row} batches in a row gave a loss or gradient that is not finite, the last at step {step} (loss"
+        f" {what['loss']}, grad_norm {what['grad_norm']}); {self._skipped_path} says where they come from; lower the"
+        " learning rate, or mend the data"
+      )
+
+
+def training_flops(anchor: AnchorConfig, memory: MemoryConfig | None, *, frozen_anchor: bool) -> Callable[[int], float]:
+  """From the length of a sequence to the model FLOPs of training on one token: forward, and twice that backward.
+
+  A frozen anchor has no gradients of its weights, which saves a third of it; what remat computes again is not counted.
+  """
+  block = 3 * memory.flops_per_token(anchor) if memory else 0
+  return lambda length: (2 if frozen_anchor else 3) * anchor.flops_per_token(length) + block

@@ -1,0 +1,125 @@
+"""Where a run starts: from its own newest checkpoint, or from parameters of other runs."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+from jax.sharding import Mesh
+
+from hiermem_jax.errors import InputError
+from hiermem_jax.models.bank import table_name
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.parallel.mesh import Rules
+from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointError, load_model
+from hiermem_jax.training.state import TrainState
+
+
+def resume(
+  store: CheckpointStore, run_dir: str, metadata: Mapping[str, Any], abstract: TrainState, skip_damaged: bool
+) -> TrainState:
+  """The state of the newest checkpoint.
+
+  Raises:
+    InputError: it is of another model, tree or tokenizer, or damaged; with `skip_damaged`, all of them are.
+  """
+  while True:
+    try:
+      _check_resumable(run_dir, store.metadata(), metadata)
+      return store.restore(abstract)
+    except DamagedCheckpointError as error:
+      if not skip_damaged:
+        raise
+      where = store.set_aside()
+      logging.warning("%s; set aside as %s", str(error).split("; resume", 1)[0], where)
+      if store.latest_step is None:
+        raise InputError(
+          f"{run_dir}: every checkpoint is damaged; restore one, or delete {where.rsplit('/', 1)[0]} and start again"
+        ) from error
+
+
+def load_start(
+  init_from: str | None,
+  init_bank_from: str | None,
+  *,
+  anchor: AnchorConfig,
+  memory: MemoryConfig | None,
+  metadata: Mapping[str, Any],
+  mesh: Mesh,
+  rules: Rules,
+) -> dict[str, Any]:
+  """Parameters from the newest checkpoints of other runs, which may have had another mesh.
+
+  Args:
+    init_from: run directory whose anchor to take, or None.
+    init_bank_from: run directory whose bank to take, or None. Levels that it has no rows on are left out, so that a
+      trained bank can be given another level.
+    anchor: this run's anchor.
+    memory: this run's bank.
+    metadata: of this run's checkpoints; the tree's fingerprint must be the bank's.
+    mesh: where to put them.
+    rules: how to lay them out.
+
+  Returns:
+    {"anchor": ..., "bank": {table: ...}}, without what is not taken.
+
+  Raises:
+    InputError: there is no checkpoint, or it does not fit; both sides are named.
+  """
+  result = {}
+  if init_from is not None:
+    model = load_model(init_from, mesh, rules, bank=False)
+    if not _same_parameters(model.anchor, anchor):
+      raise InputError(f"{init_from}: its anchor is {model.anchor}, this run's is {anchor}; bind the same values")
+    result["anchor"] = model.params["anchor"]
+  if init_bank_from is not None:
+    model = load_model(init_bank_from, mesh, rules)
+    _check_bank(init_bank_from, model.memory, memory, model.anchor, anchor)
+    held, wanted = model.metadata.get("tree_fingerprint"), metadata.get("tree_fingerprint")
+    if held != wanted:
+      raise InputError(
+        f"{init_bank_from}: its bank is of the tree {held}, this run's dataset of {wanted}; use the ones of one tree"
+      )
+    result["bank"] = model.params["bank"]
+  return result
+
+
+def _check_bank(
+  source: str, held: MemoryConfig | None, memory: MemoryConfig | None, held_anchor: AnchorConfig, anchor: AnchorConfig
+) -> None:
+  if held is None or memory is None:
+    raise InputError(f"train.init_bank_from = {source}: its bank is {held}, this run's {memory}; both must have one")
+  sizes = {"width": (held_anchor.width, anchor.width), "num_layers": (held_anchor.num_layers, anchor.num_layers)}
+  sizes |= {"branching": (held.branching, memory.branching), "part": (held.part, memory.part)}
+  sizes["depth"] = (held.depth, memory.depth)
+  sizes["dtype"] = (held.dtype, memory.dtype)
+  for level in held.levels:
+    rows = memory.rows[level - 1] if level <= memory.depth else 0
+    sizes[f"rows of {table_name(level)}"] = (held.rows[level - 1], rows)
+  for name, (theirs, ours) in sizes.items():
+    if theirs != ours:
+      raise InputError(
+        f"train.init_bank_from = {source}: its bank has {name} {theirs} (rows {held.rows}), this run's has {ours}"
+        f" (rows {memory.rows}); bind the same, or rows on levels that it has none on"
+      )
+
+
+def _same_parameters(config: AnchorConfig, other: AnchorConfig) -> bool:
+  """Whether parameters of one configuration mean the same under the other, which may compute in another way."""
+  how = {name: getattr(other, name) for name in ("dtype", "remat", "attention", "logits_chunk")}
+  return dataclasses.replace(config, **how) == other
+
+
+def _check_resumable(run_dir: str, stored: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+  """Raises InputError when the checkpoints of `run_dir` are not of the run that `metadata` describes."""
+  for name, value in metadata.items():
+    held = stored.get(name)
+    if name == "anchor":
+      same = _same_parameters(AnchorConfig(**held), AnchorConfig(**value))
+    else:
+      same = json.dumps(held) == json.dumps(value)
+    if not same:
+      raise InputError(
+        f"{run_dir}: its checkpoints have {name} {held}, this run has {value}; bind the same or use another directory"
+      )
