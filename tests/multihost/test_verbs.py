@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hiermem_jax import configuration
+from hiermem_jax.training.checkpoint import CheckpointStore
 
 GIN_FILE = pathlib.Path(__file__).with_name("run.gin")
 WORDS = (
@@ -106,6 +107,48 @@ def test_killed_in_two_processes_and_resumed_in_one(chain, corpus, tmp_path, sta
   run_alone("train", run_dir, *bindings)
   run_alone("train", whole, *bindings)
   assert_same_losses(losses(run_dir), losses(whole))
+
+
+def wait_for_lines(path, count, processes):
+  """Until a run has written some lines of scalars."""
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline and all(process.poll() is None for process in processes):
+    if path.exists() and len(path.read_text().splitlines()) >= count:
+      return
+    time.sleep(0.01)
+
+
+def test_sigterm_to_one_of_two_saves_and_ends_both(chain, corpus, tmp_path, start_two, finish):
+  """They agree on a step, exit with status 75, and the same command goes on from there."""
+  bindings = (f"train.dataset = '{chain / 'packed/train'}'", "train.steps = 300", "train.checkpoint_every = 1000")
+  run_dir, whole = tmp_path / "run", tmp_path / "whole"
+  processes = start_two("train", run_dir, *bindings)
+  wait_for_lines(run_dir / "metrics.jsonl", 20, processes)
+  processes[1].send_signal(signal.SIGTERM)
+  results = finish(processes)
+  assert [status for status, _, _ in results] == [75, 75], results[0][2][-3000:] + results[1][2][-3000:]
+  (step,) = (int(entry.name) for entry in (run_dir / "checkpoints").iterdir())
+  assert 20 <= step < 300 and list(losses(run_dir)) == list(range(1, step + 1))
+  assert f"ended by SIGTERM after step {step} of 300" in results[0][2]
+  run_alone("train", run_dir, corpus, *bindings)
+  run_alone("train", whole, corpus, *bindings)
+  assert_same_losses(losses(run_dir), losses(whole))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_of_two_dies_the_other_ends_with_an_error(chain, corpus, tmp_path, start_two, finish, victim):
+  """Within two minutes, and what has been saved is good."""
+  bindings = (f"train.dataset = '{chain / 'packed/train'}'", "train.steps = 100000", "train.checkpoint_every = 20")
+  run_dir = tmp_path / "run"
+  processes = start_two("train", run_dir, *bindings)
+  wait_for_lines(run_dir / "metrics.jsonl", 30, processes)
+  processes[victim].send_signal(signal.SIGKILL)
+  results = finish(processes, timeout=120)
+  assert results[victim][0] == -signal.SIGKILL
+  assert results[1 - victim][0] not in (0, 2, 75), results[1 - victim][2][-3000:]
+  step = CheckpointStore(str(run_dir), read_only=True).latest_step
+  assert step >= 20
+  run_alone("train", run_dir, corpus, *bindings[:1], f"train.steps = {step}")
 
 
 def test_processes_with_different_configurations_all_stop(tmp_path, start_two, finish):

@@ -1,0 +1,418 @@
+r"""Breaks a small co-training in every way that clusters do, runs the same command again, and compares the results.
+
+  python experiments/reliability/campaign.py [--quick] [--json] [--directory=DIRECTORY]
+
+Each row is a fault: how often it was tried, how often the run ended as it should afterwards, the most steps that had
+to be done again, and whether the final state (parameters, optimizer, scalars) is that of an undisturbed run, bit for
+bit. Every run is `python -m hiermem_jax.train` in processes of its own; `NaN batch` poisons what it reads. `disk full`
+needs the right to mount a small tmpfs and is left out without it. Exits with status 1 when something was not recovered.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from hiermem_jax.data.packed import Manifest, encode_record, write_manifest, write_shard
+from hiermem_jax.training.metrics import CLOCK_SCALARS
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+COLUMNS = ("fault", "tried", "recovered", "steps_lost", "bit_identical", "seconds")
+STEPS, EVERY, LENGTH = 200, 20, 32
+CONFIG = f"""
+include 'gin/phases/cotrain.gin'
+include 'gin/phases/toy.gin'
+MemoryConfig.rows = (256, 256)
+train.dataset = '%s'
+train.steps = {STEPS}
+train.checkpoint_every = {EVERY}
+train.log_every = 1
+"""
+# What a process runs: the verb, its batches poisoned where asked for.
+WORKER = """
+import os, sys
+import numpy as np
+from hiermem_jax import cli
+from hiermem_jax.data.batches import Batches
+
+poisoned, at = os.environ.get("POISONED_STEP"), Batches.at
+
+def poison(self, step):
+  batch = at(self, step)
+  if str(step + 1) == poisoned:
+    batch["decoder_loss_weights"] = batch["decoder_loss_weights"] * np.nan
+  return batch
+
+Batches.at = poison
+sys.argv[0] = "hiermem_jax/train.py"
+cli.main("train")
+"""
+
+
+class Outcome(NamedTuple):
+  """What one try came to."""
+
+  recovered: bool
+  steps_lost: int
+  bit_identical: bool
+
+
+class Run:
+  """A training in a directory of its own."""
+
+  def __init__(self, directory: pathlib.Path, config: pathlib.Path, cache: str, processes: int = 1):
+    self.directory, self.config, self.cache, self.count = directory, config, cache, processes
+
+  def start(self, *flags: str, **variables: str) -> list[subprocess.Popen]:
+    """Starts the command; standard error goes to a file beside the directory."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": self.cache} | variables
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WORKER, f"--gin_file={self.config}", f"--run_dir={self.directory}", *flags]
+    if self.count > 1:
+      with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+      command += ["--distributed", f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={self.count}"]
+    processes = []
+    for number in range(self.count):
+      own = [f"--process_id={number}"] if self.count > 1 else []
+      with open(self.log(number), "w") as log:
+        processes.append(subprocess.Popen([*command, *own], env=env, cwd=ROOT, stdout=log, stderr=log))
+    return processes
+
+  def log(self, number: int = 0) -> pathlib.Path:
+    """Where a process's output goes."""
+    return self.directory.with_name(f"{self.directory.name}.{number}.log")
+
+  def finish(self, *flags: str, **variables: str) -> list[int]:
+    """Runs the command to its end; exit statuses."""
+    return [process.wait() for process in self.start(*flags, **variables)]
+
+  def steps(self) -> int:
+    """The last step that was written down."""
+    path = self.directory / "metrics.jsonl"
+    lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+  def checkpoints(self) -> list[int]:
+    """Steps of the complete checkpoints."""
+    path = self.directory / "checkpoints"
+    return sorted(int(entry.name) for entry in path.iterdir() if entry.name.isdigit()) if path.exists() else []
+
+  def saving(self) -> bool:
+    """Whether a checkpoint is being written."""
+    path = self.directory / "checkpoints"
+    return path.exists() and any("tmp" in entry.name for entry in path.iterdir())
+
+  def result(self, scalars: bool = True) -> tuple:
+    """What two runs of the same steps share: digests of the final state and, unless some are lost, the scalars."""
+    last = self.directory / f"checkpoints/{STEPS}/metadata/metadata"
+    digests = json.loads(last.read_text())["digests"] if last.exists() else None
+    lines = (self.directory / "metrics.jsonl").read_text().splitlines() if scalars else []
+    lines = [{k: v for k, v in json.loads(line).items() if k not in CLOCK_SCALARS} for line in lines]
+    return digests, lines
+
+
+class Campaign:
+  """The runs of one campaign, and what an undisturbed one came to."""
+
+  def __init__(self, directory: pathlib.Path, rng: random.Random):
+    self.directory, self.rng, self._number = directory, rng, 0
+    self.data = directory / "packed"
+    write_dataset(self.data)
+    self.config = directory / "run.gin"
+    self.config.write_text(CONFIG % self.data)
+    self.cache = str(directory / "compiled")
+    undisturbed = self.run()
+    for _ in range(2):  # the first one compiles
+      shutil.rmtree(undisturbed.directory, ignore_errors=True)
+      start = time.monotonic()
+      if undisturbed.finish() != [0]:
+        sys.exit(f"the undisturbed run failed: see {undisturbed.log()}")
+      self.duration = time.monotonic() - start
+    self.undisturbed = undisturbed
+    self.expected = undisturbed.result()
+
+  def run(self, processes: int = 1) -> Run:
+    """A new run."""
+    self._number += 1
+    return Run(self.directory / f"run_{self._number:03d}", self.config, self.cache, processes)
+
+  def ends_as_expected(self, run: Run, lost: int, *flags: str, scalars: bool = True) -> Outcome:
+    """Runs the same command again, to its end."""
+    ended = run.finish(*flags) == [0] * run.count
+    expected = self.expected if scalars else (self.expected[0], [])
+    return Outcome(ended, lost, ended and run.result(scalars) == expected)
+
+  def at_random(self, run: Run, process: subprocess.Popen) -> None:
+    """Waits for any moment of the run, its start included."""
+    until = time.monotonic() + self.rng.uniform(0.1, 1) * self.duration
+    while process.poll() is None and time.monotonic() < until:
+      time.sleep(0.002)
+
+  def while_saving(self, run: Run, process: subprocess.Popen) -> None:
+    """Waits for some moment at which a checkpoint is being written."""
+    newest = (run.checkpoints() or [0])[-1] + EVERY * self.rng.randrange(3)
+    while process.poll() is None and not (run.saving() and run.steps() >= newest):
+      time.sleep(0.0005)
+    time.sleep(self.rng.uniform(0, 0.03))
+
+  def kills(self, sign: signal.Signals, moment: Callable[[Run, subprocess.Popen], None], tries: int) -> list[Outcome]:
+    """Ends a run again and again until it has finished, then another; all of a run's tries share its end."""
+    outcomes = []
+    while len(outcomes) < tries:
+      run, lost, good = self.run(), [], True
+      while len(outcomes) + len(lost) < tries:
+        before = (run.checkpoints() or [0])[-1]
+        (process,) = run.start()
+        moment(run, process)
+        if process.poll() is not None:  # it was faster
+          good &= process.returncode == 0
+          break
+        process.send_signal(sign)
+        status, newest = process.wait(), (run.checkpoints() or [0])[-1]
+        # Before Python has set its handler up SIGTERM ends a process at once, and there is nothing to save.
+        good &= status in (0, -sign) or (status == 75 and sign == signal.SIGTERM)
+        good &= newest >= before
+        lost.append(max(run.steps() - newest, 0))
+      end = self.ends_as_expected(run, 0)
+      outcomes += [Outcome(good and end.recovered, steps, end.bit_identical) for steps in lost]
+    return outcomes
+
+  def damaged_checkpoint(self, damage: Callable[[pathlib.Path], None]) -> Outcome:
+    """A finished run's last checkpoint is damaged: found, named, and the one before used on request."""
+    run = self.copy_of_undisturbed()
+    for path in sorted((run.directory / f"checkpoints/{STEPS}/bank").rglob("*")):
+      if path.is_file() and path.stat().st_size:
+        damage(path)
+    noticed = run.finish() == [2] and f"checkpoints/{STEPS} is damaged" in run.log().read_text()
+    outcome = self.ends_as_expected(run, EVERY, "--skip_damaged_checkpoints")
+    return outcome._replace(recovered=outcome.recovered and noticed)
+
+  def copy_of_undisturbed(self) -> Run:
+    """A new run that has already finished."""
+    run = self.run()
+    shutil.copytree(self.undisturbed.directory, run.directory)
+    return run
+
+  def full_disk(self, size: int, freed: bool) -> Outcome:
+    """No space from the third checkpoint on: freed before the end, or only after the run has given up."""
+    run = self.run()
+    run.directory.mkdir()
+    with tmpfs(run.directory, size):
+      (process,) = run.start()
+      wait_until(lambda: len(run.checkpoints()) >= 2 or process.poll() is not None)
+      ballast, good = run.directory / "ballast", list(run.checkpoints())
+      fill(ballast)
+      if freed:
+        wait_until(lambda: "trying again" in run.log().read_text() or process.poll() is not None)
+        ballast.unlink()
+        return self._ended(run, process.wait(), 0)
+      refused = process.wait() == 2 and "could not be saved" in run.log().read_text()
+      kept = run.checkpoints()[-1:] and run.checkpoints()[-1] >= good[-1]
+      lost = STEPS - run.checkpoints()[-1]
+      ballast.unlink()
+      outcome = self.ends_as_expected(run, lost, scalars=False)
+      return outcome._replace(recovered=outcome.recovered and refused and bool(kept))
+
+  def _ended(self, run: Run, status: int, lost: int) -> Outcome:
+    """Of a run whose scalars have gaps: compares the state alone."""
+    return Outcome(status == 0, lost, status == 0 and run.result(scalars=False)[0] == self.expected[0])
+
+  def truncated_shard(self) -> Outcome:
+    """A data shard loses its second half in the middle of a run; it is put back, and the run goes on."""
+    run, shard = self.run(), self.data / "shard-00001.array_record"
+    content = shard.read_bytes()
+    (process,) = run.start()
+    wait_until(lambda: run.steps() >= 2 * EVERY or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    os.truncate(shard, len(content) // 2)
+    try:
+      named = run.finish() == [2] and f"{shard} has" in run.log().read_text()
+    finally:
+      shard.write_bytes(content)
+    outcome = self.ends_as_expected(run, 0)
+    return outcome._replace(recovered=outcome.recovered and named)
+
+  def nan_batch(self) -> Outcome:
+    """A batch is not a number: its update is left out, and its place written down."""
+    run, step = self.run(), self.rng.randrange(2, STEPS)
+    (status,) = run.finish(POISONED_STEP=str(step))
+    noted = [json.loads(line) for line in (run.directory / "skipped.jsonl").read_text().splitlines()]
+    recovered = status == 0 and [line["step"] for line in noted] == [step] and len(noted[0]["batch"]["sequences"]) == 8
+    return Outcome(recovered, 1, run.result() == self.expected)
+
+  def lost_host(self, victim: int) -> Outcome:
+    """One of two processes is killed: the other ends with an error, and both go on from the last checkpoint."""
+    whole, run = self.run(processes=2), self.run(processes=2)
+    if whole.finish() != [0, 0]:
+      sys.exit(f"two undisturbed processes failed: see {whole.log()}")
+    processes = run.start()
+    wait_until(lambda: run.steps() >= 2 * EVERY + EVERY // 2 or processes[0].poll() is not None)
+    processes[victim].kill()
+    try:
+      ended = processes[1 - victim].wait(timeout=180) not in (0, 2, 75)
+    except subprocess.TimeoutExpired:
+      processes[1 - victim].kill()
+      ended = False
+    lost = max(run.steps() - (run.checkpoints() or [0])[-1], 0)
+    finished = run.finish() == [0, 0]
+    return Outcome(ended and finished, lost, finished and run.result() == whole.result())
+
+
+def write_dataset(directory: pathlib.Path) -> None:
+  """2,048 sequences that count up, each of 4 leaves from another number."""
+  rng = np.random.default_rng(0)
+  leaves = rng.integers(0, 4, 2048)
+  records = [
+    encode_record(leaf, 200 * leaf + rng.integers(0, 150) + np.arange(LENGTH), np.ones(LENGTH, np.int32), "uint16")
+    for leaf in leaves
+  ]
+  shards = tuple(
+    write_shard(str(directory / f"shard-{i:05d}.array_record"), records[1024 * i : 1024 * (i + 1)]) for i in range(2)
+  )
+  tokens = LENGTH * len(records)
+  manifest = Manifest(
+    length=LENGTH,
+    dtype="uint16",
+    vocab_size=1000,
+    eot_id=2,
+    bos_id=0,
+    num_leaves=4,
+    tokenizer_fingerprint="",
+    tree_fingerprint="tree",
+    num_documents=len(records),
+    num_windows=len(records),
+    num_characters=0,
+    inputs={},
+    input_tokens=tokens,
+    dropped_tokens={},
+    bad_records={},
+    num_sequences=len(records),
+    num_tokens=tokens,
+    sequences_per_leaf={int(leaf): int(count) for leaf, count in zip(*np.unique(leaves, return_counts=True))},
+    shards=shards,
+  )
+  write_manifest(str(directory), manifest)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+  """Looks a hundred times a second."""
+  while not condition():
+    time.sleep(0.01)
+
+
+def flip(path: pathlib.Path) -> None:
+  """Flips a bit in the middle of a file."""
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def truncate(path: pathlib.Path) -> None:
+  """Cuts a file in half."""
+  os.truncate(path, path.stat().st_size // 2)
+
+
+def fill(path: pathlib.Path) -> None:
+  """Writes until there is no space left."""
+  with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
+    while file.write(bytes(2**16)):
+      pass
+
+
+@contextlib.contextmanager
+def tmpfs(directory: pathlib.Path, size: int) -> Iterator[None]:
+  """A file system of `size` bytes on a directory."""
+  subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], check=True, stderr=-3)
+  try:
+    yield
+  finally:
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def can_mount(directory: pathlib.Path) -> bool:
+  """Whether a tmpfs may be mounted here."""
+  directory.mkdir()
+  try:
+    with tmpfs(directory, 2**20):
+      return True
+  except (OSError, subprocess.CalledProcessError):
+    return False
+
+
+def conduct(campaign: Campaign, quick: bool) -> Iterator[dict]:
+  """Tries every fault; one row each."""
+  few = 1 if quick else 10
+  faults = {
+    "SIGKILL at a random time": lambda: campaign.kills(signal.SIGKILL, campaign.at_random, 2 * few),
+    "SIGKILL while a checkpoint is written": lambda: campaign.kills(signal.SIGKILL, campaign.while_saving, few),
+    "SIGTERM": lambda: campaign.kills(signal.SIGTERM, campaign.at_random, few),
+    "checkpoint truncated": lambda: [campaign.damaged_checkpoint(truncate)],
+    "checkpoint with a bit flipped": lambda: [campaign.damaged_checkpoint(flip)],
+    "data shard truncated": lambda: [campaign.truncated_shard()],
+    "NaN batch": lambda: [campaign.nan_batch()],
+    "one of two hosts killed": lambda: [campaign.lost_host(victim) for victim in ((1,) if quick else (0, 1))],
+  }
+  if can_mount(campaign.directory / "mount"):
+    size = 4 * sum(
+      path.stat().st_size for path in (campaign.undisturbed.directory / f"checkpoints/{STEPS}").rglob("*")
+    )
+    faults["disk full, freed in time"] = lambda: [campaign.full_disk(size, freed=True)]
+    faults["disk full to the end"] = lambda: [campaign.full_disk(size, freed=False)]
+  else:
+    print("no right to mount a tmpfs: 'disk full' is left out", file=sys.stderr)
+  for fault, attempt in faults.items():
+    start = time.monotonic()
+    outcomes = attempt()
+    row = {
+      "fault": fault,
+      "tried": len(outcomes),
+      "recovered": sum(outcome.recovered for outcome in outcomes),
+      "steps_lost": max(outcome.steps_lost for outcome in outcomes),
+      "bit_identical": all(outcome.bit_identical for outcome in outcomes),
+      "seconds": round(time.monotonic() - start, 1),
+    }
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    yield row
+
+
+def main(argv: list[str]) -> int:
+  """The command line."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--directory", help="where the runs go, and stay; by default a temporary one")
+  parser.add_argument("--seed", type=int, default=0, help="of the times at which things break")
+  parser.add_argument("--quick", action="store_true", help="a tenth of the kills")
+  parser.add_argument("--json", action="store_true", help="print JSON")
+  flags = parser.parse_args(argv)
+  with tempfile.TemporaryDirectory() as temporary:
+    directory = pathlib.Path(flags.directory or temporary).absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+      parser.error(f"--directory={flags.directory}: is not empty; give another")
+    rows = list(conduct(Campaign(directory, random.Random(flags.seed)), flags.quick))
+  if flags.json:
+    print(json.dumps(rows, indent=2))
+  else:
+    lines = [COLUMNS, *(tuple(str(row[name]) for name in COLUMNS) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    print("\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines))
+  return 0 if all(row["recovered"] == row["tried"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
