@@ -98,7 +98,7 @@ def train(
       raise InputError(f"train.validation = {validation}: of several lengths; bind one of its datasets")
     held_out = _held_out(opened, batch_size, validation_sequences, validate_every, devices, memory)
   _log_overview(anchor, memory)
-  open_writer, hooks = _telemetry(directory, steps)
+  open_writer, hooks = telemetry(directory, steps)
   if profile_steps is not None:
     hooks.append(Profiler(directory, *profile_steps))
   state, scalars = loop.train(
@@ -241,7 +241,7 @@ def _log_overview(anchor: AnchorConfig, memory: MemoryConfig | None) -> None:
   logging.info("parameters:\n%s", parameter_overview.get_parameter_overview(shapes, include_stats=False))
 
 
-def _telemetry(directory: str, steps: int):
+def telemetry(directory: str, steps: int):
   """What opens the writer of scalars, given the first step, and the hooks that report progress.
 
   Where TensorFlow is absent, which clu needs for both, there is metrics.jsonl and what the loop itself logs. Of several

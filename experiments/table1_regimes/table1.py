@@ -203,7 +203,8 @@ def draw(lines: list[dict], path: pathlib.Path) -> None:
           error = statistics.stdev(values) if len(values) > 1 else 0
           axis.bar(x, statistics.mean(values), 0.36, yerr=error, color=colors[mode], capsize=2)
       axis.set_xticks(range(len(REGIMES)), ("A1", "A2", "A3", "A4", "alone"))
-      title = {"common": "common text", "rare": f"rare {'facts' if facts else 'tokens'}", "perplexity": "all text"}[name]
+      rare = "rare facts" if facts else "rare tokens"
+      title = {"common": "common text", "rare": rare, "perplexity": "all text"}[name]
       axis.set_title(f"{corpus}: {title}, {'% answered' if facts else 'perplexity'}", fontsize=10)
       axis.spines[["top", "right"]].set_visible(False)
       if not facts:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hiermem_jax.models import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel import make_mesh
+from hiermem_jax.parallel import fetch, make_mesh
 from hiermem_jax.parallel.mesh import DEFAULT_RULES
 from hiermem_jax.training import OptimizerConfig
 from hiermem_jax.training.loop import train
@@ -79,6 +79,7 @@ def toy():
     optimizer=OPTIMIZER,
     mesh=MESH,
     rules=DEFAULT_RULES,
+    fetch=fetch,
     random_batch=random_batch,
     batches=batches,
     run=run,

@@ -1,0 +1,169 @@
+r"""What the training loop adds to the training step: telemetry, checks and checkpoints, at their default settings.
+
+  python experiments/benchmarks/loop_overhead.py [--quick] [--json]
+
+A toy co-training (the quickstart's sizes) runs through `loop.train` with the writers of the `train` verb: TensorBoard,
+where it is installed, and metrics.jsonl. Every `--chunk` steps it pauses, the device comes to rest, and a bare loop
+makes as many steps on the same batches: forward, backward and update in one jitted function that reports the loss
+alone, without the check for finite numbers. `overhead` is the loop's time over the bare one's, less one; it includes
+the checkpoint at the end and the wait until it is written. What is compiled or warmed up before the first chunk is in
+neither.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+
+import jax
+from common import random_batch, require_positive, table
+
+from hiermem_jax.errors import InputError
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.parallel import MeshConfig, make_mesh, place_batch
+from hiermem_jax.train import telemetry
+from hiermem_jax.training.loop import train
+from hiermem_jax.training.optimizer import OptimizerConfig
+from hiermem_jax.training.program import make_program
+from hiermem_jax.training.step import choose_generic, make_gradients, make_update
+
+ANCHOR = AnchorConfig(
+  num_layers=2,
+  width=64,
+  num_heads=2,
+  head_dim=32,
+  mlp_width=256,
+  tied_embeddings=True,
+  vocab_size=1024,
+  dtype="float32",
+)
+MEMORY = MemoryConfig(rows=(32, 96), branching=8)
+OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=10, weight_decay=1e-3)
+BATCH, LENGTH, GENERIC = 16, 128, 0.25
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+  """The command line."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--steps", type=int, default=1000)
+  parser.add_argument("--chunk", type=int, default=25, help="steps between turns")
+  parser.add_argument("--checkpoint_every", type=int, default=1000)
+  parser.add_argument("--log_every", type=int, default=50)
+  parser.add_argument("--quick", action="store_true", help="300 steps")
+  parser.add_argument("--json", action="store_true", help="print JSON")
+  flags = parser.parse_args(argv)
+  require_positive(flags, "steps", "chunk", "checkpoint_every", "log_every")
+  if flags.quick:
+    flags.steps = min(flags.steps, 300)
+  if flags.steps % flags.chunk or flags.steps < 2 * flags.chunk:
+    raise InputError(f"--steps={flags.steps}: give a multiple of --chunk={flags.chunk}, at least twice")
+  return flags
+
+
+class BareLoop:
+  """The step alone, again and again."""
+
+  def __init__(self, mesh, batches, steps: int):
+    program = make_program(
+      anchor=ANCHOR, memory=MEMORY, optimizer=OPTIMIZER, steps=steps, batch_size=BATCH, mesh_config=MeshConfig(),
+      mesh=mesh, generic_probability=GENERIC,
+    )  # fmt: skip
+    gradients = make_gradients(anchor=ANCHOR, memory=MEMORY, mesh=mesh)
+    update = make_update(OPTIMIZER.build(steps, MEMORY, BATCH))
+
+    def step(state, batch, key):
+      generic_key, rounding_key = jax.random.split(jax.random.fold_in(key, state.step))
+      leaf = choose_generic(generic_key, batch["memory_leaf"], MEMORY, GENERIC)
+      grads, losses = gradients(state.params, leaf, batch)
+      return update(state, grads, rounding_key)[0], losses.mean
+
+    self._step = jax.jit(step, donate_argnums=0)
+    self._mesh, self._batches = mesh, itertools.cycle(batches)
+    self._state, self._key = program.init(jax.random.key(0)), program.replicate(jax.random.key(1))
+
+  def run(self, steps: int) -> float:
+    """Seconds of some steps."""
+    start = time.perf_counter()
+    for _ in range(steps):
+      self._state, loss = self._step(self._state, place_batch(next(self._batches), self._mesh), self._key)
+    jax.block_until_ready((self._state, loss))
+    return time.perf_counter() - start
+
+
+class Turns:
+  """A hook of the loop that gives the bare loop its turns, and keeps both times."""
+
+  def __init__(self, bare: BareLoop, chunk: int):
+    self._bare, self._chunk = bare, chunk
+    self.loop_seconds, self.bare_seconds, self.bare_steps = 0.0, 0.0, 0
+    self._since: float | None = None
+
+  def __call__(self, step: int) -> None:
+    """After a step."""
+    if step % self._chunk:
+      return
+    for array in jax.live_arrays():  # the step that has just been started
+      array.block_until_ready()
+    if self._since is not None:
+      self.loop_seconds += time.perf_counter() - self._since
+      self.bare_seconds += self._bare.run(self._chunk)
+      self.bare_steps += self._chunk
+    else:
+      self._bare.run(self._chunk)  # warms up
+    self._since = time.perf_counter()
+
+  def finish(self) -> None:
+    """After the loop: what came after the last step counts as well."""
+    self.loop_seconds += time.perf_counter() - self._since
+
+
+def measure(flags: argparse.Namespace) -> dict:
+  """Times both."""
+  mesh = make_mesh()
+  batches = [random_batch(BATCH, LENGTH, ANCHOR.vocab_size, MEMORY.num_leaves, seed) for seed in range(20)]
+  turns = Turns(BareLoop(mesh, batches, flags.steps), flags.chunk)
+  with tempfile.TemporaryDirectory() as directory:
+    open_writer, _ = telemetry(directory, flags.steps)
+    _, scalars = train(
+      run_dir=os.path.join(directory, "run"),
+      anchor=ANCHOR,
+      memory=MEMORY,
+      optimizer=OPTIMIZER,
+      batches=lambda start: itertools.cycle(batches),
+      steps=flags.steps,
+      batch_size=BATCH,
+      mesh=mesh,
+      metadata={},
+      open_writer=open_writer,
+      hooks=[turns],
+      generic_probability=GENERIC,
+      checkpoint_every=flags.checkpoint_every,
+      log_every=flags.log_every,
+    )
+    turns.finish()
+  return {
+    "steps": turns.bare_steps,
+    "loop_ms": 1e3 * turns.loop_seconds / turns.bare_steps,
+    "bare_ms": 1e3 * turns.bare_seconds / turns.bare_steps,
+    "overhead": turns.loop_seconds / turns.bare_seconds - 1,
+    "checkpoint_seconds": scalars.get("checkpoint_seconds", 0.0),
+  }
+
+
+def main(argv: list[str]) -> int:
+  """Prints the report."""
+  try:
+    flags = parse(argv)
+    report = measure(flags)
+  except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  print(json.dumps(report) if flags.json else table(list(report), [report]))
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
