@@ -45,7 +45,8 @@ def describe(
   memory = configuration.bound_argument("train", "memory")
   sizes = arithmetic(anchor, memory, context_length)
   if topology is not None or devices is not None:
-    run = {name: configuration.bound_argument("train", name) for name in ("optimizer", "steps", "batch_size", "mesh")}
+    names = ("optimizer", "steps", "batch_size", "mesh", "frozen_anchor")
+    run = {name: configuration.bound_argument("train", name) for name in names}
     if missing := [f"train.{name}" for name, value in run.items() if value is None]:
       raise InputError(f"{', '.join(missing)}: not bound, and the layout on devices depends on it; name a whole run")
     sizes["device"] = per_device(anchor, memory, **run, topology=topology, num_slices=num_slices, devices=devices)
@@ -89,6 +90,7 @@ def per_device(
   steps: int,
   batch_size: int,
   mesh: MeshConfig,
+  frozen_anchor: bool,
   topology: str | None,
   num_slices: int | None,
   devices: int | None,
@@ -103,7 +105,7 @@ def per_device(
     pod = parse_topology(topology, slices)
     devices, usable = pod.devices_per_slice * slices, int(pod.chip.usable_gib * GIB)
   shape = dataclasses.replace(mesh, slices=slices).shape(devices)
-  transformation = optimizer.build(steps, memory, batch_size)
+  transformation = optimizer.build(steps, memory, batch_size, frozen_anchor=frozen_anchor)
   state = abstract_train_state(anchor, memory, transformation, abstract_mesh(shape), mesh.rules)
   parts = {"anchor": state.params["anchor"], "anchor optimizer": state.opt_state["anchor"]}
   for name, table in state.params.get("bank", {}).items():
