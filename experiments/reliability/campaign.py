@@ -1,6 +1,6 @@
 r"""Breaks a small co-training in every way that clusters do, runs the same command again, and compares the results.
 
-  python experiments/reliability/campaign.py [--quick] [--json] [--directory=DIRECTORY]
+  python experiments/reliability/campaign.py [--quick] [--only=NAME] [--json] [--directory=DIRECTORY]
 
 Each row is a fault: how often it was tried, how often the run ended as it should afterwards, the most steps that had
 to be done again, and whether the final state (parameters, optimizer, scalars) is that of an undisturbed run, bit for
@@ -355,8 +355,8 @@ def can_mount(directory: pathlib.Path) -> bool:
     return False
 
 
-def conduct(campaign: Campaign, quick: bool) -> Iterator[dict]:
-  """Tries every fault; one row each."""
+def conduct(campaign: Campaign, quick: bool, only: str) -> Iterator[dict]:
+  """Tries every fault with `only` in its name; one row each."""
   few = 1 if quick else 10
   faults = {
     "SIGKILL at a random time": lambda: campaign.kills(signal.SIGKILL, campaign.at_random, 2 * few),
@@ -376,7 +376,7 @@ def conduct(campaign: Campaign, quick: bool) -> Iterator[dict]:
     faults["disk full to the end"] = lambda: [campaign.full_disk(size, freed=False)]
   else:
     print("no right to mount a tmpfs: 'disk full' is left out", file=sys.stderr)
-  for fault, attempt in faults.items():
+  for fault, attempt in ((fault, attempt) for fault, attempt in faults.items() if only in fault):
     start = time.monotonic()
     outcomes = attempt()
     row = {
@@ -396,6 +396,7 @@ def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--directory", help="where the runs go, and stay; by default a temporary one")
   parser.add_argument("--seed", type=int, default=0, help="of the times at which things break")
+  parser.add_argument("--only", default="", help="part of the names of the faults to try; by default all")
   parser.add_argument("--quick", action="store_true", help="a tenth of the kills")
   parser.add_argument("--json", action="store_true", help="print JSON")
   flags = parser.parse_args(argv)
@@ -404,7 +405,7 @@ def main(argv: list[str]) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
       parser.error(f"--directory={flags.directory}: is not empty; give another")
-    rows = list(conduct(Campaign(directory, random.Random(flags.seed)), flags.quick))
+    rows = list(conduct(Campaign(directory, random.Random(flags.seed)), flags.quick, flags.only))
   if flags.json:
     print(json.dumps(rows, indent=2))
   else:

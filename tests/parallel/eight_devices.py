@@ -108,11 +108,12 @@ def check_exchange(slices, model):
   }
 
 
-def train(slices, model, bank_update, devices=8):
+def train(slices, model, bank_update, devices=8, memory=MEMORY, **changes):
   """A few steps; returns (start, state, losses, compiled step) with the parameters of the start as numpy."""
   config, mesh = config_and_mesh(slices, model, devices)
-  settings = {"anchor": ANCHOR, "memory": MEMORY, "optimizer": optimizer(bank_update), "steps": STEPS}
+  settings = {"anchor": ANCHOR, "memory": memory, "optimizer": optimizer(bank_update), "steps": STEPS}
   settings |= {"batch_size": BATCH, "mesh_config": config, "mesh": mesh, "generic_probability": 0.0, "z_loss": Z_LOSS}
+  settings |= changes
   program = make_program(**settings)
   state, key = program.init(jax.random.key(0)), program.replicate(jax.random.key(1))
   start, losses = jax.tree.map(np.array, state.params), []
@@ -157,6 +158,22 @@ def check_training(findings, run_dir):
   check_checkpoint(findings, runs["1x8x1 lazy"][1], run_dir)
 
 
+def check_parts():
+  """The bank beside a frozen anchor, whole and in parts, on eight devices and on one."""
+  found = {}
+  for part, update in (("all", "dense"), (1, "lazy"), ("generic", "dense")):
+    memory = dataclasses.replace(MEMORY, part=part)
+    runs = [train(*mesh, update, devices, memory, frozen_anchor=True) for *mesh, devices in ((1, 1, 1), (2, 2, 8))]
+    (start, alone, _, _), (_, many, _, _) = runs
+    found[str(part)] = {
+      "parameter_difference": largest_difference(alone.params, many.params),
+      "anchor_moved": largest_difference(start["anchor"], many.params["anchor"]),
+      "bank_moved": largest_difference(start["bank"], many.params["bank"]),
+      "rows": [len(table) for table in many.params["bank"].values()],
+    }
+  return found
+
+
 def check_checkpoint(findings, state, run_dir):
   """Written by eight devices of data, read by two and by slices with a model axis."""
   store = CheckpointStore(run_dir)
@@ -195,6 +212,7 @@ def main(run_dir):
   meshes = {"1x8x1": (1, 1), "1x4x2": (1, 2), "2x2x2": (2, 2)}
   findings["exchange"] = {name: check_exchange(*mesh) for name, mesh in meshes.items()}
   check_training(findings, run_dir)
+  findings["parts"] = check_parts()
   print(json.dumps(findings))
 
 

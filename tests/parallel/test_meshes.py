@@ -73,3 +73,13 @@ def test_anchor_is_gathered_where_it_is_used_and_its_gradient_scattered(findings
 @pytest.mark.parametrize("target, devices", [("2 devices", 2), ("2x2x2", 8), ("loaded", 1)])
 def test_checkpoint_is_restored_on_other_meshes(findings, target, devices):
   assert findings["restored"][target] == {"difference": 0, "devices": devices}
+
+
+def test_parts_of_a_bank_beside_a_frozen_anchor(findings):
+  """The same on eight devices (two slices, FSDP, a model axis) and on one; the anchor does not move at all."""
+  rows = {"all": [4, 28], "1": [2, 10], "generic": [1, 1]}  # 3 and 27 clusters, 1 and 9, none; and the generic one
+  assert findings["parts"].keys() == rows.keys()
+  for name, found in findings["parts"].items():
+    assert found["parameter_difference"] < 1e-5, name
+    assert found["anchor_moved"] == 0 and found["bank_moved"] > 1e-3, name
+    assert found["rows"] == rows[name]
