@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -35,9 +36,6 @@ RARE = 16  # a fact is rare below this many statements
 
 def measure(run_dir: str, corpus: str) -> dict:
   """One line of results.jsonl: regime -> mode of the memory -> measures."""
-  import gin
-
-  from hiermem_jax import configuration
   from hiermem_jax.data.packed import PackedDataset
   from hiermem_jax.data.tokenizer import load_tokenizer
   from hiermem_jax.evaluation import Scorer
@@ -45,12 +43,12 @@ def measure(run_dir: str, corpus: str) -> dict:
   from hiermem_jax.retrieval.retriever import load_retriever
   from hiermem_jax.training.checkpoint import load_model
 
-  configuration.load([f"{run_dir}/config.gin"], [])
+  seed = int(re.search(r"^SEED = (\d+)", pathlib.Path(run_dir, "config.gin").read_text(), re.MULTILINE)[1])
   held_out = PackedDataset(f"{run_dir}/packed/validation")
   tokenizer, retriever = load_tokenizer(f"{run_dir}/tokenizer.model"), load_retriever(f"{run_dir}/tree")
   mesh = make_mesh()
   if corpus == "world":
-    special = world_measures(run_dir, tokenizer, retriever)
+    special = world_measures(run_dir, seed, tokenizer, retriever)
   else:
     special = text_measures(held_out, PackedDataset(f"{run_dir}/packed/train"))
   regimes = {}
@@ -63,7 +61,7 @@ def measure(run_dir: str, corpus: str) -> dict:
     }
     print(f"{regime}: {regimes[regime]}", file=sys.stderr)
   steps = {regime: json.loads(pathlib.Path(run_dir, regime, "report.json").read_text())["steps"] for regime in REGIMES}
-  return {"corpus": corpus, "seed": gin.query_parameter("%SEED"), "steps": steps, "regimes": regimes}
+  return {"corpus": corpus, "seed": seed, "steps": steps, "regimes": regimes}
 
 
 def perplexity(scorer, dataset, mode: str, weights: np.ndarray | None = None) -> float:
@@ -96,7 +94,7 @@ def text_measures(held_out, train) -> Callable:
   return special
 
 
-def world_measures(run_dir: str, tokenizer, retriever) -> Callable:
+def world_measures(run_dir: str, seed: int, tokenizer, retriever) -> Callable:
   """Perplexity of everyday documents, and rare facts that are answered."""
   from hiermem_jax import configuration
   from hiermem_jax.data.sources import under
@@ -104,6 +102,7 @@ def world_measures(run_dir: str, tokenizer, retriever) -> Callable:
   from hiermem_jax.evaluation import probe_accuracy
   from hiermem_jax.evaluation.scoring import mode_leaves
 
+  configuration.load([str(pathlib.Path(__file__).with_name("world.gin"))], [f"SEED = {seed}"])
   source = configuration.bound_argument("prepare", "validation")
   texts = [record["text"] for record in under(source, run_dir).records() if record["kind"] == "common"]
   documents = [[*ids, tokenizer.eot_id] for ids in tokenizer.encode_batch(texts)]

@@ -91,7 +91,7 @@ class CheckpointStore:
 
   def _save(self, items: dict[str, Any], metadata: dict[str, Any]) -> None:
     self.wait()
-    digests = {name: format(int(digest(tree)), "08x") for name, tree in items.items()}
+    digests = {name: digest(tree) for name, tree in items.items()}
     arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     metadata = metadata | {"digests": digests}
     arguments["metadata"] = ocp.args.JsonSave(metadata | {"sha256": _sha256(metadata)})
@@ -193,7 +193,7 @@ class CheckpointStore:
   def _restore_arrays(self, abstract: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
     restored = self._restore({name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()})
     for name in abstract:
-      if format(int(digest(restored[name])), "08x") != metadata["digests"][name]:
+      if digest(restored[name]) != metadata["digests"][name]:
         raise DamagedCheckpointError(self._damaged(f"item {name} is not what was saved"))
     return {name: restored[name] for name in abstract}
 

@@ -5,9 +5,11 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
@@ -20,6 +22,27 @@ from hiermem_jax.training.state import TrainState, abstract_arrays, check_mesh, 
 from hiermem_jax.training.step import make_train_step
 
 
+@flax.struct.dataclass
+class Scalars:
+  """Named float32 scalars in one array, so that a step has one more output and not dozens."""
+
+  values: jax.Array  # float32 [n]
+  names: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+  @classmethod
+  def pack(cls, scalars: dict[str, jax.Array]) -> "Scalars":
+    """Puts scalars side by side."""
+    return cls(jnp.stack([jnp.float32(value) for value in scalars.values()]), tuple(scalars))
+
+  def __getitem__(self, name: str) -> jax.Array:
+    """One of them, float32 []."""
+    return self.values[self.names.index(name)]
+
+  def read(self) -> dict[str, float]:
+    """All of them, as soon as they have been computed."""
+    return dict(zip(self.names, np.asarray(self.values).tolist()))
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
   """A training step and the layout of what it takes; see `make_program`."""
@@ -27,7 +50,7 @@ class Program:
   mesh: Mesh
   batch_size: int
   abstract_state: TrainState  # shapes, types and shardings
-  step: Any  # jitted (state, batch, key) -> (state, metrics); the state given is consumed
+  step: Any  # jitted (state, batch, key) -> (state, `Scalars`), see `make_train_step`; the state given is consumed
   _init: Any
 
   def init(self, key: jax.Array) -> TrainState:
@@ -108,7 +131,7 @@ def make_program(
   transformation = optimizer.build(steps, memory, batch_size, frozen_anchor=frozen_anchor)
   init = functools.partial(init_state, anchor=anchor, memory=memory, optimizer=transformation)
   abstract_state = abstract_train_state(anchor, memory, transformation, mesh, mesh_config.rules)
-  step = make_train_step(
+  train_step = make_train_step(
     anchor=anchor,
     memory=memory,
     optimizer=transformation,
@@ -118,6 +141,11 @@ def make_program(
     z_loss=z_loss,
     frozen_anchor=frozen_anchor,
   )
+
+  def step(state, batch, key):
+    state, metrics = train_step(state, batch, key)
+    return state, Scalars.pack(metrics)
+
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
   return Program(mesh, batch_size, abstract_state, step, init)

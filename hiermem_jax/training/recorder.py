@@ -15,12 +15,13 @@ from absl import logging
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
 from hiermem_jax.parallel import distributed
 from hiermem_jax.training.metrics import JsonlWriter, MetricWriter
+from hiermem_jax.training.program import Scalars
 
-_ALWAYS = ("loss", "tokens", "grad_norm")  # what is read of every step
+_BEHIND = 8  # steps whose metrics may be unread: so that nobody waits for the device as long as it has work
 
 
 class Recorder:
-  """Reads the metrics of each step while the device is busy with the next one, and writes those that are due.
+  """Reads the metrics of each step when they are there, a few steps late, and writes those that are due.
 
   Besides the step's own metrics a line has `learning_rate` and, since the line before: `tokens_per_second`, `mfu`
   (model FLOPs utilisation, where the devices' peak is known), `data_wait`, `checkpoint_wait` and `validation_wait`
@@ -59,7 +60,7 @@ class Recorder:
     self._peak, self._describe_batch, self._max_skipped = peak_flops, describe_batch, max_skipped
     self._log_every, self._last = log_every, last
     self._skipped_path, self._skipped_writer = os.path.join(run_dir, "skipped.jsonl"), None
-    self._pending: tuple[int, dict[str, jax.Array], int] | None = None
+    self._pending: collections.deque[tuple[int, Scalars, int]] = collections.deque()
     self._in_a_row = 0
     self._begin = self._since = time.monotonic()
     self._waits, self._total_waits = collections.Counter(), collections.Counter()
@@ -75,27 +76,28 @@ class Recorder:
     finally:
       self._waits[what] += time.monotonic() - start
 
-  def step(self, step: int, metrics: Mapping[str, jax.Array], length: int) -> None:
-    """Takes the metrics of a step that was just started, of sequences of `length`; reads those of the one before.
+  def step(self, step: int, metrics: Scalars, length: int) -> None:
+    """Takes the metrics of a step that was just started, of sequences of `length`; reads what is there by now.
 
     Raises:
       FloatingPointError: too many batches in a row were not finite.
     """
-    self.settle()
-    self._pending = (step, dict(metrics), length)
+    self._pending.append((step, metrics, length))
+    while len(self._pending) > _BEHIND or (self._pending and self._pending[0][1].values.is_ready()):
+      self._read(*self._pending.popleft())
 
   def settle(self) -> None:
-    """Reads the last step's metrics now.
+    """Reads the metrics of all steps so far now.
 
     Raises:
       FloatingPointError: too many batches in a row were not finite.
     """
-    if self._pending is None:
-      return
-    (step, metrics, length), self._pending = self._pending, None
+    while self._pending:
+      self._read(*self._pending.popleft())
+
+  def _read(self, step: int, metrics: Scalars, length: int) -> None:
     due = step % self._log_every == 0 or step in (self._start + 1, self._last)
-    values = jax.device_get(metrics if due else {name: metrics[name] for name in _ALWAYS})
-    values = {name: float(value) for name, value in values.items()}
+    values = metrics.read()
     self._tokens += values["tokens"]
     self._flops_done += values["tokens"] * self._flops(length)
     finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])

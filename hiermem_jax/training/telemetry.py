@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hiermem_jax.models.bank import RowGradient, table_name
+from hiermem_jax.models.bank import RowGradient, gather_rows, table_name
 from hiermem_jax.models.config import MemoryConfig
 
 
@@ -34,7 +34,8 @@ def describe_step(
   Returns:
     float32 []: `loss/generic` and `loss/fetched`, `loss/cluster_07` for every level-1 cluster (of its fetched
     sequences), NaN where the batch has no such sequence; `grad_norm/...` and `update_norm/...` of the anchor, unless it
-    is frozen, and of each table; `touched/level_2`, the share of the table's clusters that the batch updates.
+    is frozen, and of the rows of each table that the batch has fetched (dense updates move the others as well);
+    `touched/level_2`, the share of the table's clusters that the batch has fetched.
   """
   if memory is None:
     return {}
@@ -48,12 +49,14 @@ def describe_step(
   scalars = {"loss/generic": sums[-1] / tokens[-1], "loss/fetched": sums[:-1].sum() / tokens[:-1].sum()}
   for number in range(memory.branching):
     scalars[f"loss/cluster_{number:02d}"] = sums[number] / tokens[number]
-  for kind, trees in (("grad_norm", grads), ("update_norm", updates)):
-    if jax.tree.leaves(trees["anchor"]):
-      scalars[f"{kind}/anchor"] = optax.global_norm(trees["anchor"])
-    for name, table in trees["bank"].items():
-      scalars[f"{kind}/{name}"] = optax.global_norm(table.value if isinstance(table, RowGradient) else table)
+  if jax.tree.leaves(grads["anchor"]):
+    scalars["grad_norm/anchor"] = optax.global_norm(grads["anchor"])
+    scalars["update_norm/anchor"] = optax.global_norm(updates["anchor"])
   for level in memory.levels:
-    slot, clusters = grads["bank"][table_name(level)].slot, memory.clusters(level)
-    scalars[f"touched/{table_name(level)}"] = jnp.count_nonzero(slot < clusters) / max(clusters, 1)
+    name, clusters = table_name(level), memory.clusters(level)
+    (slot, gradient), update = grads["bank"][name], updates["bank"][name]
+    rows = update.value if isinstance(update, RowGradient) else gather_rows(update, slot)
+    scalars[f"grad_norm/{name}"] = jnp.linalg.norm(gradient)
+    scalars[f"update_norm/{name}"] = jnp.linalg.norm(rows)
+    scalars[f"touched/{name}"] = jnp.count_nonzero(slot < clusters) / max(clusters, 1)
   return scalars

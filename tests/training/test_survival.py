@@ -217,10 +217,10 @@ def test_digest_sees_every_bit_and_place():
     "c": jnp.int32(3),
     "d": jnp.zeros((2, 2)),
   }
-  seen = {int(digest(tree))}
+  seen = {digest(tree)}
 
   def changed(name, value):
-    seen.add(int(digest(tree | {name: value})))
+    seen.add(digest(tree | {name: value}))
 
   for bit in range(32):
     bits = np.asarray(tree["a"]).view(np.uint32).copy()
@@ -236,4 +236,4 @@ def test_digest_sees_every_bit_and_place():
   changed("d", -tree["d"])
   changed("d", tree["d"].reshape(4))
   assert len(seen) == 1 + 32 + 16 + 5
-  assert int(digest(jax.tree.map(jnp.copy, tree))) in seen and int(digest([])) == 0
+  assert digest(jax.tree.map(jnp.copy, tree)) == digest(tree)
