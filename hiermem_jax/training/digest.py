@@ -13,7 +13,8 @@ def digest(tree: Any) -> str:
   """A checksum over every bit of every array of a tree, 8 hexadecimal digits; of two trees one in 2^32 has the same.
 
   Of each array the sum modulo 2^32 of a hash of each element's bits and place, so that it is exact in any order of
-  summation. One pass over the arrays, at the speed of memory.
+  summation. One pass over the arrays, at the speed of memory. Checkpoints hold it: computed in any other way, it would
+  make every older one look damaged.
   """
   sums = [_jitted(getattr(x, "sharding", None))(x) for x in jax.tree.leaves(tree)]
   return hashlib.sha256(b"".join(int(x).to_bytes(4, "little") for x in sums)).hexdigest()[:8]
