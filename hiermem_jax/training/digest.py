@@ -16,8 +16,9 @@ def digest(tree: Any) -> str:
   summation. One pass over the arrays, at the speed of memory. Checkpoints hold it: computed in any other way, it would
   make every older one look damaged.
   """
-  sums = [_jitted(getattr(x, "sharding", None))(x) for x in jax.tree.leaves(tree)]
-  return hashlib.sha256(b"".join(int(x).to_bytes(4, "little") for x in sums)).hexdigest()[:8]
+  # Each is waited for: of several sums in flight, processes with CPU devices may run theirs in different orders.
+  sums = [int(_jitted(getattr(x, "sharding", None))(x)) for x in jax.tree.leaves(tree)]
+  return hashlib.sha256(b"".join(x.to_bytes(4, "little") for x in sums)).hexdigest()[:8]
 
 
 @functools.cache

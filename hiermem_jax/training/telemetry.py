@@ -56,7 +56,7 @@ def describe_step(
     name, clusters = table_name(level), memory.clusters(level)
     (slot, gradient), update = grads["bank"][name], updates["bank"][name]
     rows = update.value if isinstance(update, RowGradient) else gather_rows(update, slot)
-    scalars[f"grad_norm/{name}"] = jnp.linalg.norm(gradient)
-    scalars[f"update_norm/{name}"] = jnp.linalg.norm(rows)
+    scalars[f"grad_norm/{name}"] = optax.global_norm(gradient)  # a term of the global norm, which is not added up again
+    scalars[f"update_norm/{name}"] = optax.global_norm(rows)
     scalars[f"touched/{name}"] = jnp.count_nonzero(slot < clusters) / max(clusters, 1)
   return scalars

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+from hiermem_jax import configuration
+
 _SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "experiments/table1_regimes/table1.py"
 REGIMES = ("anchor", "cotrain", "frozen", "joint", "alone")
 
@@ -39,3 +41,10 @@ def test_report(tmp_path):
   assert cells["A2 better than A3, perplexity, fetched"] == ["yes", "no"]
   assert cells["A2 fetched better than its generic, rare"] == ["yes", "yes"]
   assert (tmp_path / "table1.png").stat().st_size > 10_000
+
+
+def test_its_runs_resolve():
+  for corpus, bindings in (("world", ()), ("wikipedia", ("CORPUS = 'a.jsonl'", "VALIDATION = 'b.jsonl'"))):
+    configuration.load([str(_SCRIPT.with_name(f"{corpus}.gin"))], bindings)
+    text = configuration.rehearse("quickstart", run_dir="")
+    assert "frozen/train.frozen_anchor = True" in text and "joint/train.init_from = None" in text
