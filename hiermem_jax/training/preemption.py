@@ -18,7 +18,9 @@ def preemption_notice() -> Iterator[Callable[[int], bool]]:
   before every step.
   """
   if jax.distributed.is_initialized():
-    yield multihost_utils.reached_preemption_sync_point
+    # Without the service SIGTERM ends a process, see `distributed.initialize`.
+    serviced = jax.config.jax_enable_preemption_service
+    yield multihost_utils.reached_preemption_sync_point if serviced else lambda step: False
     return
   noticed = threading.Event()
 
