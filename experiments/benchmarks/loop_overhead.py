@@ -41,7 +41,7 @@ ANCHOR = AnchorConfig(
   dtype="float32",
 )
 MEMORY = MemoryConfig(rows=(32, 96), branching=8)
-OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=10, weight_decay=1e-3)
+OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=2, weight_decay=1e-3)
 BATCH, LENGTH, GENERIC = 16, 128, 0.25
 
 

@@ -78,9 +78,24 @@ def test_manifest(write, tmp_path):
   assert {name: getattr(manifest, name) for name in counts} == counts
   assert Manifest.from_json(manifest.to_json()) == manifest
   assert json.loads((tmp_path / "set" / "manifest.json").read_text())["format"] == 2
-  assert sorted(p.name for p in (tmp_path / "set").iterdir()) == [
-    "manifest.json", "shard-00000.array_record", "shard-00001.array_record"
-  ]  # fmt: skip
+  shards = [f"shard-0000{i}.{kind}" for i in range(2) for kind in ("array_record", "leaves.npy")]
+  assert sorted(p.name for p in (tmp_path / "set").iterdir()) == ["manifest.json", *shards]
+
+
+def test_leaves_beside_the_shards(write, tmp_path):
+  dataset = write(tmp_path / "set", num_shards=2)
+  np.testing.assert_array_equal(dataset.leaves(), dataset.read(range(len(dataset)))[0])
+  path = tmp_path / "set/shard-00001.leaves.npy"
+  other = np.load(path) + 1
+  np.save(path, other)
+  with pytest.raises(InputError, match="leaves.npy files are not as in the manifest: delete"):
+    dataset.leaves()
+  np.save(path, other[:-1])
+  with pytest.raises(InputError, match="shard-00001.leaves.npy has shape"):
+    dataset.leaves()
+  path.unlink()
+  with pytest.raises(InputError, match="shard-00001.leaves.npy is missing or damaged: delete"):
+    dataset.leaves()
 
 
 def test_manifest_must_add_up(write, tmp_path):

@@ -140,7 +140,8 @@ def test_sequences_are_shuffled_over_leaves_and_shards(built):
 
 def test_nothing_but_shards_and_manifest_is_left(built, tmp_path):
   names = sorted(path.name for path in Path(built.directory).iterdir())
-  assert names == ["manifest.json", *(f"shard-0000{i}.array_record" for i in range(3))]
+  kinds = ("array_record", "leaves.npy")
+  assert names == ["manifest.json", *(f"shard-0000{i}.{kind}" for i in range(3) for kind in kinds)]
 
 
 @pytest.mark.slow
