@@ -32,9 +32,8 @@ from jax.sharding import PartitionSpec as P
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models import bank as bank_lib
-from hiermem_jax.models.anchor import feed_forward_memory
-from hiermem_jax.models.bank import Block
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.models.memory import ffn
 from hiermem_jax.parallel import fetch, make_mesh, push
 from hiermem_jax.parallel.collectives import collectives
 from hiermem_jax.parallel.hlo import Module
@@ -86,13 +85,13 @@ def make_step(variant: str, size: Size, mesh: Mesh):
     @functools.partial(split, in_specs=(WEIGHTS, SEQUENCES, SEQUENCES), out_specs=(P(), WEIGHTS, SEQUENCES))
     def gradients(weights, block, x):
       def loss(weights, block):
-        return scan(lambda x, xs: layer(x, *xs), x, (weights, jax.tree.map(lambda m: jnp.moveaxis(m, 1, 0), block)))
+        return scan(lambda x, xs: layer(x, *xs), x, (weights, jax.tree.map(lambda m: jnp.moveaxis(m, 1, 0), block.vectors)))
 
       value, grads = jax.value_and_grad(loss, (0, 1))(weights, block)
       return jax.lax.psum(value, BATCH_AXES), *grads
 
     value, weight_grads, block_grads = gradients(weights, fetch(bank, leaf, memory, anchor, mesh), x)
-    row_grads = push(block_grads, leaf, memory, mesh)
+    row_grads = push(block_grads, leaf, memory, anchor, mesh)
     return value, weight_grads, {name: row_grads[name].value for name in names}
 
   tables = dict.fromkeys(names, ROWS)
@@ -126,7 +125,7 @@ def make_step(variant: str, size: Size, mesh: Mesh):
       number, weights, sums = xs
       rows = attach(list(fetched(number)), sums, index)
       block = jnp.concatenate([row.reshape(len(x), -1, 3, anchor.width) for row in rows], axis=1)
-      return layer(x, weights, Block(block[:, :, 0], block[:, :, 1], block[:, :, 2]))
+      return layer(x, weights, {f"m{matrix + 1}": block[:, :, matrix] for matrix in range(3)})
 
     def loss(weights, sums):
       policies = jax.checkpoint_policies
@@ -143,13 +142,13 @@ def make_step(variant: str, size: Size, mesh: Mesh):
   return upfront if variant == "upfront" else streamed
 
 
-def layer(x: jax.Array, weights, block: Block) -> jax.Array:
-  """One layer; weights are this device's part, x and the block those of its sequences."""
+def layer(x: jax.Array, weights, vectors: dict[str, jax.Array]) -> jax.Array:
+  """One layer; weights are this device's part, x and the block's vectors those of its sequences."""
   h = x / jnp.sqrt(jnp.square(x.astype(jnp.float32)).mean(-1, keepdims=True) + 1e-5).astype(x.dtype)
   w1, w2, w3 = (
     jax.lax.all_gather(w.astype(x.dtype), DATA_AXIS, axis=axis, tiled=True) for w, axis in zip(weights, (0, 0, 1))
   )
-  return x + (jax.nn.silu(h @ w1) * (h @ w2)) @ w3 + feed_forward_memory(h, block)
+  return x + (jax.nn.silu(h @ w1) * (h @ w2)) @ w3 + ffn.neurons(vectors, h)
 
 
 def scan(body, x, xs, policy=jax.checkpoint_policies.nothing_saveable) -> jax.Array:

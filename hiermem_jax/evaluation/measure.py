@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hiermem_jax.evaluation.scoring import Scorer, mode_leaves
+from hiermem_jax.evaluation.modes import mode_leaves
+from hiermem_jax.evaluation.scoring import Scorer
 
 
 class Probe(NamedTuple):

@@ -1,51 +1,56 @@
-"""Scoring: log-likelihood and greedy agreement of target tokens, under a chosen memory."""
+"""The scoring engine: log-likelihoods, greedy agreement and greedy generation, batched by length, on any mesh."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hiermem_jax.models.bank import NO_MEMORY
-from hiermem_jax.models.config import MemoryConfig
+from hiermem_jax.errors import InputError
+from hiermem_jax.inference import make_greedy
 from hiermem_jax.parallel import batch_parallel, batch_sharding, batch_shards, fetch, local_rows, place_batch
 from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
 from hiermem_jax.training.checkpoint import Model
 from hiermem_jax.training.state import anchor_specs
 from hiermem_jax.training.step import apply_anchor, token_losses
 
-MODES = ("none", "generic", "fetched", "wrong")
 _LENGTH_BUCKET = 16  # prompts are padded to multiples of this, so that few shapes are compiled
-
-
-def mode_leaves(mode: str, leaf: np.ndarray, memory: MemoryConfig, seed: int = 0) -> np.ndarray:
-  """Leaf ids int32 [n] to use in a mode, given the retrieved ones.
-
-  none: no memory. generic: the context-independent memory. fetched: as retrieved. wrong: the leaf at
-  the same place in a random other level-1 subtree, so that no level is the retrieved one.
-  """
-  if mode == "none":
-    return np.full_like(leaf, NO_MEMORY)
-  if mode == "generic":
-    return np.full_like(leaf, memory.num_leaves)
-  if mode == "fetched":
-    return leaf
-  if mode == "wrong":
-    subtree = memory.num_leaves // memory.branching
-    subtrees = np.random.default_rng(seed).integers(1, memory.branching, size=leaf.shape)
-    return ((leaf + subtrees * subtree) % memory.num_leaves).astype(leaf.dtype)
-  raise ValueError(f"unknown memory mode {mode!r}; one of {MODES}")
+_LOG_EVERY_SECONDS = 30
 
 
 class Scorer:
-  """A model on a mesh, ready to score batches; compiled once per shape."""
+  """A model on a mesh, ready to score batches; compiled once per shape.
+
+  Attributes:
+    model: the model.
+    truncated: prompts that were too long so far, and lost their beginning.
+  """
 
   def __init__(
-    self, model: Model, mesh: Mesh, batch_size: int = 64, *, bos_id: int = 0, rules: Rules = DEFAULT_RULES
+    self,
+    model: Model,
+    mesh: Mesh,
+    batch_size: int = 64,
+    *,
+    bos_id: int = 0,
+    max_length: int = 2048,
+    rules: Rules = DEFAULT_RULES,
   ):
-    self.model = model
-    self.bos_id = bos_id
+    """Prepares to score.
+
+    Args:
+      model: the model.
+      mesh: where its parameters are.
+      batch_size: sequences at once; rounded up to a multiple of the devices.
+      bos_id: the input at the beginning of a document.
+      max_length: tokens of a prompt and its continuation together; prompts are cut from the left to fit.
+      rules: of the layout.
+    """
+    self.model, self.truncated = model, 0
+    self._bos_id, self._max_length, self._rules = bos_id, max_length, rules
     self.batch_size = -(-batch_size // batch_shards(mesh)) * batch_shards(mesh)
     self._mesh, self._rows = mesh, local_rows(mesh, self.batch_size)
     by_sequence = batch_sharding(mesh).spec
@@ -66,7 +71,23 @@ class Scorer:
         block = fetch(params["bank"], batch["memory_leaf"], model.memory, model.anchor, mesh)
       return score_fn(params["anchor"], block, batch)
 
-    self._score = jax.jit(score, out_shardings=NamedSharding(mesh, PartitionSpec()))  # every process reads them
+    self._score = self._jit(score)
+    self._greedy = functools.cache(self._compile_greedy)
+
+  def _jit(self, function: Callable) -> Callable:
+    return jax.jit(function, out_shardings=NamedSharding(self._mesh, PartitionSpec()))  # every process reads them
+
+  def _compile_greedy(self, max_new_tokens: int) -> Callable:
+    specs = anchor_specs(self.model.anchor, self._rules)
+    return self._jit(
+      make_greedy(self.model.anchor, self.model.memory, specs, self._mesh, max_new_tokens, self._rules)
+    )
+
+  def _place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """A batch filled up to the batch size with zeros, on the devices."""
+    missing = self.batch_size - len(batch["memory_leaf"])
+    padded = {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
+    return place_batch({name: array[self._rows] for name, array in padded.items()}, self._mesh)
 
   def score_batch(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores a batch of at most `batch_size` sequences (the contract of the data room, arrays [B, S]).
@@ -78,10 +99,7 @@ class Scorer:
       (float32 [B]), and whether greedy decoding would produce all of them (bool [B]).
     """
     size = len(batch["memory_leaf"])
-    missing = self.batch_size - size
-    padded = {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
-    local = {name: array[self._rows] for name, array in padded.items()}
-    outputs = self._score(self.model.params, place_batch(local, self._mesh))
+    outputs = self._score(self.model.params, self._place(batch))
     return tuple(np.asarray(output)[:size] for output in outputs)
 
   def score_continuations(
@@ -90,24 +108,76 @@ class Scorer:
     """Scores token continuations of token prompts, one document each.
 
     Args:
-      prompts: n token lists, without the begin-of-document input.
+      prompts: n token lists, without the begin-of-document input; cut from the left where they are too long.
       continuations: n non-empty token lists.
       leaf: int32 [n] leaf ids.
 
     Returns:
       Log-likelihood of each continuation (nats, float32 [n]) and whether greedy decoding of its length gives exactly it
       (bool [n]).
+
+    Raises:
+      InputError: a continuation is longer than `max_length`.
     """
-    lengths = np.array([len(p) + len(c) for p, c in zip(prompts, continuations)])
+    prompts = [self._cut(prompt, len(continuation)) for prompt, continuation in zip(prompts, continuations)]
+    lengths = [len(p) + len(c) for p, c in zip(prompts, continuations)]
     log_likelihood, greedy = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), bool)
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), self.batch_size):
-      chosen = order[start : start + self.batch_size]
-      length = -(-lengths[chosen].max() // _LENGTH_BUCKET) * _LENGTH_BUCKET
+    for chosen, length in self._buckets(lengths):
       pairs = [(prompts[i], continuations[i]) for i in chosen]
-      losses, _, agrees = self.score_batch(_prompt_batch(pairs, leaf[chosen], length, self.bos_id))
+      losses, _, agrees = self.score_batch(_prompt_batch(pairs, leaf[chosen], length, self._bos_id))
       log_likelihood[chosen], greedy[chosen] = -losses, agrees
     return log_likelihood, greedy
+
+  def generate(
+    self, prompts: Sequence[Sequence[int]], leaf: np.ndarray, max_new_tokens: int, stop: Sequence[int]
+  ) -> list[list[int]]:
+    """Continues token prompts greedily, one document each.
+
+    Args:
+      prompts: n token lists, without the begin-of-document input; cut from the left where they are too long.
+      leaf: int32 [n] leaf ids.
+      max_new_tokens: how many tokens are generated at most.
+      stop: tokens that end a continuation.
+
+    Returns:
+      n token lists, each up to and without the first stop token.
+
+    Raises:
+      InputError: `max_new_tokens` is more than `max_length`.
+    """
+    prompts = [self._cut(prompt, max_new_tokens) for prompt in prompts]
+    greedy, stop = self._greedy(max_new_tokens), np.asarray(stop, np.int32)
+    result: list[list[int]] = [[] for _ in prompts]
+    for chosen, length in self._buckets([len(prompt) + 1 for prompt in prompts]):
+      tokens = np.zeros((len(chosen), length), np.int32)
+      for row, index in enumerate(chosen):
+        tokens[row, : len(prompts[index]) + 1] = [self._bos_id, *prompts[index]]
+      batch = {"tokens": tokens, "length": np.array([len(prompts[i]) + 1 for i in chosen], np.int32)}
+      generated = np.asarray(greedy(self.model.params, self._place(batch | {"memory_leaf": leaf[chosen]}), stop))
+      for index, row in zip(chosen, generated):
+        ends = np.flatnonzero(np.isin(row, stop))
+        result[index] = row[: ends[0] if len(ends) else None].tolist()
+    return result
+
+  def _cut(self, prompt: Sequence[int], following: int) -> Sequence[int]:
+    """The end of a prompt that leaves room for so many tokens after it."""
+    room = self._max_length - following
+    if room < 0:
+      raise InputError(
+        f"{following} tokens to score or generate: the context has {self._max_length}; bind a longer one"
+      )
+    if len(prompt) <= room:
+      return prompt
+    self.truncated += 1
+    return prompt[len(prompt) - room :]
+
+  def _buckets(self, lengths: Sequence[int]):
+    """Batches of similar length: (indices int [n], padded length), the longest, which need most memory, first."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    for start in range(0, len(order), self.batch_size):
+      chosen = order[start : start + self.batch_size]
+      logging.log_every_n_seconds(logging.INFO, "%d of %d sequences", _LOG_EVERY_SECONDS, start, len(order))
+      yield chosen, -(-lengths[chosen[0]] // _LENGTH_BUCKET) * _LENGTH_BUCKET
 
 
 def _prompt_batch(

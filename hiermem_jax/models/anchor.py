@@ -5,19 +5,27 @@ mesh axes by rules elsewhere; no mesh axis appears here.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from hiermem_jax.models.attention import document_mask, splash
-from hiermem_jax.models.bank import Block
 from hiermem_jax.models.config import AnchorConfig
+from hiermem_jax.models.memory import Block, with_memory
 
 _REMAT_POLICIES = {
   "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+class KVCache(NamedTuple):
+  """Keys and values of the positions decoded so far; each leaf is [L, B, T, N, H], indexed by position."""
+
+  key: jax.Array
+  value: jax.Array
 
 
 class Weight(nn.Module):
@@ -96,50 +104,63 @@ class Attention(nn.Module):
   config: AnchorConfig
 
   @nn.compact
-  def __call__(self, x, mask, segment_ids, positions, layer) -> jax.Array:
-    """x [B, S, D], mask bool [B, 1, S, S] or None, segment_ids, positions int32 [B, S], layer int32 [] -> [B, S, D]."""
+  def __call__(self, x, block, mask, segment_ids, positions, cache, layer) -> tuple[jax.Array, KVCache | None]:
+    """Attends to the input itself, or to the cache's positions.
+
+    Args:
+      x: [B, S, D].
+      block: leaves [B, R, width], or None.
+      mask: bool [B, 1, S, S] ([B, 1, S, T] with a cache); None: the flash-attention kernel.
+      segment_ids: int32 [B, S].
+      positions: int32 [B, S].
+      cache: leaves [B, T, N, H], or None.
+      layer: int32 [].
+
+    Returns:
+      [B, S, D], and the cache with these positions in it.
+    """
     c = self.config
     heads = (*x.shape[:2], c.num_heads, c.head_dim)
     shape, axes, sigma = (c.width, c.attention_width), ("embed", "heads"), c.width**-0.5
-    q, k, v = (x @ Weight(shape, axes, sigma, c.dtype, name=name)() for name in ("query", "key", "value"))
+
+    def project(name):
+      return with_memory(x @ Weight(shape, axes, sigma, c.dtype, name=name)(), block, name, x, layer)
+
+    q, k, v = (project(name) for name in ("query", "key", "value"))
     if c.qk_norm:
       q, k = Norm(c, "heads", name="query_norm")(q), Norm(c, "heads", name="key_norm")(k)
-    q, k = (rope(y.reshape(heads), positions, c.rope_base) for y in (q, k))
-    v = v.reshape(heads)
+    q, k, v = (y.reshape(heads) for y in (q, k, v))
+    unrotated = q
+    q, k = (rope(y, positions, c.rope_base) for y in (q, k))
+    if cache is not None:
+      here = jnp.arange(len(x))[:, None], positions
+      cache = KVCache(cache.key.at[here].set(k), cache.value.at[here].set(v))
+      k, v = cache
     y = splash(q, k, v, segment_ids) if mask is None else jax.nn.dot_product_attention(q, k, v, mask=mask)
+    y = with_memory(y, block, "attention", unrotated, layer).reshape(*x.shape[:2], c.attention_width)
     out = Weight(shape[::-1], axes[::-1], sigma / jnp.sqrt(2.0 * (layer + 1)), c.dtype, name="out")
-    return y.reshape(*x.shape[:2], c.attention_width) @ out()
+    return with_memory(y @ out(), block, "out", y, layer), cache
 
 
 class FeedForward(nn.Module):
-  """SwiGLU, W3(silu(W1 x) * (W2 x)), widened by the neurons of the fetched block (Appendix I)."""
+  """SwiGLU, W3(silu(W1 x) * (W2 x)), and what the fetched block adds (Appendix I)."""
 
   config: AnchorConfig
 
   @nn.compact
   def __call__(self, x: jax.Array, block: Block | None, layer: jax.Array) -> jax.Array:
-    """x [B, S, D], block leaves [B, R, D] or None, layer int32 [] -> [B, S, D]."""
+    """x [B, S, D], block leaves [B, R, width] or None, layer int32 [] -> [B, S, D]."""
     c = self.config
     shape, axes = (c.width, c.mlp_width), ("embed", "mlp")
-    gate, up = (x @ Weight(shape, axes, c.width**-0.5, c.dtype, name=name)() for name in ("w1", "w2"))
+
+    def project(name):
+      return with_memory(x @ Weight(shape, axes, c.width**-0.5, c.dtype, name=name)(), block, name, x, layer)
+
     w3 = Weight(shape[::-1], axes[::-1], c.mlp_width**-0.5 / jnp.sqrt(2.0 * (layer + 1)), c.dtype, name="w3")
-    y = (nn.silu(gate) * up) @ w3()
-    return y if block is None else y + feed_forward_memory(x, block)
-
-
-def feed_forward_memory(x: jax.Array, block: Block) -> jax.Array:
-  """The extra neurons: M3(silu(M1 x) * (M2 x)), one block per sequence (Appendix I).
-
-  Args:
-    x: [B, S, D] the normalised input of the feed-forward layer.
-    block: leaves [B, R, D].
-
-  Returns:
-    [B, S, D], exactly zero where M3 is zero.
-  """
-  m1, m2, m3 = (m.astype(x.dtype) for m in block)
-  hidden = nn.silu(jnp.einsum("bsd,brd->bsr", x, m1)) * jnp.einsum("bsd,brd->bsr", x, m2)
-  return jnp.einsum("bsr,brd->bsd", hidden, m3)
+    gate, up = project("w1"), project("w2")
+    hidden = nn.silu(gate) * up
+    y = with_memory(hidden @ w3(), block, "w3", hidden, layer)
+    return with_memory(y, block, "feed_forward", x, layer)
 
 
 class Layer(nn.Module):
@@ -148,13 +169,14 @@ class Layer(nn.Module):
   config: AnchorConfig
 
   @nn.compact
-  def __call__(self, x, block, layer, mask, segment_ids, positions):
-    """The carry x [B, S, D] and this layer's slice of the scanned inputs -> (x, None)."""
+  def __call__(self, x, block, cache, layer, mask, segment_ids, positions):
+    """The carry x [B, S, D] and this layer's slice of the scanned inputs -> (x, the layer's cache)."""
     c = self.config
-    attended = Attention(c, name="attention")(Norm(c, name="attention_norm")(x), mask, segment_ids, positions, layer)
+    normed = Norm(c, name="attention_norm")(x)
+    attended, cache = Attention(c, name="attention")(normed, block, mask, segment_ids, positions, cache, layer)
     x = x + attended
     x = x + FeedForward(c, name="feed_forward")(Norm(c, name="feed_forward_norm")(x), block, layer)
-    return nn.with_logical_constraint(x, ("batch", "seq", "embed_act")), None
+    return nn.with_logical_constraint(x, ("batch", "seq", "embed_act")), cache
 
 
 class Anchor(nn.Module):
@@ -177,7 +199,7 @@ class Anchor(nn.Module):
       variable_axes={"params": 0},
       split_rngs={"params": True},
       # The layer index is scanned because the output projections' initial scale depends on it.
-      in_axes=(1, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(1, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
       length=c.num_layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )(c)
@@ -187,13 +209,38 @@ class Anchor(nn.Module):
     self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, block: Block | None = None
   ) -> tuple[jax.Array, jax.Array]:
     """Factors of the logits: hidden states [B, S, D] and the output head [D, V]; arguments as for `__call__`."""
+    mask = document_mask(segment_ids) if self.config.attention == "xla" else None
+    hidden, head, _ = self._run(tokens, segment_ids, positions, mask, block, None)
+    return hidden, head
+
+  def decode(
+    self, tokens: jax.Array, positions: jax.Array, cache: KVCache, block: Block | None = None
+  ) -> tuple[jax.Array, jax.Array, KVCache]:
+    """Goes on where the cache ends: a prompt, or the next token of each sequence.
+
+    A position attends to itself and to all before it in the cache, each written when it was decoded. What comes after
+    a sequence's end may be anything: it is not attended to, and is written again when the sequence gets there.
+
+    Args:
+      tokens: int32 [B, S] decoder inputs.
+      positions: int32 [B, S], below the cache's T.
+      cache: leaves [L, B, T, N, H].
+      block: as for `__call__`.
+
+    Returns:
+      Factors of the logits, as of `hidden`, and the cache with these positions in it.
+    """
+    mask = jnp.arange(cache.key.shape[2]) <= positions[:, None, :, None]
+    return self._run(tokens, jnp.ones_like(tokens), positions, mask, block, cache)
+
+  def _run(self, tokens, segment_ids, positions, mask, block, cache):
     c = self.config
     embedding = self.embed()
     x = nn.with_logical_constraint(jnp.take(embedding, tokens, axis=0), ("batch", "seq", "embed_act"))
-    mask = document_mask(segment_ids) if c.attention == "xla" else None
-    x, _ = self.layers(x, block, jnp.arange(c.num_layers), mask, segment_ids, positions)
+    block = None if block is None else block.in_all_layers(c.num_layers)
+    x, cache = self.layers(x, block, cache, jnp.arange(c.num_layers), mask, segment_ids, positions)
     head = embedding.T if c.tied_embeddings else self.head()
-    return self.final_norm(x), head
+    return self.final_norm(x), head, cache
 
   def __call__(
     self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, block: Block | None = None
@@ -204,7 +251,7 @@ class Anchor(nn.Module):
       tokens: int32 [B, S] decoder inputs (targets shifted right within their document).
       segment_ids: int32 [B, S]; a token attends only to its own segment. 0 is padding.
       positions: int32 [B, S], restarting with every document.
-      block: fetched memory, leaves [B, L, R, D]; None runs the anchor alone.
+      block: fetched memory, vectors [B, L, R, width]; None runs the anchor alone.
 
     Returns:
       float32 [B, S, V].

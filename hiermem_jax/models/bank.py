@@ -1,8 +1,10 @@
 """The memory bank: one table of rows per tree level.
 
-Table k has shape [C_k + 1, R_k * L * 3 * D]. A row is the whole block of one cluster: its R_k extra neurons one after
-the other, and of a neuron, for every layer, its rows of the SwiGLU matrices M1, M2, M3. So a row is r_k times the
-paper's c0 = 3 * L * D, and a contiguous part of it can be whole neurons, which is what a model-parallel device needs.
+Table k has shape [C_k + 1, R_k * L * U]. A row is the whole block of one cluster: its R_k units (of an FFN memory:
+extra neurons) one after the other, and of a unit, for every layer, its U parameters (of a neuron: its rows of the
+SwiGLU matrices M1, M2, M3). So a row is r_k times the paper's c0 = L * U, with U = 3 * D for FFN memories, and
+a contiguous part of it can be whole units, which is what a model-parallel device needs. Memory in n of the L layers has
+R_k * L / n units with n layers each.
 The row is what moves between devices and what the optimizer updates. The last row of every table belongs to the
 *generic* memory, the context-independent control of the paper's Section 4; it is addressed by the leaf id that follows
 the last leaf. Where the configuration has a part of the tree only, C_k counts the clusters of that part.
@@ -16,29 +18,23 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.models.memory import KINDS, Block
 
 NO_MEMORY = -1  # any negative leaf id: the fetched block is zeros and nothing is updated
 GENERIC_SLOTS = 1  # rows that every table has beyond its clusters
 
-Bank = dict[str, jax.Array]  # table name -> [C_k + 1, R_k * L * 3 * D]
-Rows = dict[str, jax.Array]  # table name -> [B, R_k * L * 3 * D]
-
-
-class Block(NamedTuple):
-  """Fetched memory of a batch, all levels side by side on the R axis; each leaf is [B, L, R, D]."""
-
-  m1: jax.Array  # gated (silu) input projection
-  m2: jax.Array  # linear input projection
-  m3: jax.Array  # output projection, stored transposed
+Bank = dict[str, jax.Array]  # table name -> [C_k + 1, R_k * L * U]
+Rows = dict[str, jax.Array]  # table name -> [B, R_k * L * U]
 
 
 class RowGradient(NamedTuple):
   """Gradient, or update, of some rows of a table, each row named at most once."""
 
   slot: jax.Array  # int32 [U] rows; an entry past the table's end means nothing, and its value is zero
-  value: jax.Array  # float32 [U, R_k * L * 3 * D]
+  value: jax.Array  # float32 [U, R_k * L * U]
 
 
 def table_name(level: int) -> str:
@@ -47,7 +43,7 @@ def table_name(level: int) -> str:
 
 
 def table_shapes(memory: MemoryConfig, anchor: AnchorConfig) -> dict[str, tuple[int, int]]:
-  """Shape (C_k + 1, R_k * L * 3 * D) of every table; levels with zero rows have none."""
+  """Shape (C_k + 1, R_k * L * U) of every table; levels with zero rows have none."""
   return {
     table_name(level): (memory.clusters(level) + GENERIC_SLOTS, memory.block_params(anchor, level))
     for level in memory.levels
@@ -55,20 +51,32 @@ def table_shapes(memory: MemoryConfig, anchor: AnchorConfig) -> dict[str, tuple[
 
 
 def init_bank(key: jax.Array, memory: MemoryConfig, anchor: AnchorConfig) -> Bank:
-  """Fresh tables of `memory.dtype`: M1, M2 truncated normal (sigma = 1/sqrt(D), cut at 3 sigma), M3 zero (Appendix I).
+  """Fresh tables of `memory.dtype`, each vector as its kind says (Appendix I).
 
-  With M3 zero the memory adds exactly nothing to the logits. A row depends on the key, its level and its number in the
+  Every kind adds exactly nothing to the logits at first. A row depends on the key, its level and its number in the
   tree alone, so that the parts of a bank start as they would in the whole.
   """
+  memory.layer_numbers(anchor)  # raises where they cannot be
+  vectors = KINDS[memory.kind].vectors(anchor).values()
+
+  def scales(init):  # of a unit's parameters; zero where they start in another way
+    return np.repeat([v.scale if v.init == init else 0.0 for v in vectors], [v.width for v in vectors])
+
   bank = {}
   for level, (name, (rows, size)) in zip(memory.levels, table_shapes(memory, anchor).items()):
     numbers = memory.first_cluster(level) + jnp.arange(rows)
     numbers = numbers.at[-1].set(memory.branching**level)  # the generic row's
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, level), numbers)
     # Drawn in the row's own shape, so that every device draws its own part.
-    normal = jax.vmap(lambda key, size=size: jax.random.truncated_normal(key, -3, 3, (size,)))(keys)
-    matrix = jnp.arange(size) // anchor.width % 3
-    bank[name] = jnp.where(matrix == 2, 0.0, normal * anchor.width**-0.5).astype(memory.dtype)
+    draws = {
+      "normal": lambda key, size=size: jax.random.truncated_normal(key, -3, 3, (size,)),
+      "uniform": lambda key, size=size: jax.random.uniform(key, (size,), minval=-1, maxval=1),
+    }
+    table = jnp.zeros((rows, size), jnp.float32)
+    for init in {vector.init for vector in vectors} & draws.keys():
+      scale = jnp.asarray(scales(init), jnp.float32)[jnp.arange(size) % memory.unit_params(anchor)]
+      table = jnp.where(scale > 0, jax.vmap(draws[init])(keys) * scale, table)
+    bank[name] = table.astype(memory.dtype)
   return bank
 
 
@@ -127,19 +135,23 @@ def rows_to_block(rows: Rows, memory: MemoryConfig, anchor: AnchorConfig) -> Blo
 
   Rows may be the same contiguous fraction of every row, as a model-parallel device holds them; R is then that fraction.
   """
+  layers = memory.layer_numbers(anchor)
+  vectors = KINDS[memory.kind].vectors(anchor)
   parts = [rows[table_name(k)] for k in memory.levels]
-  parts = [part.reshape(part.shape[0], -1, anchor.num_layers, 3, anchor.width) for part in parts]
-  block = jnp.concatenate(parts, axis=1).transpose(0, 2, 3, 1, 4)  # [B, L, 3, R, D]
-  return Block(m1=block[:, :, 0], m2=block[:, :, 1], m3=block[:, :, 2])
+  parts = [part.reshape(part.shape[0], -1, len(layers), memory.unit_params(anchor)) for part in parts]
+  units = jnp.concatenate(parts, axis=1).transpose(0, 2, 1, 3)  # [B, L, R, U]
+  ends = np.cumsum([vector.width for vector in vectors.values()])
+  split = jnp.split(units, ends[:-1], axis=3)
+  return Block(dict(zip(vectors, split)), KINDS[memory.kind], None if memory.layers is None else layers)
 
 
-def block_to_rows(block: Block, memory: MemoryConfig) -> Rows:
+def block_to_rows(block: Block, memory: MemoryConfig, anchor: AnchorConfig) -> Rows:
   """The inverse of `rows_to_block`."""
-  stacked = jnp.stack(block, axis=2).transpose(0, 3, 1, 2, 4)  # [B, R, L, 3, D]
-  fraction = memory.total_rows // stacked.shape[1]
+  units = jnp.concatenate([block.vectors[name] for name in KINDS[memory.kind].vectors(anchor)], axis=3)
+  units = units.transpose(0, 2, 1, 3)  # [B, R, L, U]
   rows, start = {}, 0
   for level in memory.levels:
-    neurons = memory.rows[level - 1] // fraction
-    rows[table_name(level)] = stacked[:, start : start + neurons].reshape(len(stacked), -1)
-    start += neurons
+    count = memory.rows[level - 1] * units.shape[1] // memory.total_rows
+    rows[table_name(level)] = units[:, start : start + count].reshape(len(units), -1)
+    start += count
   return rows

@@ -5,6 +5,7 @@ start at once.
 """
 
 import dataclasses
+import re
 from typing import Literal
 
 from hiermem_jax.errors import InputError
@@ -85,10 +86,13 @@ class AnchorConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-  """FFN-memory over a cluster tree (paper, Section 2.1 and Appendix I).
+  """Memory over a cluster tree (paper, Section 2.1 and Appendix I).
 
-  `rows` are the r_1..r_K of the paper: how many extra SwiGLU neurons per transformer layer one cluster of level k
-  owns. A level with zero rows has no table.
+  `rows` are the r_1..r_K of the paper: how many units (extra SwiGLU neurons, or what else the `kind` has) per
+  transformer layer one cluster of level k owns. A level with zero rows has no table.
+
+  `layers` places them: in all layers alike, or in some, which then share what all would have had: r_k * L / n units
+  in each of n layers (Appendix F, Table 9). The sizes are those of rows in all layers.
 
   `part` is what of the bank there is: all of it, the clusters below one level-1 cluster (0 .. branching - 1), or no
   clusters at all ("generic"), for jobs that train parts of a bank by themselves. Leaf ids mean the same in all of
@@ -97,11 +101,21 @@ class MemoryConfig:
 
   rows: tuple[int, ...]
   branching: int = 16
+  kind: str = "ffn"  # ffn, lora_qk, lora_vo, lora_ffn, kv; see models/memory
+  layers: tuple[int, ...] | str | None = None  # None: all; numbers from 0; or 'first 10', 'middle 10', 'last 10'
   part: Literal["all", "generic"] | int = "all"
   dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored tables; bfloat16 ones are rounded stochastically
 
   def __post_init__(self):
-    """Rejects trees and rows that cannot exist."""
+    """Rejects trees, rows, kinds and layers that cannot exist."""
+    from hiermem_jax.models.memory import KINDS
+
+    if self.kind not in KINDS:
+      raise InputError(f"MemoryConfig.kind = {self.kind!r}: bind one of {', '.join(KINDS)}")
+    if isinstance(self.layers, str) and not re.fullmatch(r"(first|middle|last) [1-9]\d*", self.layers):
+      raise InputError(f"MemoryConfig.layers = {self.layers!r}: bind 'first 10', 'middle 10', 'last 10' or numbers")
+    if isinstance(self.layers, tuple) and (not self.layers or list(self.layers) != sorted(set(self.layers))):
+      raise InputError(f"MemoryConfig.layers = {self.layers}: bind ascending numbers of layers, at least one")
     if not self.rows or min(self.rows) < 0 or not any(self.rows):
       raise InputError(
         f"MemoryConfig.rows = {self.rows}: needs one non-negative number per tree level, at least one positive;"
@@ -144,16 +158,45 @@ class MemoryConfig:
     """The number in the tree of the first of the `clusters(level)`."""
     return 0 if isinstance(self.part, str) else self.part * self.branching ** (level - 1)
 
+  def layer_numbers(self, anchor: AnchorConfig) -> tuple[int, ...]:
+    """The layers that have memory.
+
+    Raises:
+      InputError: the anchor has no such layers, or they cannot share the rows evenly.
+    """
+    total, chosen = anchor.num_layers, self.layers
+    if chosen is None:
+      return tuple(range(total))
+    if isinstance(chosen, str):
+      where, count = chosen.split()
+      start = {"first": 0, "middle": (total - int(count)) // 2, "last": total - int(count)}[where]
+      chosen = tuple(range(start, start + int(count)))
+    if chosen[0] < 0 or chosen[-1] >= total:
+      raise InputError(f"MemoryConfig.layers = {self.layers}: the anchor has layers 0 to {total - 1}; bind some")
+    for rows in self.rows:
+      if rows * total % len(chosen):
+        raise InputError(
+          f"MemoryConfig.rows = {self.rows}: {rows} rows in {total} layers cannot be shared by {len(chosen)} layers"
+          " evenly; bind other rows or another number of layers"
+        )
+    return chosen
+
+  def unit_params(self, anchor: AnchorConfig) -> int:
+    """Parameters of one unit in one layer; of an FFN memory 3 * D (paper, Appendix I)."""
+    from hiermem_jax.models.memory import KINDS
+
+    return sum(vector.width for vector in KINDS[self.kind].vectors(anchor).values())
+
   def block_params(self, anchor: AnchorConfig, level: int) -> int:
-    """Parameters of one block of `level`: 3 * r_k * L * D."""
-    return 3 * self.rows[level - 1] * anchor.num_layers * anchor.width
+    """Parameters of one block of `level`: r_k * L times `unit_params`."""
+    return self.rows[level - 1] * anchor.num_layers * self.unit_params(anchor)
 
   def level_params(self, anchor: AnchorConfig, level: int) -> int:
     """Parameters of all blocks of `level`, as published: without the generic slot."""
     return self.clusters(level) * self.block_params(anchor, level)
 
   def fetched_params(self, anchor: AnchorConfig) -> int:
-    """Parameters one sequence fetches: 3 * L * D * (r_1 + ... + r_K)."""
+    """Parameters one sequence fetches: L * `unit_params` * (r_1 + ... + r_K)."""
     return sum(self.block_params(anchor, level) for level in self.levels)
 
   def bank_params(self, anchor: AnchorConfig) -> int:

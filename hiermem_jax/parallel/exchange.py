@@ -31,15 +31,15 @@ def fetch(bank: Bank, leaf: jax.Array, memory: MemoryConfig, anchor: AnchorConfi
   """The block that each sequence's leaf id addresses, for use inside `jax.jit`.
 
   Args:
-    bank: tables [C_k + 1, R_k * L * 3 * D], split along the row.
+    bank: tables [C_k + 1, R_k * L * U], split along the row.
     leaf: int32 [B] leaf ids, split by sequence; the module `models.bank` says what ids do.
     memory: shape of the tree.
     anchor: depth, width and the type to fetch in.
     mesh: the mesh; replica x data must divide B, model every R_k, and data the rest of a row.
 
   Returns:
-    The block in `anchor.dtype`, leaves [B, L, R, D], split by sequence and, over the model axis, by neuron. The order
-    of neurons on the R axis depends on the mesh, and nothing else does.
+    The block in `anchor.dtype`, leaves [B, L, R, width], split by sequence and, over the model axis, by unit. The order
+    of units on the R axis depends on the mesh, and nothing else does.
   """
 
   @functools.partial(jax.shard_map, mesh=mesh, in_specs=(_TABLE, _LEAF), out_specs=_BLOCK, check_vma=False)
@@ -57,7 +57,9 @@ def fetch(bank: Bank, leaf: jax.Array, memory: MemoryConfig, anchor: AnchorConfi
     return local(bank, leaf)
 
 
-def push(block: Block, leaf: jax.Array, memory: MemoryConfig, mesh: Mesh) -> dict[str, RowGradient]:
+def push(
+  block: Block, leaf: jax.Array, memory: MemoryConfig, anchor: AnchorConfig, mesh: Mesh
+) -> dict[str, RowGradient]:
   """Gradient of the fetched rows from the gradient of the block, which has `fetch`'s shape and layout.
 
   Returns:
@@ -70,7 +72,7 @@ def push(block: Block, leaf: jax.Array, memory: MemoryConfig, mesh: Mesh) -> dic
   def local(block, leaf):
     own, wanted = _slots(leaf, memory)
     result = {}
-    for level, (name, rows) in zip(memory.levels, bank_lib.block_to_rows(block, memory).items()):
+    for level, (name, rows) in zip(memory.levels, bank_lib.block_to_rows(block, memory, anchor).items()):
       table_rows, wire = memory.clusters(level) + bank_lib.GENERIC_SLOTS, rows.dtype
       with jax.named_scope(name):
         if len(leaf) > table_rows:

@@ -139,9 +139,7 @@ class CheckpointStore:
     """
     metadata = self.metadata()
     anchor = AnchorConfig(**metadata["anchor"])
-    memory = None
-    if metadata["memory"] and bank:
-      memory = MemoryConfig(**metadata["memory"] | {"rows": tuple(metadata["memory"]["rows"])})
+    memory = stored_memory(metadata["memory"]) if bank else None
     check_mesh(mesh, anchor, memory)
     abstract = abstract_arrays(lambda: init_params(jax.random.key(0), anchor, memory), mesh, rules)
     return Model(anchor, memory, self._restore_arrays(abstract, metadata), metadata)
@@ -242,3 +240,10 @@ def describe_model(anchor: AnchorConfig, memory: MemoryConfig | None) -> dict[st
     "anchor": dataclasses.asdict(anchor),
     "memory": None if memory is None else dataclasses.asdict(memory),
   }
+
+
+def stored_memory(held: dict[str, Any] | None) -> MemoryConfig | None:
+  """The memory's configuration from what `describe_model` made of it, maybe before it had all of its fields."""
+  if held is None:
+    return None
+  return MemoryConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in held.items()})

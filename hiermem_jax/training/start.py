@@ -12,7 +12,7 @@ from hiermem_jax.errors import InputError
 from hiermem_jax.models.bank import table_name
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
 from hiermem_jax.parallel.mesh import Rules
-from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointError, load_model
+from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointError, load_model, stored_memory
 from hiermem_jax.training.state import TrainState
 
 
@@ -93,7 +93,7 @@ def _check_bank(
   sizes = {"width": (held_anchor.width, anchor.width), "num_layers": (held_anchor.num_layers, anchor.num_layers)}
   sizes |= {"branching": (held.branching, memory.branching), "part": (held.part, memory.part)}
   sizes["depth"] = (held.depth, memory.depth)
-  sizes["dtype"] = (held.dtype, memory.dtype)
+  sizes |= {name: (getattr(held, name), getattr(memory, name)) for name in ("dtype", "kind", "layers")}
   for level in held.levels:
     rows = memory.rows[level - 1] if level <= memory.depth else 0
     sizes[f"rows of {table_name(level)}"] = (held.rows[level - 1], rows)
@@ -117,6 +117,8 @@ def _check_resumable(run_dir: str, stored: Mapping[str, Any], metadata: Mapping[
     held = stored.get(name)
     if name == "anchor":
       same = _same_parameters(AnchorConfig(**held), AnchorConfig(**value))
+    elif name == "memory":
+      same = stored_memory(held) == stored_memory(value)
     else:
       same = json.dumps(held) == json.dumps(value)
     if not same:

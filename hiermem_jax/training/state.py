@@ -64,7 +64,8 @@ def check_mesh(mesh: Mesh | AbstractMesh, anchor: AnchorConfig, memory: MemoryCo
   parts = mesh.shape[MODEL_AXIS]
   sizes = {"AnchorConfig.num_heads": anchor.num_heads}
   for level in memory.levels if memory else ():
-    sizes[f"MemoryConfig.rows of level {level}"] = memory.rows[level - 1]
+    layers = len(memory.layer_numbers(anchor))
+    sizes[f"MemoryConfig.rows of level {level}"] = memory.rows[level - 1] * anchor.num_layers // layers
   for name, size in sizes.items():
     if size % parts:
       raise InputError(f"{name} = {size}: cannot be split over a model axis of {parts}; bind MeshConfig.model to less")

@@ -10,8 +10,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.anchor import Anchor
-from hiermem_jax.models.bank import Block
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.models.memory import Block
 from hiermem_jax.parallel import batch_parallel, fetch, push
 from hiermem_jax.parallel.mesh import BATCH_AXES, DATA_AXIS, DEFAULT_RULES, REPLICA_AXIS, Rules
 from hiermem_jax.training.optimizer import apply_updates, global_norm
@@ -128,7 +128,7 @@ def make_gradients(
     anchor_grads, block_grads, losses = grads_fn(params["anchor"], block, batch)
     grads = {"anchor": anchor_grads}
     if memory is not None:
-      grads["bank"] = push(block_grads, leaf, memory, mesh)
+      grads["bank"] = push(block_grads, leaf, memory, anchor, mesh)
     return grads, losses
 
   return gradients

@@ -7,9 +7,21 @@ import jax
 import numpy as np
 import pytest
 
-from hiermem_jax.evaluation import MODES, Probe, Scorer, held_out_loss, mode_leaves, probe_accuracy
+from hiermem_jax.errors import InputError
+from hiermem_jax.evaluation import (
+  MODES,
+  Probe,
+  Scorer,
+  check_mode,
+  held_out_loss,
+  keep_levels,
+  mode_leaves,
+  mode_levels,
+  probe_accuracy,
+)
 from hiermem_jax.models import NO_MEMORY, Anchor, AnchorConfig, MemoryConfig
-from hiermem_jax.models.bank import Block, table_shapes
+from hiermem_jax.models.bank import table_shapes
+from hiermem_jax.models.memory import KINDS, Block
 from hiermem_jax.parallel import make_mesh
 from hiermem_jax.training.checkpoint import Model
 
@@ -49,7 +61,7 @@ def log_probabilities(model):
       row = len(table) - 1 if leaf == GENERIC else leaf // (3 if name == "level_1" else 1)
       values = np.zeros_like(table[0]) if leaf < 0 else table[row]
       parts.append(values.reshape(1, neurons, 1, 3, 8).transpose(0, 2, 3, 1, 4))
-    return Block(*np.moveaxis(np.concatenate(parts, axis=3), 2, 0))
+    return Block(dict(zip(("m1", "m2", "m3"), np.moveaxis(np.concatenate(parts, axis=3), 2, 0))), KINDS["ffn"])
 
   @functools.cache
   def score(tokens, leaf):
@@ -124,6 +136,67 @@ def test_batch_size_and_order_do_not_matter(model, scorer, questions):
   other, other_greedy = Scorer(model, MESH, batch_size=7, bos_id=BOS).score_continuations(*shuffled)
   np.testing.assert_allclose(other, likelihoods[order], atol=1e-5)
   np.testing.assert_array_equal(other_greedy, greedy[order])
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_generation_with_the_cache_is_generation_without(scorer, questions, log_probabilities, count):
+  generated = scorer.generate(questions.prompts, questions.leaf, count, stop=())
+  for prompt, leaf, tokens in zip(questions.prompts, questions.leaf, generated):
+    assert tokens == decode(prompt, count, int(leaf), log_probabilities)
+  assert len({tuple(tokens) for tokens in generated}) > 3
+
+
+def test_generation_ends_at_a_stop_token(scorer, questions, log_probabilities):
+  everything = scorer.generate(questions.prompts, questions.leaf, 6, stop=())
+  stopped = scorer.generate(questions.prompts, questions.leaf, 6, stop=(2, 3))
+  ends = 0
+  for whole, tokens in zip(everything, stopped):
+    expected = whole[: min([whole.index(stop) for stop in (2, 3) if stop in whole], default=6)]
+    assert tokens == expected
+    ends += len(expected) < 6
+  assert ends > 0
+  # In a batch of its own, a prompt that ends at once stops the loop at once.
+  index = next(i for i, tokens in enumerate(stopped) if len(tokens) == min(map(len, stopped)))
+  assert scorer.generate([questions.prompts[index]], questions.leaf[[index]], 6, stop=(2, 3)) == [stopped[index]]
+
+
+def test_long_prompts_lose_their_beginning_and_are_counted(model, scorer, questions):
+  short = Scorer(model, MESH, batch_size=4, bos_id=BOS, max_length=8)
+  likelihoods, _ = short.score_continuations(*questions)
+  cut = [prompt[max(0, len(prompt) + len(c) - 8) :] for prompt, c in zip(questions.prompts, questions.continuations)]
+  assert short.truncated == sum(len(a) < len(b) for a, b in zip(cut, questions.prompts)) == 3
+  expected, _ = scorer.score_continuations(cut, questions.continuations, questions.leaf)
+  np.testing.assert_allclose(likelihoods, expected, atol=1e-5)
+  cut = [prompt[max(0, len(prompt) - 5) :] for prompt in questions.prompts]
+  expected = scorer.generate(cut, questions.leaf, 3, stop=())
+  assert short.generate(questions.prompts, questions.leaf, 3, stop=()) == expected
+  with pytest.raises(InputError, match="9 tokens to score or generate: the context has 8"):
+    short.score_continuations([[]], [[1] * 9], questions.leaf[:1])
+
+
+@pytest.mark.parametrize("mode", ["levels 1", "levels 2", "levels 1 2"])
+def test_levels_alone_are_the_bank_with_the_others_zeroed(model, questions, mode):
+  check_mode(mode, MEMORY)
+  kept = keep_levels(model, mode_levels(mode))
+  result, _ = Scorer(kept, MESH, batch_size=4, bos_id=BOS).score_continuations(*questions)
+  bank = {name: table if name[-1] in mode else 0 * table for name, table in model.params["bank"].items()}
+  zeroed = Scorer(model._replace(params=model.params | {"bank": bank}), MESH, batch_size=4, bos_id=BOS)
+  expected, _ = zeroed.score_continuations(*questions)
+  np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("mode", "memory", "message"),
+  [
+    ("best", MEMORY, "mode = 'best': choose from none, generic, fetched, wrong, or 'levels 1 2'"),
+    ("levels", MEMORY, "mode = 'levels': choose from"),
+    ("fetched", None, "mode = 'fetched': the checkpoint has no bank; choose 'none'"),
+    ("levels 1 3", MEMORY, r"mode = 'levels 1 3': rows \(2, 1\) has none on levels \[3\]"),
+  ],
+)
+def test_bad_modes_are_named(mode, memory, message):
+  with pytest.raises(InputError, match=message):
+    check_mode(mode, memory)
 
 
 def random_batches(rng):

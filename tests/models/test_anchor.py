@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hiermem_jax.models.anchor import Anchor, document_mask, init_anchor, rope
-from hiermem_jax.models.bank import Block
 from hiermem_jax.models.config import AnchorConfig
+from hiermem_jax.models.memory import KINDS, Block
 
 CONFIG = AnchorConfig(
   num_layers=2, width=16, num_heads=3, head_dim=4, mlp_width=24, vocab_size=29, dtype="float32", rope_base=100.0
@@ -57,9 +57,9 @@ def reference(config, params, tokens, segments, positions, block=None):
     h = norm(x, p["feed_forward_norm"]["norm"]["scale"])
     w1, w2, w3 = (feed_forward[name]["kernel"] for name in ("w1", "w2", "w3"))
     if block is not None:
-      w1 = np.concatenate([w1, block.m1[layer].T], axis=1)
-      w2 = np.concatenate([w2, block.m2[layer].T], axis=1)
-      w3 = np.concatenate([w3, block.m3[layer]], axis=0)
+      w1 = np.concatenate([w1, block.vectors["m1"][layer].T], axis=1)
+      w2 = np.concatenate([w2, block.vectors["m2"][layer].T], axis=1)
+      w3 = np.concatenate([w3, block.vectors["m3"][layer]], axis=0)
     gate = h @ w1
     x = x + (gate / (1 + np.exp(-gate)) * (h @ w2)) @ w3
   x = norm(x, params["final_norm"]["norm"]["scale"])
@@ -73,7 +73,8 @@ def random_tokens(seed=0):
 def random_block(config, rows=5, seed=1):
   shape = (len(SEGMENTS), config.num_layers, rows, config.width)
   rng = np.random.default_rng(seed)
-  return Block(*(rng.standard_normal(shape).astype(np.float32) * config.width**-0.5 for _ in range(3)))
+  draw = {name: rng.standard_normal(shape).astype(np.float32) * config.width**-0.5 for name in ("m1", "m2", "m3")}
+  return Block(draw, KINDS["ffn"])
 
 
 def jitted(config, params):

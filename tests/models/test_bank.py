@@ -89,7 +89,7 @@ def test_sum_of_bfloat16_rows_is_float32():
 
 def test_block_to_rows_is_the_inverse(bank):
   rows = fetch(bank, np.array([7, GENERIC, 0], np.int32))
-  back = block_to_rows(rows_to_block(rows, MEMORY, ANCHOR), MEMORY)
+  back = block_to_rows(rows_to_block(rows, MEMORY, ANCHOR), MEMORY, ANCHOR)
   jax.tree.map(np.testing.assert_array_equal, back, rows)
 
 
@@ -98,7 +98,7 @@ def test_block_is_the_row_laid_out_by_neuron_layer_and_matrix(bank):
   leaf = np.array([7, GENERIC], np.int32)
   block = rows_to_block(fetch(bank, leaf), MEMORY, ANCHOR)
   tables = [(bank["level_1"], 3, [0, 3]), (bank["level_3"], 2, [7, 27])]
-  for matrix, leaves in enumerate(block):
+  for matrix, leaves in enumerate(block.vectors.values()):
     assert leaves.shape == (2, 2, 5, 8)
     for sequence in range(2):
       for layer in range(2):
@@ -139,7 +139,7 @@ def test_fresh_bank_changes_no_bit(dtype, random_anchor):
   segments, positions = np.ones_like(tokens), np.tile(np.arange(12, dtype=np.int32), (4, 1))
   leaf = np.array([0, 13, GENERIC, NO_MEMORY], np.int32)
   block = rows_to_block(fetch(fresh, leaf), MEMORY, config)
-  assert np.abs(block.m1[:3]).max() > 0
+  assert np.abs(block.vectors["m1"][:3]).max() > 0
   apply = jax.jit(functools.partial(Anchor(config).apply, {"params": params}))
   with_memory = np.asarray(apply(tokens, segments, positions, block))
   np.testing.assert_array_equal(

@@ -126,6 +126,7 @@ def test_olmo2_attention_with_norms_over_the_flat_heads():
     "query_norm": gain(attention.q_norm),
     "key_norm": gain(attention.k_norm),
   }
-  result = jax.jit(Attention(config).apply)({"params": params}, x, mask, None, positions, jnp.int32(0))
+  inputs = (x, None, mask, None, positions, None, jnp.int32(0))
+  result, _ = jax.jit(Attention(config).apply)({"params": params}, *inputs)
   assert expected.std() > 0.1
   np.testing.assert_allclose(result, expected, atol=1e-5)

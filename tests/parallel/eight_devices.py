@@ -15,11 +15,14 @@ import reference
 from jax.sharding import NamedSharding, PartitionSpec
 from small_run import ANCHOR, BATCH, GENERIC, LEAF, LENGTH, MEMORY, STEPS, TOUCHED, batch, optimizer
 
+from hiermem_jax.evaluation import Scorer
 from hiermem_jax.models import NO_MEMORY
-from hiermem_jax.models.bank import Block, table_shapes
+from hiermem_jax.models.bank import table_shapes
+from hiermem_jax.models.memory import KINDS
 from hiermem_jax.parallel import MeshConfig, batch_sharding, fetch, make_mesh, place_batch, push
-from hiermem_jax.training.checkpoint import CheckpointStore, describe_model, load_model
+from hiermem_jax.training.checkpoint import CheckpointStore, Model, describe_model, load_model
 from hiermem_jax.training.program import make_program
+from hiermem_jax.training.state import abstract_arrays, init_params
 
 SHAPES = table_shapes(MEMORY, ANCHOR)
 Z_LOSS = 1e-2
@@ -76,8 +79,9 @@ def check_exchange(slices, model):
   fetch_fn = jax.jit(lambda bank, leaf: fetch(bank, leaf, MEMORY, ANCHOR, mesh)).lower(placed, leaf).compile()
   block = fetch_fn(placed, leaf)
   given = expected_block(gradient, model)
-  given = jax.device_put(Block(*(given[:, :, matrix] for matrix in range(3))), jax.tree.map(lambda x: x.sharding, block))
-  push_fn = jax.jit(lambda block, leaf: push(block, leaf, MEMORY, mesh)).lower(given, leaf).compile()
+  given = block.replace(vectors={name: given[:, :, matrix] for matrix, name in enumerate(block.vectors)})
+  given = jax.device_put(given, jax.tree.map(lambda x: x.sharding, block))
+  push_fn = jax.jit(lambda block, leaf: push(block, leaf, MEMORY, ANCHOR, mesh)).lower(given, leaf).compile()
   pushed = push_fn(given, leaf)
 
   wanted, push_error, slots = {}, 0.0, {}
@@ -95,13 +99,13 @@ def check_exchange(slices, model):
     slots[name] = sorted(slot.tolist())
   nothing = push_fn(given, jax.device_put(np.full_like(LEAF, NO_MEMORY), batch_sharding(mesh)))
   return {
-    "fetch_error": largest_difference(np.stack(block, axis=2), expected_block(wanted, model)),
+    "fetch_error": largest_difference(np.stack(list(block.vectors.values()), axis=2), expected_block(wanted, model)),
     "push_error": push_error,
     "slots": slots,
     "without_memory": {
       name: [int(np.min(slot)), float(np.abs(value).max())] for name, (slot, value) in nothing.items()
     },
-    "fetched_specs": [spec(array) for array in block],
+    "fetched_specs": [spec(array) for array in block.vectors.values()],
     "pushed_specs": [spec(gradient.value) for gradient in pushed.values()],
     "fetch_collectives": collectives(fetch_fn),
     "push_collectives": collectives(push_fn),
@@ -191,6 +195,45 @@ def check_checkpoint(findings, state, run_dir):
   findings["restored"]["loaded"] = {"difference": largest_difference(loaded.params, state.params), "devices": 1}
 
 
+def check_kinds():
+  """Every kind of memory, in all layers and in one, on eight devices (two slices, FSDP, a model axis) and on one."""
+  found = {}
+  for kind in KINDS:
+    memory = dataclasses.replace(MEMORY, kind=kind, layers=None if kind == "ffn" else "last 1")
+    runs = [train(*mesh, "lazy", devices, memory) for *mesh, devices in ((1, 1, 1), (2, 2, 8))]
+    (start, alone, losses, _), (_, many, others, _) = runs
+    found[kind] = {
+      "parameter_difference": largest_difference(alone.params, many.params),
+      "loss_difference": largest_difference(losses, others),
+      "bank_moved": largest_difference(start["bank"], many.params["bank"]),
+    }
+  return found
+
+
+def check_scoring():
+  """Log-likelihoods and greedy generation on eight devices and on one."""
+  params = jax.tree.map(np.array, train(1, 1, "dense", devices=1)[1].params)
+  rng = np.random.default_rng(5)
+  params["bank"] = {name: rng.standard_normal(table.shape).astype(np.float32) for name, table in params["bank"].items()}
+  prompts = [rng.integers(0, ANCHOR.vocab_size, length).tolist() for length in rng.integers(0, 20, 11)]
+  continuations = [rng.integers(0, ANCHOR.vocab_size, length).tolist() for length in rng.integers(1, 4, 11)]
+  leaf = rng.integers(-1, GENERIC + 1, 11).astype(np.int32)
+  results = []
+  for slices, model, devices in ((1, 1, 1), (1, 1, 8), (2, 2, 8)):
+    config, mesh = config_and_mesh(slices, model, devices)
+    abstract = abstract_arrays(lambda: init_params(jax.random.key(0), ANCHOR, MEMORY), mesh, config.rules)
+    placed = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), params, abstract)
+    scorer = Scorer(Model(ANCHOR, MEMORY, placed, {}), mesh, batch_size=4, rules=config.rules)
+    scores, _ = scorer.score_continuations(prompts, continuations, leaf)
+    results.append((scores, scorer.generate(prompts, leaf, 5, stop=(3,))))
+  first, *others = results
+  return {
+    "score_difference": max(float(np.abs(first[0] - other[0]).max()) for other in others),
+    "same_text": [other[1] == first[1] for other in others],
+    "distinct": len({tuple(tokens) for tokens in first[1]}),
+  }
+
+
 def check_wire():
   """What a bfloat16 anchor asks to send, where slices cross as well."""
   config, mesh = config_and_mesh(2, 1)
@@ -213,6 +256,8 @@ def main(run_dir):
   findings["exchange"] = {name: check_exchange(*mesh) for name, mesh in meshes.items()}
   check_training(findings, run_dir)
   findings["parts"] = check_parts()
+  findings["kinds"] = check_kinds()
+  findings["scoring"] = check_scoring()
   print(json.dumps(findings))
 
 

@@ -10,7 +10,7 @@ import optax
 from small_run import ANCHOR, GENERIC
 
 from hiermem_jax.models import Anchor
-from hiermem_jax.models.bank import Block
+from hiermem_jax.models.memory import KINDS, Block
 
 NEURONS = {"level_1": 4, "level_3": 2}
 LEAVES_PER_ROW = {"level_1": 9, "level_3": 1}
@@ -38,7 +38,8 @@ def loss_fn(params, batch, choice, z_loss):
   for name, neurons in NEURONS.items():
     rows = choice[name] @ params["bank"][name]
     parts.append(rows.reshape(-1, neurons, ANCHOR.num_layers, 3, ANCHOR.width).swapaxes(1, 2))
-  block = Block(*(jnp.concatenate([part[:, :, :, matrix] for part in parts], axis=2) for matrix in range(3)))
+  matrices = (jnp.concatenate([part[:, :, :, matrix] for part in parts], axis=2) for matrix in range(3))
+  block = Block(dict(zip(("m1", "m2", "m3"), matrices)), KINDS["ffn"])
   names = ("decoder_input_tokens", "decoder_segment_ids", "decoder_positions")
   logits = Anchor(ANCHOR).apply({"params": params["anchor"]}, *(batch[name] for name in names), block)
   log_z = jnp.log(jnp.exp(logits).sum(axis=-1))

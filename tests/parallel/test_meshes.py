@@ -6,6 +6,8 @@ The names of the runs are replica x data x model and how the bank is updated.
 import numpy as np
 import pytest
 
+from hiermem_jax.models.memory import KINDS
+
 RUNS = ("1x1x1 dense", "1x8x1 lazy", "2x4x1 dense", "2x2x2 lazy")
 
 
@@ -83,3 +85,19 @@ def test_parts_of_a_bank_beside_a_frozen_anchor(findings):
     assert found["parameter_difference"] < 1e-5, name
     assert found["anchor_moved"] == 0 and found["bank_moved"] > 1e-3, name
     assert found["rows"] == rows[name]
+
+
+def test_kinds_of_memory(findings):
+  """FFN, LoRA and KV memory train alike on one device and on eight."""
+  assert findings["kinds"].keys() == KINDS.keys()
+  for name, found in findings["kinds"].items():
+    assert found["loss_difference"] < 1e-5, name
+    assert found["parameter_difference"] < 1e-4, name
+    assert found["bank_moved"] > 1e-3, name
+
+
+def test_scoring_and_generation(findings):
+  found = findings["scoring"]
+  assert found["score_difference"] < 1e-4
+  assert found["same_text"] == [True, True]
+  assert found["distinct"] > 3

@@ -10,7 +10,8 @@ import pytest
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models import NO_MEMORY, Anchor, AnchorConfig, MemoryConfig
-from hiermem_jax.models.bank import Block, slots, table_shapes
+from hiermem_jax.models.bank import slots, table_shapes
+from hiermem_jax.models.memory import KINDS, Block
 from hiermem_jax.parallel import make_mesh
 from hiermem_jax.training import TrainState
 from hiermem_jax.training.step import choose_generic, make_train_step, token_losses
@@ -95,7 +96,8 @@ def dense_loss(params, batch):
         one_hot[sequence, row] = 1
     blocks.append((one_hot @ table).reshape(len(LEAF), neurons, ANCHOR.num_layers, 3, ANCHOR.width))
   layer_first = [part.swapaxes(1, 2) for part in blocks]  # [B, L, R, 3, D]
-  block = Block(*(jnp.concatenate([part[:, :, :, matrix] for part in layer_first], axis=2) for matrix in range(3)))
+  matrices = (jnp.concatenate([part[:, :, :, matrix] for part in layer_first], axis=2) for matrix in range(3))
+  block = Block(dict(zip(("m1", "m2", "m3"), matrices)), KINDS["ffn"])
   names = ("decoder_input_tokens", "decoder_segment_ids", "decoder_positions")
   logits = Anchor(ANCHOR).apply({"params": params["anchor"]}, *(batch[name] for name in names), block)
   log_z = jnp.log(jnp.exp(logits).sum(axis=-1))

@@ -1,0 +1,86 @@
+"""Greedy generation with a key/value cache; the memory is fetched once, for the prompt (paper, Section 3)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from hiermem_jax.models.anchor import Anchor, KVCache
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.parallel import batch_parallel, batch_sharding, fetch
+from hiermem_jax.parallel.mesh import BATCH_AXES, DEFAULT_RULES, Rules
+
+
+def make_greedy(
+  anchor: AnchorConfig,
+  memory: MemoryConfig | None,
+  anchor_specs: Any,
+  mesh: Mesh,
+  max_new_tokens: int,
+  rules: Rules = DEFAULT_RULES,
+) -> Callable[[dict[str, Any], dict[str, jax.Array], jax.Array], jax.Array]:
+  """Builds the greedy continuation of a batch of prompts (not yet jitted).
+
+  Args:
+    anchor: the anchor's configuration.
+    memory: the bank's, or None.
+    anchor_specs: how the anchor's parameters are split over the data axis, a tree of `PartitionSpec`s.
+    mesh: the mesh.
+    max_new_tokens: how many tokens are generated at most.
+    rules: of the layout.
+
+  Returns:
+    greedy(params, prompts, stop) -> int32 [B, max_new_tokens]. `prompts` has `tokens` int32 [B, S] (decoder inputs: the
+    begin-of-document input, then the prompt, then anything), `length` int32 [B] (of the inputs that count, at least
+    1) and `memory_leaf` int32 [B]; `stop` int32 [n] are the tokens that end a continuation. What follows the first
+    of them in a row means nothing; all rows end when each has had one.
+  """
+
+  def local(params, block, prompts, stop):
+    model, variables = Anchor(anchor), {"params": params}
+    tokens, length = prompts["tokens"], prompts["length"]
+    size, prompt_length = tokens.shape
+    shape = (anchor.num_layers, size, prompt_length + max_new_tokens, anchor.num_heads, anchor.head_dim)
+    cache = KVCache(jnp.zeros(shape, anchor.dtype), jnp.zeros(shape, anchor.dtype))
+
+    def decode(tokens, positions, cache):
+      return model.apply(variables, tokens, positions, cache, block, method="decode")
+
+    def best(hidden, head):
+      return jnp.argmax((hidden @ head).astype(jnp.float32), axis=-1).astype(jnp.int32)
+
+    positions = jnp.broadcast_to(jnp.arange(prompt_length), tokens.shape)
+    hidden, head, cache = decode(tokens, positions, cache)
+    token = best(hidden[jnp.arange(size), length - 1], head)
+    generated = jnp.zeros((size, max_new_tokens), jnp.int32).at[:, 0].set(token)
+
+    def ended(token):
+      return (token[:, None] == stop).any(axis=-1)
+
+    def unfinished(state):
+      count, done, *_ = state
+      # All devices go on together: each step gathers weights from all of them.
+      return (count < max_new_tokens) & (jax.lax.pmin(done.all().astype(jnp.int32), BATCH_AXES) == 0)
+
+    def step(state):
+      count, done, token, generated, cache = state
+      hidden, head, cache = decode(token[:, None], (length + count - 1)[:, None], cache)
+      token = best(hidden[:, 0], head)
+      return count + 1, done | ended(token), token, generated.at[:, count].set(token), cache
+
+    state = (jnp.int32(1), ended(token), token, generated, cache)
+    return jax.lax.while_loop(unfinished, step, state)[3]
+
+  by_sequence = batch_sharding(mesh).spec
+  specs = (anchor_specs, by_sequence, by_sequence, PartitionSpec())
+  local_fn = batch_parallel(local, mesh, rules, in_specs=specs, out_specs=by_sequence)
+
+  def greedy(params, prompts, stop):
+    block = None
+    if memory is not None:
+      block = fetch(params["bank"], prompts["memory_leaf"], memory, anchor, mesh)
+    return local_fn(params["anchor"], block, prompts, stop)
+
+  return greedy

@@ -1,0 +1,193 @@
+"""Every kind of memory: the paper's sizes, no effect at first, and what it adds against plain weights and numpy."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hiermem_jax.errors import InputError
+from hiermem_jax.models import GENERIC_SLOTS, Anchor, AnchorConfig, MemoryConfig
+from hiermem_jax.models.anchor import Attention
+from hiermem_jax.models.bank import block_to_rows, init_bank, rows_to_block, table_shapes
+from hiermem_jax.models.memory import KINDS, Block
+
+A1 = AnchorConfig(num_layers=35, width=512, num_heads=12, head_dim=32, mlp_width=2048, tied_embeddings=True)
+ANCHOR = AnchorConfig(
+  num_layers=4, width=16, num_heads=3, head_dim=4, mlp_width=24, vocab_size=29, dtype="float32", rope_base=100.0
+)
+SEGMENTS = np.ones((2, 9), np.int32)
+POSITIONS = np.tile(np.arange(9, dtype=np.int32), (2, 1))
+TOKENS = np.random.default_rng(0).integers(0, 29, (2, 9)).astype(np.int32)
+
+
+def logits(params, block=None, config=ANCHOR):
+  return jax.jit(functools.partial(Anchor(config).apply, {"params": params}))(TOKENS, SEGMENTS, POSITIONS, block)
+
+
+def random_block(memory, config=ANCHOR, seed=1, scale=0.3):
+  rng = np.random.default_rng(seed)
+  shapes = table_shapes(memory, config)
+  rows = {name: jnp.asarray(scale * rng.standard_normal((2, size)), jnp.float32) for name, (_, size) in shapes.items()}
+  return rows_to_block(rows, memory, config)
+
+
+# Appendix I, with r units: FFN 3rLD; LoRA QK and VO 2rL(D + NH), FFN 3rL(D + F); KV 2rL NH.
+@pytest.mark.parametrize(
+  ("kind", "fetched"),
+  [
+    ("ffn", 3 * 64 * 35 * 512),
+    ("lora_qk", 2 * 64 * 35 * (512 + 384)),
+    ("lora_vo", 2 * 64 * 35 * (512 + 384)),
+    ("lora_ffn", 3 * 64 * 35 * (512 + 2048)),
+    ("kv", 2 * 64 * 35 * 384),
+  ],
+)
+def test_sizes_are_the_papers(kind, fetched):
+  memory = MemoryConfig(rows=(0, 64, 0, 0), kind=kind)
+  assert memory.fetched_params(A1) == fetched
+  assert memory.bank_params(A1) == 256 * fetched
+  assert table_shapes(memory, A1) == {"level_2": (256 + GENERIC_SLOTS, fetched)}
+  bank = jax.eval_shape(lambda key: init_bank(key, memory, A1), jax.random.key(0))
+  assert bank["level_2"].shape == (257, fetched)
+
+
+@pytest.mark.parametrize("layers", [None, "last 2", (0, 3)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_fresh_memory_changes_no_bit_and_gets_gradient(kind, layers, random_anchor):
+  memory = MemoryConfig(rows=(3, 2), branching=2, kind=kind, layers=layers)
+  params = random_anchor(ANCHOR)
+  bank = jax.jit(init_bank, static_argnums=(1, 2))(jax.random.key(0), memory, ANCHOR)
+  rows = {name: table[:2] for name, table in bank.items()}
+  block = rows_to_block(rows, memory, ANCHOR)
+  assert all(np.abs(np.asarray(rows[name])).max() > 0 for name in rows)
+  alone, fresh = np.asarray(logits(params)), np.asarray(logits(params, block))
+  np.testing.assert_array_equal(fresh.view(np.int32), alone.view(np.int32))
+
+  def loss(rows):
+    result = Anchor(ANCHOR).apply({"params": params}, TOKENS, SEGMENTS, POSITIONS, rows_to_block(rows, memory, ANCHOR))
+    return jax.nn.log_softmax(result)[..., 0].sum()
+
+  for gradient in jax.jit(jax.grad(loss))(rows).values():
+    assert np.abs(gradient).max() > 0
+
+
+@pytest.mark.parametrize("kind", ["lora_qk", "lora_vo", "lora_ffn"])
+def test_lora_is_w_plus_2ba(kind, random_anchor):
+  """One sequence's block merged into the anchor's weights."""
+  params = random_anchor(ANCHOR)
+  block = random_block(MemoryConfig(rows=(3, 2), branching=2, kind=kind))
+  adapted = logits(params, block)
+  for sequence in range(2):
+    merged = jax.tree.map(np.array, params)
+    for name in KINDS[kind].adds:
+      room = "feed_forward" if name.startswith("w") else "attention"
+      a, b = (np.asarray(block.vectors[f"{name}_{side}"][sequence], np.float64) for side in "ab")
+      merged["layers"][room][name]["kernel"] += 2 * np.einsum("lri,lro->lio", a, b)
+    np.testing.assert_allclose(adapted[sequence], logits(merged)[sequence], atol=2e-4)
+  assert np.abs(adapted - logits(params)).max() > 0.1
+
+
+def test_kv_has_a_softmax_of_its_own_without_positions(random_anchor):
+  """Attention of one layer, head by head in float64."""
+  weights = jax.tree.map(lambda x: x[1], random_anchor(ANCHOR)["layers"]["attention"])
+  rng = np.random.default_rng(3)
+  x = rng.standard_normal((1, 9, 16)).astype(np.float32)
+  vectors = {name: rng.standard_normal((1, 5, 12)).astype(np.float32) for name in ("key", "value")}
+  mask = np.tril(np.ones((1, 1, 9, 9), bool))
+  apply = jax.jit(Attention(ANCHOR).apply)
+
+  def run(block, positions):
+    return apply({"params": weights}, x, block, mask, SEGMENTS[:1], positions, None, jnp.int32(1))[0]
+
+  block = Block(vectors, KINDS["kv"])
+  difference = np.asarray(run(block, POSITIONS[:1]) - run(None, POSITIONS[:1]), np.float64)
+  flat = np.asarray(x[0] @ weights["query"]["kernel"], np.float64)
+  flat -= flat.mean(axis=-1, keepdims=True)
+  flat = flat / np.sqrt((flat**2).mean(axis=-1, keepdims=True) + 1e-5) * weights["query_norm"]["norm"]["scale"]
+  added = []
+  for head in range(3):
+    own = slice(head * 4, head * 4 + 4)
+    scores = flat[:, own] @ vectors["key"][0][:, own].T / 2
+    share = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+    added.append(share @ vectors["value"][0][:, own])
+  expected = np.concatenate(added, axis=1) @ np.asarray(weights["out"]["kernel"], np.float64)
+  np.testing.assert_allclose(difference[0], expected, atol=1e-4)
+  shifted = np.asarray(run(block, POSITIONS[:1] + 7) - run(None, POSITIONS[:1] + 7))
+  np.testing.assert_allclose(shifted[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layers", ["first 2", "middle 2", "last 2", (1,), (0, 3)])
+def test_placement_is_a_block_that_is_zero_elsewhere(kind, layers, random_anchor):
+  """Same total; the chosen layers have more units each, the others as if they had units of zeros."""
+  params = random_anchor(ANCHOR)
+  placed = MemoryConfig(rows=(4, 2), branching=2, kind=kind, layers=layers)
+  everywhere = dataclasses.replace(placed, layers=None)
+  numbers = {"first 2": (0, 1), "middle 2": (1, 2), "last 2": (2, 3)}.get(layers, layers)
+  assert placed.layer_numbers(ANCHOR) == numbers
+  assert table_shapes(placed, ANCHOR) == table_shapes(everywhere, ANCHOR)
+  block = random_block(placed)
+  for vector in block.vectors.values():
+    assert vector.shape[:3] == (2, len(numbers), 6 * 4 // len(numbers))
+  spread = {}
+  for name, vector in block.vectors.items():
+    spread[name] = np.zeros((2, 4, *vector.shape[2:]), np.float32)
+    spread[name][:, list(numbers)] = vector
+  np.testing.assert_allclose(
+    logits(params, block), logits(params, Block(spread, KINDS[kind])), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_and_blocks_are_inverses(kind):
+  memory = MemoryConfig(rows=(4, 0, 2), branching=2, kind=kind, layers="first 2")
+  rng = np.random.default_rng(0)
+  rows = {name: jnp.asarray(rng.standard_normal((3, size)), jnp.float32)
+          for name, (_, size) in table_shapes(memory, ANCHOR).items()}  # fmt: skip
+  back = block_to_rows(rows_to_block(rows, memory, ANCHOR), memory, ANCHOR)
+  assert back.keys() == rows.keys()
+  for name, values in rows.items():
+    np.testing.assert_array_equal(back[name], values)
+
+
+def test_kaiming_uniform_and_truncated_normal():
+  anchor = dataclasses.replace(ANCHOR, width=64)
+  for kind, name, bound, std in (
+    ("lora_qk", "query_a", 64**-0.5, 64**-0.5 / 3**0.5),
+    ("kv", "key", 3 * 64**-0.5, 0.98658 * 64**-0.5),
+  ):
+    memory = MemoryConfig(rows=(64,), branching=4, kind=kind)
+    bank = init_bank(jax.random.key(0), memory, anchor)
+    block = rows_to_block(bank, memory, anchor)
+    assert 0.9 * bound < np.abs(block.vectors[name]).max() <= bound
+    np.testing.assert_allclose(np.std(block.vectors[name]), std, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"kind": "moe"}, "MemoryConfig.kind = 'moe': bind one of ffn, lora_qk"),
+    ({"layers": "top 3"}, "MemoryConfig.layers = 'top 3': bind 'first 10'"),
+    ({"layers": (3, 1)}, "ascending numbers"),
+    ({"layers": ()}, "ascending numbers"),
+    ({"layers": (2, 4)}, "the anchor has layers 0 to 3"),
+    ({"layers": "first 5"}, "the anchor has layers 0 to 3"),
+    ({"layers": "last 3"}, "cannot be shared by 3 layers evenly"),
+  ],
+)
+def test_bad_kinds_and_layers_are_named(settings, message):
+  with pytest.raises(InputError, match=message):
+    MemoryConfig(rows=(4, 2), branching=2, **settings).layer_numbers(ANCHOR)
+
+
+def test_table_9():
+  """Ten of 35 layers have 224 neurons each where all would have 64 (Appendix F)."""
+  for layers in ("first 10", "middle 10", "last 10"):
+    memory = MemoryConfig(rows=(0, 64, 0, 0), layers=layers)
+    assert memory.fetched_params(A1) == 64 * 53_760
+    rows = {"level_2": jax.ShapeDtypeStruct((1, 64 * 53_760), jnp.float32)}
+    block = jax.eval_shape(lambda rows: rows_to_block(rows, memory, A1), rows)  # noqa: B023
+    assert block.vectors["m1"].shape == (1, 10, 224, 512)
