@@ -67,7 +67,18 @@ def _check_type(name: str, value: object, hint: object) -> None:
 @functools.cache
 def register() -> None:
   """Makes the verbs and the constructors they take known to gin, by their own names, and `include` find the parts."""
-  from hiermem_jax import cluster, compile_pod, describe, evaluate, merge, prepare, quickstart, train, train_tokenizer
+  from hiermem_jax import (
+    cluster,
+    compile_pod,
+    describe,
+    evaluate,
+    evaluate_tasks,
+    merge,
+    prepare,
+    quickstart,
+    train,
+    train_tokenizer,
+  )
   from hiermem_jax.data.runner import BeamConfig
   from hiermem_jax.data.sources import JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource
   from hiermem_jax.data.world import WorldConfig
@@ -82,7 +93,8 @@ def register() -> None:
   for constructor in constructors:
     name = constructor.__name__
     gin.external_configurable(_checked(constructor, name), name, module="hiermem_jax")
-  for module in (cluster, compile_pod, describe, evaluate, merge, prepare, quickstart, train, train_tokenizer):
+  verbs = (cluster, compile_pod, describe, evaluate, evaluate_tasks, merge, prepare, quickstart, train, train_tokenizer)
+  for module in verbs:
     name = module.__name__.rsplit(".", 1)[-1]
     verb = _checked(getattr(module, name), name, is_verb=True)
     gin.external_configurable(verb, name, module="hiermem_jax")

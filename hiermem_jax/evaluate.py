@@ -23,6 +23,8 @@ def evaluate(
   probes: Source | None = None,
   buckets: tuple[int, ...] = (1, 4, 16, 64),
   modes: tuple[str, ...] = ("none", "generic", "fetched"),
+  routes: tuple[str, ...] = (),
+  attribution: bool = False,
   tokenizer: str = "tokenizer.model",
   tree: str = "tree",
   directory: str = "evaluation",
@@ -39,7 +41,10 @@ def evaluate(
     probes: questions with the fields `prompt`, `answer` and `count` (times the training text states the fact). The
       retriever sees the prompt alone; an answer counts when greedy decoding gives exactly it and a full stop.
     buckets: ascending first counts of the buckets that accuracy is reported for.
-    modes: memories to measure: none, generic, fetched, wrong.
+    modes: memories to measure: none, generic, fetched, wrong, or some levels, e.g. 'levels 1 2'; see evaluation/modes.
+    routes: other ways to a probe's memory: 'blocked 3', 'rank 2', 'cut 50', 'paraphrased'; see evaluation/routes. The
+      probes alone are measured with them.
+    attribution: also write, for every probe, what its answer loses without each level's block (attribution.jsonl).
     tokenizer: path of the tokenizer.
     tree: directory of the tree and its encoder.
     directory: where the report goes.
@@ -52,13 +57,17 @@ def evaluate(
   from hiermem_jax.data.batches import in_order
   from hiermem_jax.data.packed import PackedDataset
   from hiermem_jax.data.tokenizer import load_tokenizer
-  from hiermem_jax.evaluation import MODES, Scorer, held_out_loss, probe_accuracy, report
+  from hiermem_jax.evaluation import Scorer, check_mode, held_out_loss, keep_levels, mode_levels, probe_accuracy, report
+  from hiermem_jax.evaluation.attribution import ablations
+  from hiermem_jax.evaluation.routes import Routes, is_route
   from hiermem_jax.parallel import distributed, make_mesh
   from hiermem_jax.retrieval.retriever import load_retriever
   from hiermem_jax.training.checkpoint import load_model
 
-  if unknown := set(modes) - set(MODES):
-    raise InputError(f"evaluate.modes: {sorted(unknown)} unknown; choose from {MODES}")
+  if unknown := [mode for mode in routes if not is_route(mode)]:
+    raise InputError(f"evaluate.routes: {unknown} unknown; write e.g. 'blocked 3', 'blocked 1:5', 'rank 2', 'cut 50'")
+  if probes is None and (routes or attribution):
+    raise InputError("evaluate.routes and evaluate.attribution are about questions: bind evaluate.probes, or neither")
   mesh = make_mesh()
   dataset = PackedDataset(os.path.join(run_dir, validation))
   loaded_tokenizer = load_tokenizer(os.path.join(run_dir, tokenizer))
@@ -69,33 +78,64 @@ def evaluate(
   _require_same(f"the tree {tree}", fingerprint, validation, dataset.manifest.tree_fingerprint)
   _require_same(tokenizer, loaded_tokenizer.fingerprint, validation, dataset.manifest.tokenizer_fingerprint)
 
-  questions = []
-  if probes is not None:
-    questions = route_probes(list(under(probes, run_dir).records()), loaded_tokenizer, retriever)
-    logging.info("%d probes", len(questions))
-  scorer = Scorer(trained, mesh, batch_size, bos_id=loaded_tokenizer.bos_id)
-  runs = [(mode, scorer, mode) for mode in modes] if trained.memory else [("baseline", scorer, "none")]
-  if baseline is not None:
-    plain = load_model(os.path.join(run_dir, baseline), mesh)
-    runs.insert(0, ("baseline", Scorer(plain, mesh, batch_size, bos_id=loaded_tokenizer.bos_id), "none"))
-  series = {}
-  for name, scorer, mode in runs:
-    loss = held_out_loss(scorer, in_order(dataset, batch_size), mode)
+  if trained.memory is None and (routes or attribution):
+    raise InputError(f"{model}: has no bank, which evaluate.routes and evaluate.attribution are about; bind neither")
+  for mode in modes if trained.memory else ():
+    check_mode(mode, trained.memory, "evaluate.modes")
+  records = [] if probes is None else list(under(probes, run_dir).records())
+  questions = route_probes(records, loaded_tokenizer, retriever)
+  logging.info("%d probes", len(questions))
+
+  def scorer(model):
+    return Scorer(model, mesh, batch_size, bos_id=loaded_tokenizer.bos_id)
+
+  whole, series = scorer(trained), {}
+  runs = [] if baseline is None else [("baseline", scorer(load_model(os.path.join(run_dir, baseline), mesh)), "none")]
+  if trained.memory is None:
+    runs.append(("baseline", whole, "none"))
+  for mode in modes if trained.memory else ():
+    levels = mode_levels(mode)
+    runs.append((mode, scorer(keep_levels(trained, levels)), "fetched") if levels else (mode, whole, mode))
+  for name, model_scorer, mode in runs:
+    loss = held_out_loss(model_scorer, in_order(dataset, batch_size), mode)
     series[name] = {"loss": loss, "perplexity": math.exp(loss)}
     if questions:
-      series[name]["probes"] = probe_accuracy(scorer, questions, buckets, mode)
+      series[name]["probes"] = probe_accuracy(model_scorer, questions, buckets, mode)
     logging.info("%s: loss %.4f", name, loss)
+  ways = Routes(retriever, [r["prompt"] for r in records], [r.get("paraphrase") for r in records]) if routes else None
+  for mode in routes:
+    moved = [probe._replace(leaf=int(leaf)) for probe, leaf in zip(questions, ways.leaves(mode, trained.memory))]
+    series[mode] = {"probes": probe_accuracy(whole, moved, buckets, "fetched")}
+    logging.info("%s: done", mode)
   result = {"series": series}
   if questions:
     result["probes"] = {"buckets": report.bucket_labels(buckets), "first_counts": list(buckets)}
-  distributed.on_first(lambda: _report(result, os.path.join(run_dir, directory), title))
+  lines = []
+  if attribution:
+    settings = {"batch_size": batch_size, "bos_id": loaded_tokenizer.bos_id}
+    likelihoods, lost = ablations(trained, mesh, questions, **settings)
+    by_bucket = report.by_bucket(lost, [probe.count for probe in questions], buckets)
+    result["attribution"] = {"levels": list(trained.memory.levels), "lost_without_level": by_bucket}
+    lines = _attribution_lines(records, questions, likelihoods, lost, trained.memory.levels)
+  distributed.on_first(lambda: _report(result, lines, os.path.join(run_dir, directory), title))
 
 
-def _report(result: dict, directory: str, title: str) -> None:
+def _attribution_lines(records, questions, likelihoods, lost, levels) -> list[dict]:
+  """What each answer owes to each level's block, nats."""
+  return [
+    {name: record[name] for name in ("prompt", "answer", "count")}
+    | {"leaf": probe.leaf, "log_likelihood": likelihood, "lost_without_level": dict(zip(levels, row))}
+    for record, probe, likelihood, row in zip(records, questions, likelihoods.tolist(), lost.tolist())
+  ]
+
+
+def _report(result: dict, attribution: list[dict], directory: str, title: str) -> None:
   """Writes and prints."""
   from hiermem_jax.evaluation import report
 
   os.makedirs(directory, exist_ok=True)
+  if attribution:
+    report.write_jsonl(attribution, os.path.join(directory, "attribution.jsonl"))
   report.write_json(result, os.path.join(directory, "report.json"))
   report.plot(result, os.path.join(directory, "report.png"), title)
   print(report.table(result))
@@ -113,6 +153,8 @@ def route_probes(records, tokenizer, retriever):
   """Tokenises probe records and routes each by the text of its prompt alone."""
   from hiermem_jax.evaluation import Probe
 
+  if not records:
+    return []
   prompts = [record["prompt"] for record in records]
   prompt_ids = tokenizer.encode_batch(prompts)
   full_ids = tokenizer.encode_batch([f"{record['prompt']} {record['answer']}." for record in records])

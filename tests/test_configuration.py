@@ -159,7 +159,7 @@ def test_discard_keeps_a_run_that_has_begun(tmp_path):
 # Who imports whom. -----------------------------------------------------------------------------------------------------
 
 _HEAVY = ("tensorflow", "tensorflow_datasets", "seqio", "apache_beam", "sklearn", "torch")
-_VERBS = ("cluster", "compile_pod", "prepare", "train", "train_tokenizer", "evaluate", "describe", "merge", "quickstart")
+_VERBS = ("cluster", "compile_pod", "prepare", "train", "train_tokenizer", "evaluate", "evaluate_tasks", "describe", "merge", "quickstart")
 _ROOMS = ("models", "parallel", "retrieval", "data", "training", "inference", "evaluation")
 # What each room may import of the package. `parallel` may know the row arithmetic of `models`, nothing else of it.
 _MAY_IMPORT = {

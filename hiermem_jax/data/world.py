@@ -25,7 +25,7 @@ from hiermem_jax.data.world_topics import DOMAINS, Domain, Kind
 from hiermem_jax.errors import InputError
 
 # Raise it with every change of the wording or of the drawing: prepared copies are kept apart by it.
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 
 # fmt: off
 _ONSETS = ("b", "br", "c", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "l",
@@ -243,6 +243,7 @@ def _probes(config: WorldConfig, entities: tuple[Entity, ...]) -> list[dict[str,
     for relation, answer in zip(RELATIONS[entity.domain.name], entity.facts):
       probe = {
         "prompt": relation.templates[0].removesuffix(" {answer}.").format(**slots),
+        "paraphrase": relation.templates[1].format(**slots, answer="which one"),
         "answer": answer,
         "relation": relation.name,
         "kind": entity.kind.noun,

@@ -67,7 +67,7 @@ class SyntheticWorldProbes(tfds.core.GeneratorBasedBuilder):
   BUILDER_CONFIGS = _PRESETS
 
   def _info(self) -> tfds.core.DatasetInfo:
-    texts = _text_features("prompt", "answer", "relation", "kind", "domain", "entity")
+    texts = _text_features("prompt", "paraphrase", "answer", "relation", "kind", "domain", "entity")
     return tfds.core.DatasetInfo(
       builder=self,
       description="Prompts for the facts of `synthetic_world`, and how often its training split states each.",

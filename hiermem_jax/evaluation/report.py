@@ -3,8 +3,10 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 _LABELS = {
   "baseline": "baseline (no memory, same tokens)",
@@ -14,6 +16,11 @@ _LABELS = {
   "wrong": "wrong path",
 }
 _COLORS = {"baseline": "#4c4c4c", "none": "#b0b0b0", "generic": "#e0a030", "fetched": "#2a7ab9", "wrong": "#b04a5a"}
+
+
+def style(name: str) -> dict[str, str]:
+  """Label and colour of a series in plots; matplotlib's next colour for what has none of its own."""
+  return {"label": _LABELS.get(name, name)} | ({"color": _COLORS[name]} if name in _COLORS else {})
 
 
 def bucket_labels(buckets: Sequence[int]) -> list[str]:
@@ -30,7 +37,8 @@ def table(report: dict[str, Any]) -> str:
     header += [f"seen {label}" for label in probes["buckets"]]
   rows = [header]
   for name, series in report["series"].items():
-    row = [_LABELS[name], f"{series['loss']:.3f}", f"{series['perplexity']:.2f}"]
+    row = [_LABELS.get(name, name)]
+    row += [f"{series['loss']:.3f}", f"{series['perplexity']:.2f}"] if "loss" in series else ["–", "–"]
     if probes:
       row += ["–" if math.isnan(cell["accuracy"]) else f"{100 * cell['accuracy']:.1f}%" for cell in series["probes"]]
     rows.append(row)
@@ -45,6 +53,15 @@ def table(report: dict[str, Any]) -> str:
   return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def by_bucket(values: np.ndarray, counts: Sequence[int], buckets: Sequence[int]) -> list[list[float]]:
+  """Means of the rows of values [n, m] by bucket of their counts (ascending first counts), NaN where one is empty."""
+  bucket = np.searchsorted(buckets, counts, side="right") - 1
+  return [
+    values[bucket == index].mean(axis=0).tolist() if (bucket == index).any() else [math.nan] * values.shape[1]
+    for index in range(len(buckets))
+  ]
+
+
 def write_json(report: dict[str, Any], path: str) -> None:
   """Writes the report; a number that does not exist (an empty bucket) is null."""
 
@@ -55,10 +72,19 @@ def write_json(report: dict[str, Any], path: str) -> None:
       return [clean(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
+  write_text(json.dumps(clean(report), indent=2) + "\n", path)
+
+
+def write_jsonl(lines: Iterable[dict[str, Any]], path: str) -> None:
+  """Writes one JSON object a line."""
+  write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), path)
+
+
+def write_text(text: str, path: str) -> None:
+  """Writes a file that is there whole or not at all."""
   temporary = f"{path}.tmp"
   with open(temporary, "w", encoding="utf-8") as file:
-    json.dump(clean(report), file, indent=2)
-    file.write("\n")
+    file.write(text)
   os.replace(temporary, path)
 
 
@@ -79,7 +105,7 @@ def plot(report: dict[str, Any], path: str, title: str) -> None:
       positions = [bucket + offset for bucket in range(len(probes["buckets"]))]
       accuracy = [100 * cell["accuracy"] for cell in values["probes"]]
       error = [100 * cell["stderr"] for cell in values["probes"]]
-      left.bar(positions, accuracy, width, yerr=error, color=_COLORS[name], label=_LABELS[name], error_kw={"lw": 0.8})
+      left.bar(positions, accuracy, width, yerr=error, error_kw={"lw": 0.8}, **style(name))
     left.set_xticks(range(len(probes["buckets"])), probes["buckets"])
     left.set_xlabel("times the fact is stated in the training text")
     left.set_ylabel("facts answered exactly (%)")
@@ -87,9 +113,9 @@ def plot(report: dict[str, Any], path: str, title: str) -> None:
     left.spines[["top", "right"]].set_visible(False)
   else:
     figure, right = plt.subplots(figsize=(5.5, 4.0), layout="constrained")
-  names = list(series)
+  names = [name for name in series if "loss" in series[name]]
   perplexities = [series[name]["perplexity"] for name in names]
-  bars = right.bar(range(len(names)), perplexities, 0.7, color=[_COLORS[name] for name in names])
+  bars = right.bar(range(len(names)), perplexities, 0.7, color=[style(name).get("color", "#7a6ab0") for name in names])
   right.bar_label(bars, fmt="%.2f", fontsize=9)
   right.set_xticks(range(len(names)), names, rotation=30)
   low, high = min(perplexities), max(perplexities)

@@ -124,7 +124,7 @@ class Scorer:
     log_likelihood, greedy = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), bool)
     for chosen, length in self._buckets(lengths):
       pairs = [(prompts[i], continuations[i]) for i in chosen]
-      losses, _, agrees = self.score_batch(_prompt_batch(pairs, leaf[chosen], length, self._bos_id))
+      losses, _, agrees = self.score_batch(prompt_batch(pairs, leaf[chosen], length, self._bos_id))
       log_likelihood[chosen], greedy[chosen] = -losses, agrees
     return log_likelihood, greedy
 
@@ -180,7 +180,7 @@ class Scorer:
       yield chosen, -(-lengths[chosen[0]] // _LENGTH_BUCKET) * _LENGTH_BUCKET
 
 
-def _prompt_batch(
+def prompt_batch(
   pairs: Sequence[tuple[Sequence[int], Sequence[int]]], leaf: np.ndarray, length: int, bos_id: int
 ) -> dict[str, np.ndarray]:
   """One document per (prompt, continuation), loss weights on the continuation alone."""
