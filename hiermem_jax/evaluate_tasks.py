@@ -25,6 +25,7 @@ def evaluate_tasks(
   tasks: tuple[str, ...] = (),
   model: str = ".",
   modes: tuple[str, ...] = ("none", "generic", "fetched"),
+  shots: int | None = None,
   max_items: int | None = None,
   context_length: int = 2048,
   articles: Source | None = None,
@@ -45,6 +46,7 @@ def evaluate_tasks(
     model: training directory.
     modes: memories to measure: none, generic, fetched, wrong, 'levels 1 2', and for tasks also 'blocked 3', 'rank 2',
       'cut 50'; see evaluation/modes and evaluation/routes. A model without a bank has 'none' alone.
+    shots: exemplars in front of each question; None: as many as the paper has for the task.
     max_items: of each task and of the articles, the first ones; None: all.
     context_length: tokens of a prompt with its continuation; longer prompts lose their beginning, and are counted.
     articles: documents whose perplexity is measured, each with the memory of its own path.
@@ -85,14 +87,14 @@ def evaluate_tasks(
     _require_same(f"the tree {tree}", retriever.tree.fingerprint, trained.metadata, "tree", model)
   settings = {"batch_size": batch_size, "bos_id": loaded_tokenizer.bos_id, "max_length": context_length}
   scored = MemoryModes(trained, mesh, retriever, modes, **settings)
-  about = {"step": trained.metadata["step"], "context_length": context_length, "max_items": max_items}
+  about = {"step": trained.metadata["step"], "context_length": context_length, "max_items": max_items, "shots": shots}
   about |= {name: trained.metadata[f"{name}_fingerprint"] for name in ("tree", "tokenizer")}
   store = ResultStore(os.path.join(run_dir, directory))
 
   results = {}
   for number, (name, file) in enumerate(files.items(), start=1):
     logging.info("task %d of %d: %s", number, len(files), name)
-    requests = functools.cache(functools.partial(_requests, name, file, path, max_items))
+    requests = functools.cache(functools.partial(_requests, name, file, path, shots, max_items))
     key = about | {"file": hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:16]}
     results[name] = {}
     for mode in modes:
@@ -132,7 +134,7 @@ def _files(data: str | None, tasks: tuple[str, ...]) -> dict[str, str]:
     file = path or os.path.join(data, spec.file)
     if not os.path.isfile(file):
       raise InputError(f"task {name}: no data at {file}; put the file there, give '{name}=PATH', or leave the task out")
-    label = f"{name}={pathlib.Path(path).stem}" if path else name
+    label = name if pathlib.Path(file).name == spec.file else f"{name}={pathlib.Path(file).stem}"
     if label in files:
       raise InputError(f"evaluate_tasks.tasks: {label} is there twice; leave one out")
     files[label] = file
@@ -147,13 +149,13 @@ def _require_same(name: str, fingerprint: str, metadata: dict, kind: str, model:
     )
 
 
-def _requests(name: str, file: str, tokenizer_path: str, max_items: int | None):
+def _requests(name: str, file: str, tokenizer_path: str, shots: int | None, max_items: int | None):
   """The task's kind, SeqIO task and requests."""
   from hiermem_jax.data.tasks.registry import SPLIT, register
   from hiermem_jax.data.tasks.table import task_spec
 
   name = name.split("=")[0]
-  task = register(name, file, tokenizer_path, max_items=max_items)
+  task = register(name, file, tokenizer_path, shots=shots, max_items=max_items)
   dataset = task.get_dataset(sequence_length=None, split=SPLIT, shuffle=False)
   return task_spec(name).kind, task, list(dataset.as_numpy_iterator())
 

@@ -33,7 +33,7 @@ def assemble(
   tasks = {}
   for name, by_mode in results.items():
     spec = specs[name]
-    tasks[name] = {"group": spec.group, "kind": spec.kind, "chance": spec.chance, "shots": spec.shots}
+    tasks[name] = {"group": spec.group, "kind": spec.kind, "chance": spec.chance}
     tasks[name]["modes"] = {mode: result["metrics"] for mode, result in by_mode.items()}
     tasks[name]["truncated"] = max(result["truncated"] for result in by_mode.values())
     if counts and any(item["subject"] for item in next(iter(by_mode.values()))["items"]):
@@ -76,20 +76,22 @@ def _averages(specs: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, A
 def markdown(report: Mapping[str, Any]) -> str:
   """The report as a page."""
   modes = report["modes"]
-  lines = [f"# {report['title']}", "", f"Step {report['step']:,} of `{report['model']}`; accuracies in % ± standard error."]
-  lines += ["", "| task | group | items | shots | chance | " + " | ".join(modes) + " |"]
-  lines += ["|---" * 5 + "|---:" * len(modes) + "|"]
+  lines = [f"# {report['title']}", ""]
+  lines.append(f"Step {report['step']:,} of `{report['model']}`; accuracies in % ± standard error.")
+  lines += ["", "| task | group | items | chance, % | " + " | ".join(modes) + " |"]
+  lines += ["|---" * 4 + "|---:" * len(modes) + "|"]
   for name, task in report["tasks"].items():
     count = next(iter(task["modes"].values()))["count"]
     cells = [_percent(task["modes"][mode]) for mode in modes]
-    lines.append(f"| {name} | {task['group']} | {count:,} | {task['shots']} | {100 * task['chance']:.0f} | " + " | ".join(cells) + " |")
+    about = (name, task["group"], f"{count:,}", f"{100 * task['chance']:.0f}")
+    lines.append(f"| {' | '.join((*about, *cells))} |")
   for group, average in report["averages"].items():
     cells = [f"**{_percent(average['modes'][mode])}**" for mode in modes]
-    lines.append(f"| **Avg-{group}** ({len(average['tasks'])} tasks) | {group} | | | | " + " | ".join(cells) + " |")
+    lines.append(f"| **Avg-{group}** ({len(average['tasks'])} tasks) | {group} | | | " + " | ".join(cells) + " |")
   if report["articles"]:
     cells = [f"{report['articles'][mode]['perplexity']:.2f}" for mode in modes]
     count = report["articles"][modes[0]]["articles"]
-    lines.append(f"| articles, perplexity | | {count:,} | | | " + " | ".join(cells) + " |")
+    lines.append(f"| articles, perplexity | | {count:,} | | " + " | ".join(cells) + " |")
   for name, task in report["tasks"].items():
     if "by_frequency" in task:
       lines += ["", f"## {name}, by how often the subject occurs in the training text", ""]
@@ -99,7 +101,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines.append(f"| {low:,} to {high:,} | {cells[0]['count']} | " + " | ".join(map(_percent, cells)) + " |")
   if cut := {name: task["truncated"] for name, task in report["tasks"].items() if task["truncated"]}:
     said = ", ".join(f"{name} {count:,}" for name, count in cut.items())
-    lines += ["", f"Prompts that were longer than the context of {report['context_length']} tokens and lost their beginning: {said}."]
+    lines += ["", f"Prompts longer than the context of {report['context_length']} tokens lost their beginning: {said}."]
   return "\n".join(lines) + "\n"
 
 
@@ -142,12 +144,15 @@ def plot(report: Mapping[str, Any], path: str) -> None:
       places = np.arange(len(columns)) + (number - (len(report["modes"]) - 1) / 2) * width
       values = [100 * cells[mode]["accuracy"] for _, cells in columns]
       errors = [100 * cells[mode]["stderr"] for _, cells in columns]
-      axis.bar(places, values, width, yerr=errors, error_kw={"lw": 0.8}, **style(mode))
-    axis.set_xticks(range(len(columns)), [label for label, _ in columns], rotation=30 if len(columns) > 6 else 0)
+      axis.bar(places, values, width, yerr=errors, error_kw={"lw": 0.8}, **{"color": f"C{number + 4}"} | style(mode))
+    labels = [label.replace("=", "\n") for label, _ in columns]
+    axis.set_xticks(range(len(columns)), labels, rotation=30 if len(columns) > 6 else 0)
+    axis.set_ylim(bottom=0, top=None if axis.dataLim.ymax > 0 else 1)
     axis.set_ylabel("perplexity" if title.startswith("perplexity") else "correct (%)")
     axis.set_title(title, fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9)
+  handles, labels = axes[0, 0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
   temporary = f"{path}.tmp"
   figure.savefig(temporary, format="png", dpi=150)
   plt.close(figure)

@@ -1,0 +1,141 @@
+r"""EleutherAI's lm-evaluation-harness on our checkpoints, with memory fetched for each request.
+
+Needs `pip install lm_eval`. This module is its command line with one more model, `hiermem`:
+
+  python -m hiermem_jax.evaluation.harness --model hiermem --tasks arc_easy \
+    --model_args run_dir=runs/a2,mode=fetched
+
+and the same model from Python: `lm_eval.simple_evaluate(model=HiermemLM(run_dir="runs/a2"), tasks=["arc_easy"])`.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+
+from hiermem_jax.data.tokenizer import load_tokenizer
+from hiermem_jax.errors import InputError
+from hiermem_jax.evaluation.memory_modes import MemoryModes
+from hiermem_jax.parallel import make_mesh
+from hiermem_jax.retrieval.retriever import load_retriever
+from hiermem_jax.training.checkpoint import load_model
+
+
+@register_model("hiermem")
+class HiermemLM(LM):
+  """The newest checkpoint of a run, in one mode of its memory."""
+
+  def __init__(
+    self,
+    run_dir: str,
+    model: str = ".",
+    mode: str = "fetched",
+    tokenizer: str = "tokenizer.model",
+    tree: str = "tree",
+    max_length: int = 2048,
+    max_gen_toks: int = 64,
+    batch_size: int | str = 64,
+    example_delimiter: str | None = None,
+    **unused,
+  ):
+    """Loads the model.
+
+    Args:
+      run_dir: where relative paths start.
+      model: training directory.
+      mode: of the memory; see `modes` and `routes`. A model without a bank has 'none'.
+      tokenizer: path of the tokenizer.
+      tree: directory of the tree and its encoder.
+      max_length: tokens of a prompt with what follows it; longer prompts lose their beginning.
+      max_gen_toks: tokens generated where a task does not say.
+      batch_size: sequences at once.
+      example_delimiter: what stands between few-shot examples, as a rule "\\n\\n": the retriever sees what comes after
+        the last one, the question alone. None: the retriever sees the whole context.
+      **unused: what the harness gives to all models (device and the like).
+
+    Raises:
+      InputError: something is missing or does not fit.
+    """
+    super().__init__()
+    mesh = make_mesh()
+    trained = load_model(os.path.join(run_dir, model), mesh)
+    self._tokenizer = load_tokenizer(os.path.join(run_dir, tokenizer))
+    retriever = None
+    if trained.memory is None:
+      mode = "none"
+    else:
+      retriever = load_retriever(os.path.join(run_dir, tree))
+      wanted, held = trained.metadata["tree_fingerprint"], retriever.tree.fingerprint
+      if wanted != held:
+        raise InputError(f"the tree {tree} has fingerprint {held}, {model} was trained with {wanted}; give that one")
+    self._mode, self._max_length, self._max_gen_toks = mode, int(max_length), int(max_gen_toks)
+    self._delimiter = example_delimiter
+    settings = {"batch_size": int(batch_size), "bos_id": self._tokenizer.bos_id, "max_length": self._max_length}
+    self._memory = MemoryModes(trained, mesh, retriever, [mode], **settings)
+
+  def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    """Log-likelihood (nats) of each continuation, and whether it is what greedy decoding gives."""
+    del disable_tqdm
+    pairs = [request.args for request in requests]
+    sizes = list(map(len, self._tokenizer.encode_batch([context for context, _ in pairs])))
+    whole = self._tokenizer.encode_batch([context + continuation for context, continuation in pairs])
+    sizes = [min(size, len(ids) - 1) for size, ids in zip(sizes, whole)]
+    scorer, leaf = self._fetch([context for context, _ in pairs])
+    prompts, continuations = zip(*((ids[:size], ids[size:]) for ids, size in zip(whole, sizes)))
+    scores, greedy = scorer.score_continuations(prompts, continuations, leaf)
+    return list(zip(scores.tolist(), greedy.tolist()))
+
+  def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+    """Log-likelihood of whole texts (nats), in windows of the context, each without what is before it."""
+    del disable_tqdm
+    texts = [request.args[0] for request in requests]
+    documents = self._tokenizer.encode_batch(texts)
+    windows = [
+      (number, ids[start : start + self._max_length])
+      for number, ids in enumerate(documents)
+      for start in range(0, len(ids), self._max_length)
+    ]
+    scorer, leaf = self._fetch(texts)
+    owner = np.array([number for number, _ in windows], np.int64)
+    scores, _ = scorer.score_continuations([[]] * len(windows), [ids for _, ids in windows], leaf[owner])
+    return np.bincount(owner, weights=scores.astype(np.float64), minlength=len(texts)).tolist()
+
+  def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+    """Greedy continuations, each cut at the first of its request's stop strings."""
+    del disable_tqdm
+    prompts = self._tokenizer.encode_batch([request.args[0] for request in requests])
+    scorer, leaf = self._fetch([request.args[0] for request in requests])
+    lengths, results = [], [""] * len(requests)
+    for request in requests:
+      settings = request.args[1]
+      if settings.get("do_sample") and settings.get("temperature", 0) > 0:
+        raise InputError(f"task {request.task_name}: asks for sampling; unset do_sample, generation is greedy")
+      lengths.append(int(settings.get("max_gen_toks", self._max_gen_toks)))
+    for length in sorted(set(lengths)):
+      chosen = [number for number, wanted in enumerate(lengths) if wanted == length]
+      stop = [self._tokenizer.eot_id]
+      generated = scorer.generate([prompts[number] for number in chosen], leaf[chosen], length, stop)
+      for number, ids in zip(chosen, generated):
+        results[number] = _cut(self._tokenizer.decode(ids), requests[number].args[1].get("until", ()))
+    return results
+
+  def _fetch(self, contexts: Sequence[str]):
+    """The scorer, and the leaf of each context."""
+    if self._delimiter:
+      contexts = [context.rsplit(self._delimiter, 1)[-1] for context in contexts]
+    return self._memory.of_questions(self._mode, contexts)
+
+
+def _cut(text: str, until: str | Sequence[str]) -> str:
+  for stop in [until] if isinstance(until, str) else until:
+    text = text.split(stop, 1)[0] if stop else text
+  return text
+
+
+if __name__ == "__main__":
+  from lm_eval.__main__ import cli_evaluate
+
+  cli_evaluate()
