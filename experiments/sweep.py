@@ -106,7 +106,8 @@ def run_local(
   # Large pages make the step's big buffers cheaper to allocate on a CPU.
   environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
   with open(log, "ab") as file:
-    child = subprocess.Popen([*pinned, *command], stdout=file, stderr=subprocess.STDOUT, env=environment)
+    settings = {"stdout": file, "stderr": subprocess.STDOUT, "env": environment}
+    child = subprocess.Popen([*pinned, *command], start_new_session=True, **settings)  # Ctrl-C is the runner's
     started(child)
     return child.wait()
 
@@ -126,7 +127,8 @@ class Runner:
     self._sweep, self._results, self._launch, self._workers = sweep, results, launch, workers
     lines = results.read_text().splitlines() if results.exists() else []
     self._done = {(line["name"], line["seed"]) for line in map(json.loads, lines)}
-    self._lock, self._children, self._failed = threading.Lock(), set(), []
+    self._lock, self._stopping = threading.Lock(), threading.Event()
+    self._children, self._failed = set(), []
     self._cpus: queue.Queue = queue.Queue()
     for cpu in range(workers):
       self._cpus.put(cpu if workers > 1 else None)
@@ -145,6 +147,7 @@ class Runner:
         rest = [pool.submit(self._after, setups.get(job.seed), job) for job in todo if job.name != "setup"]
         concurrent.futures.wait([*setups.values(), *rest])
       except KeyboardInterrupt:
+        self._stopping.set()
         pool.shutdown(wait=False, cancel_futures=True)
         for child in list(self._children):
           child.terminate()
@@ -164,9 +167,11 @@ class Runner:
     log = job.directory.with_name(f"{job.directory.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     status = _PREEMPTED
-    while status == _PREEMPTED:
+    while status == _PREEMPTED and not self._stopping.is_set():
       status = self._launch(job.command, log, cpu, self._children.add)
     self._cpus.put(cpu)
+    if self._stopping.is_set():
+      return False
     seconds = time.monotonic() - start
     with self._lock:
       self._left -= 1

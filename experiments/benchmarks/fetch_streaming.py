@@ -85,7 +85,8 @@ def make_step(variant: str, size: Size, mesh: Mesh):
     @functools.partial(split, in_specs=(WEIGHTS, SEQUENCES, SEQUENCES), out_specs=(P(), WEIGHTS, SEQUENCES))
     def gradients(weights, block, x):
       def loss(weights, block):
-        return scan(lambda x, xs: layer(x, *xs), x, (weights, jax.tree.map(lambda m: jnp.moveaxis(m, 1, 0), block.vectors)))
+        vectors = jax.tree.map(lambda m: jnp.moveaxis(m, 1, 0), block.vectors)
+        return scan(lambda x, xs: layer(x, *xs), x, (weights, vectors))
 
       value, grads = jax.value_and_grad(loss, (0, 1))(weights, block)
       return jax.lax.psum(value, BATCH_AXES), *grads

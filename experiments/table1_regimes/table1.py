@@ -99,8 +99,7 @@ def world_measures(run_dir: str, seed: int, tokenizer, retriever) -> Callable:
   from hiermem_jax import configuration
   from hiermem_jax.data.sources import under
   from hiermem_jax.evaluate import route_probes
-  from hiermem_jax.evaluation import probe_accuracy
-  from hiermem_jax.evaluation import mode_leaves
+  from hiermem_jax.evaluation import mode_leaves, probe_accuracy
 
   configuration.load([str(pathlib.Path(__file__).with_name("world.gin"))], [f"SEED = {seed}"])
   source = configuration.bound_argument("prepare", "validation")
