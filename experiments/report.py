@@ -11,8 +11,11 @@ report.json:
    "trends": [{"text": "FFN beats LoRA-QK", "better": {"kind": "ffn"}, "worse": {"kind": "lora_qk"},
                "value": "fetched.loss", "match": ["size"]}]}
 
+With `series`, a table has a row for each of these, and its columns are measures without theirs.
+
 A measure is SERIES.NAME of a run's evaluation: `loss`, `perplexity`, `facts` (share of all questions answered, %),
-`rare` (of those about facts stated 1 to 15 times), `bucket_0`, `bucket_1` ... (by frequency), `relative_flops`; or
+`rare` (of those about facts stated 1 to 15 times), `common` (4 to 63 times), `bucket_0`, `bucket_1` ... (by frequency),
+`relative_flops`; or
 `settings.NAME`; or `lost.LEVEL_BUCKET`, what answers about facts of that frequency lose without that level (nats).
 Values are means over seeds with standard deviations. A trend compares runs of the same seed that agree in the settings
 under `match`; `value` may be two measures, of the better and of the worse, and `higher` says that more is better.
@@ -71,7 +74,7 @@ def measure(line: Line, name: str) -> float | None:
   if key.startswith("bucket_"):
     chosen = probes[int(key.removeprefix("bucket_")) :][:1]
   else:
-    chosen = {"facts": probes, "rare": probes[:2]}[key]
+    chosen = {"facts": probes, "rare": probes[:2], "common": probes[1:3]}[key]
   return 100 * sum(cell["accuracy"] * cell["count"] for cell in chosen) / sum(cell["count"] for cell in chosen)
 
 
@@ -107,19 +110,25 @@ def table(lines: Sequence[Line], spec: Mapping[str, Any]) -> str:
   """One table in Markdown."""
   chosen = matching(lines, spec.get("where", {}))
   seeds = len({line["seed"] for line in chosen})
-  keys, columns = spec["rows"], spec["columns"]
+  keys, columns, series = spec.get("rows", []), spec["columns"], spec.get("series", [""])
+  head = [*keys, *(["memory"] if series != [""] else [])]
   out = [f"**{spec['title']}** ({seeds} seeds, mean ± standard deviation)", ""]
-  out.append("| " + " | ".join([*keys, *columns]) + " |")
-  out.append("|" + "---|" * len(keys) + "---:|" * len(columns))
+  out.append("| " + " | ".join([*head, *columns]) + " |")
+  out.append("|" + "---|" * len(head) + "---:|" * len(columns))
   for group, runs in _groups(chosen, keys).items():
-    cells = []
-    for name in columns.values():
-      values = [value for run in runs if (value := measure(run, name)) is not None]
-      mean, deviation = spread(values) if values else (None, None)
-      digits = 3 if name.endswith("loss") else 1
-      cells.append("–" if mean is None else f"{mean:.{digits}f} ± {deviation:.{digits}f}")
-    out.append("| " + " | ".join([*group, *cells]) + " |")
+    for mode in series:
+      names = [f"{mode}.{name}" if mode else name for name in columns.values()]
+      out.append("| " + " | ".join([*group, *([mode] if mode else []), *(_cell(runs, name) for name in names)]) + " |")
   return "\n".join(out)
+
+
+def _cell(runs: Sequence[Line], name: str) -> str:
+  values = [value for run in runs if (value := measure(run, name)) is not None]
+  if not values:
+    return "–"
+  mean, deviation = spread(values)
+  digits = 3 if name.endswith("loss") else 1
+  return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def holds(lines: Sequence[Line], trend: Mapping[str, Any]) -> tuple[int, int]:

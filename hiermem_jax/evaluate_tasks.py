@@ -12,6 +12,7 @@ import hashlib
 import os
 import pathlib
 
+import numpy as np
 from absl import logging
 
 from hiermem_jax.data.sources import Source
@@ -30,6 +31,8 @@ def evaluate_tasks(
   context_length: int = 2048,
   articles: Source | None = None,
   corpus: Source | None = None,
+  documents: Source | None = None,
+  document_level: int = 3,
   frequency_buckets: int = 5,
   tokenizer: str = "tokenizer.model",
   tree: str = "tree",
@@ -45,12 +48,15 @@ def evaluate_tasks(
     tasks: names, see data/tasks/table.py; 'cloze=/data/mine.jsonl' gives the path of the file as well.
     model: training directory.
     modes: memories to measure: none, generic, fetched, wrong, 'levels 1 2', and for tasks also 'blocked 3', 'rank 2',
-      'cut 50'; see evaluation/modes and evaluation/routes. A model without a bank has 'none' alone.
+      'cut 50', or any of them behind 'rag ', for a document in front of the question; see evaluation/modes, routes and
+      rag. A model without a bank has 'none' and 'rag none'.
     shots: exemplars in front of each question; None: as many as the paper has for the task.
     max_items: of each task and of the articles, the first ones; None: all.
     context_length: tokens of a prompt with its continuation; longer prompts lose their beginning, and are counted.
     articles: documents whose perplexity is measured, each with the memory of its own path.
     corpus: training text, in which elements and subjects of questions are counted, for accuracy by frequency.
+    documents: what 'rag' modes retrieve from: the nearest one in the question's cluster.
+    document_level: tree level of these clusters.
     frequency_buckets: parts of nearly equal size.
     tokenizer: path of the tokenizer.
     tree: directory of the tree and its encoder.
@@ -68,6 +74,7 @@ def evaluate_tasks(
   from hiermem_jax.data.tokenizer import load_tokenizer
   from hiermem_jax.evaluation import task_report
   from hiermem_jax.evaluation.memory_modes import MemoryModes
+  from hiermem_jax.evaluation.rag import Documents
   from hiermem_jax.evaluation.store import ResultStore
   from hiermem_jax.parallel import distributed, make_mesh
   from hiermem_jax.retrieval.retriever import load_retriever
@@ -81,12 +88,15 @@ def evaluate_tasks(
   path = os.path.join(run_dir, tokenizer)
   loaded_tokenizer = load_tokenizer(path)
   _require_same(f"the tokenizer {tokenizer}", loaded_tokenizer.fingerprint, trained.metadata, "tokenizer", model)
-  retriever = None
-  if trained.memory is not None:
+  retriever, rag = None, any(mode.startswith("rag ") for mode in modes)
+  if rag and documents is None:
+    raise InputError("evaluate_tasks.modes: 'rag' without documents; bind evaluate_tasks.documents")
+  if trained.memory is not None or rag:
     retriever = load_retriever(os.path.join(run_dir, tree))
     _require_same(f"the tree {tree}", retriever.tree.fingerprint, trained.metadata, "tree", model)
   settings = {"batch_size": batch_size, "bos_id": loaded_tokenizer.bos_id, "max_length": context_length}
-  scored = MemoryModes(trained, mesh, retriever, modes, **settings)
+  scored = MemoryModes(trained, mesh, retriever, [mode.removeprefix("rag ") for mode in modes], **settings)
+  library = functools.cache(lambda: Documents(list(good_texts(documents)), retriever, loaded_tokenizer, document_level))
   about = {"step": trained.metadata["step"], "context_length": context_length, "max_items": max_items, "shots": shots}
   about |= {name: trained.metadata[f"{name}_fingerprint"] for name in ("tree", "tokenizer")}
   store = ResultStore(os.path.join(run_dir, directory))
@@ -98,8 +108,9 @@ def evaluate_tasks(
     key = about | {"file": hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:16]}
     results[name] = {}
     for mode in modes:
-      measure = functools.partial(_measure_task, requests, mode, scored, loaded_tokenizer)
-      result = results[name][mode] = store.get(f"{name}.{mode}", key, measure)
+      measure = functools.partial(_measure_task, requests, mode, scored, loaded_tokenizer, library, context_length)
+      settings = key | ({"documents": repr(documents)} if mode.startswith("rag ") else {})
+      result = results[name][mode] = store.get(f"{name}.{mode}", settings, measure)
       logging.info("%s, %s: %.1f%% of %d", name, mode, 100 * result["metrics"]["accuracy"], result["metrics"]["count"])
 
   counts = None
@@ -110,7 +121,8 @@ def evaluate_tasks(
 
   perplexities = {}
   texts = functools.cache(lambda: list(good_texts(articles))[:max_items])
-  for mode in modes if articles is not None else ():
+  article_modes = [mode for mode in modes if not mode.startswith("rag ")]  # an article would be its own document
+  for mode in article_modes if articles is not None else ():
     measure = functools.partial(_measure_articles, texts, mode, scored, loaded_tokenizer, context_length)
     perplexities[mode] = store.get(f"articles.{mode}", about | {"articles": repr(articles)}, measure)
     logging.info("articles, %s: perplexity %.2f", mode, perplexities[mode]["perplexity"])
@@ -160,13 +172,18 @@ def _requests(name: str, file: str, tokenizer_path: str, shots: int | None, max_
   return task_spec(name).kind, task, list(dataset.as_numpy_iterator())
 
 
-def _measure_task(requests, mode: str, scored, tokenizer) -> dict:
+def _measure_task(requests, mode: str, scored, tokenizer, library, length: int) -> dict:
   """Metrics and items of a task in one mode of the memory."""
   from hiermem_jax.data.tasks.metrics import item_results
-  from hiermem_jax.evaluation.tasks import answer
+  from hiermem_jax.evaluation.tasks import NEW_TOKENS, answer
 
   kind, task, examples = requests()
-  scorer, leaf = scored.of_questions(mode, [example["retrieval"].decode() for example in examples])
+  questions = [example["retrieval"].decode() for example in examples]
+  scorer, leaf = scored.of_questions(mode.removeprefix("rag "), questions)
+  if mode.startswith("rag "):
+    after = NEW_TOKENS.get(kind) or max(len(example["targets"]) for example in examples)
+    prompts = library().prepend([example["inputs"].tolist() for example in examples], questions, after, length)
+    examples = [example | {"inputs": np.array(prompt, np.int32)} for example, prompt in zip(examples, prompts)]
   before = scorer.truncated
   outputs = answer(kind, examples, leaf, scorer, tokenizer)
   metric_fn = (task.predict_metric_fns + task.score_metric_fns)[0]

@@ -89,7 +89,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     cells = [f"**{_percent(average['modes'][mode])}**" for mode in modes]
     lines.append(f"| **Avg-{group}** ({len(average['tasks'])} tasks) | {group} | | | " + " | ".join(cells) + " |")
   if report["articles"]:
-    cells = [f"{report['articles'][mode]['perplexity']:.2f}" for mode in modes]
+    cells = [f"{cell['perplexity']:.2f}" if (cell := report["articles"].get(mode)) else "–" for mode in modes]
     count = report["articles"][modes[0]]["articles"]
     lines.append(f"| articles, perplexity | | {count:,} | | " + " | ".join(cells) + " |")
   for name, task in report["tasks"].items():
@@ -140,7 +140,7 @@ def plot(report: Mapping[str, Any], path: str) -> None:
   figure, axes = plt.subplots(len(panels), 1, figsize=(11, 3.6 * len(panels)), squeeze=False, layout="constrained")
   for axis, (title, columns) in zip(axes[:, 0], panels):
     width = 0.8 / len(report["modes"])
-    for number, mode in enumerate(report["modes"]):
+    for number, mode in enumerate(mode for mode in report["modes"] if mode in columns[0][1]):
       places = np.arange(len(columns)) + (number - (len(report["modes"]) - 1) / 2) * width
       values = [100 * cells[mode]["accuracy"] for _, cells in columns]
       errors = [100 * cells[mode]["stderr"] for _, cells in columns]

@@ -8,7 +8,7 @@ import numpy as np
 from hiermem_jax.data.tokenizer import Tokenizer
 from hiermem_jax.evaluation.scoring import Scorer
 
-_NEW_TOKENS = {"generation": 32, "number": 10}
+NEW_TOKENS = {"generation": 32, "number": 10}  # how many are generated
 
 
 def answer(
@@ -27,10 +27,10 @@ def answer(
     One output per request.
   """
   prompts = [example["inputs"].tolist() for example in examples]
-  if kind in _NEW_TOKENS:
+  if kind in NEW_TOKENS:
     newline = tokenizer.encode("\n")
     stop = [tokenizer.eot_id, *(newline if len(newline) == 1 else [])]
-    return [tokenizer.decode(ids) for ids in scorer.generate(prompts, leaf, _NEW_TOKENS[kind], stop)]
+    return [tokenizer.decode(ids) for ids in scorer.generate(prompts, leaf, NEW_TOKENS[kind], stop)]
   scores, greedy = scorer.score_continuations(prompts, [example["targets"].tolist() for example in examples], leaf)
   return list(zip(scores.tolist(), greedy.tolist())) if kind == "language_modeling" else scores.tolist()
 

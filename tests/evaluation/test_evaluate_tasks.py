@@ -117,6 +117,27 @@ def test_model_without_a_bank(toy_run, tmp_path):
   assert json.loads((tmp_path / "bank/report.json").read_text())["tasks"]["arc_easy"]["modes"]["none"] == own
 
 
+def test_document_in_front(toy_run, tmp_path, monkeypatch):
+  """With the articles as documents; the prompts end as without."""
+  seen = {}
+  real = tasks.answer
+
+  def spy(kind, examples, leaf, *rest):
+    seen[len(seen)] = [example["inputs"].tolist() for example in examples]
+    return real(kind, examples, leaf, *rest)
+
+  monkeypatch.setattr(tasks, "answer", spy)
+  documents = ["evaluate_tasks.documents = @JsonlSource()", f"JsonlSource.pattern = '{toy_run}/articles.jsonl'"]
+  modes = "evaluate_tasks.modes = ('fetched', 'rag fetched', 'rag none')"
+  evaluate(toy_run, tmp_path, *documents, modes, "evaluate_tasks.document_level = 1", names=("nq_open",))
+  for plain, behind in zip(seen[0], seen[1]):
+    assert behind[len(behind) - len(plain) :] == plain
+  assert seen[1] == seen[2]
+  assert max(map(len, seen[1])) > max(map(len, seen[0])) + 5
+  found = json.loads((tmp_path / "report.json").read_text())["tasks"]["nq_open"]["modes"]
+  assert list(found) == ["fetched", "rag fetched", "rag none"]
+
+
 @pytest.mark.parametrize(
   ("names", "bindings", "message"),
   [
@@ -130,6 +151,7 @@ def test_model_without_a_bank(toy_run, tmp_path):
     (("arc_easy",), ("evaluate_tasks.model = 'untrained'",), "untrained: no checkpoint there; train it first"),
     (("arc_easy",), ("evaluate_tasks.tree = 'other_tree'",), "the tree other_tree has fingerprint .* trained with"),
     (("arc_easy",), ("evaluate_tasks.tree = 'no_tree'",), "no_tree"),
+    (("arc_easy",), ("evaluate_tasks.modes = ('rag none',)",), "'rag' without documents; bind"),
   ],
 )
 def test_bad_input_is_one_line(toy_run, tmp_path, names, bindings, message):
