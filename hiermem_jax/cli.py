@@ -86,7 +86,7 @@ def _check_process_flags(verb: str) -> None:
   given = [flag.name for flag in _PROCESS_FLAGS if flag.value is not None]
   if given and not _DISTRIBUTED.value:
     raise InputError(f"--{given[0]}: says nothing without --distributed; add that or leave this out")
-  if _DISTRIBUTED.value and verb not in ("train", "merge", "evaluate", "quickstart"):
+  if _DISTRIBUTED.value and verb not in ("train", "merge", "evaluate", "evaluate_tasks", "quickstart"):
     raise InputError(f"--distributed: {verb} runs in one process; leave the flag out")
 
 
@@ -128,7 +128,7 @@ def _run(verb: str, argv: list[str]) -> None:
       trains = verb in ("train", "quickstart")
       distributed.initialize(*(flag.value for flag in _PROCESS_FLAGS), preemptible=trains)
     path = os.path.join(run_dir, "config.gin" if verb in ("train", "quickstart") else f"{verb}.config.gin")
-    configuration.save(path, text)
+    configuration.save(path, text, replace=verb.startswith("evaluate"))  # a model may be measured in many ways
     if how := _how_to_run():
       configuration.load(_GIN_FILE.value, [*_GIN_BINDINGS.value, *how])
     try:

@@ -230,8 +230,8 @@ def bound_argument(verb: str, argument: str):
   return bindings[argument]
 
 
-def save(path: str, text: str) -> None:
-  """Writes a run's configuration, or checks that the one already there is the same.
+def save(path: str, text: str, replace: bool = False) -> None:
+  """Writes a run's configuration, or checks that the one already there is the same; with `replace` writes in any case.
 
   Of several processes the first writes, and the others check that they were given the same.
 
@@ -240,12 +240,12 @@ def save(path: str, text: str) -> None:
   """
   from hiermem_jax.parallel import distributed
 
-  distributed.on_first(lambda: _write_or_compare(path, text))
+  distributed.on_first(lambda: _write_or_compare(path, text, replace))
   distributed.together(lambda: _require_same(path, text))
 
 
-def _write_or_compare(path: str, text: str) -> None:
-  if os.path.exists(path):
+def _write_or_compare(path: str, text: str, replace: bool) -> None:
+  if os.path.exists(path) and not replace:
     _require_same(path, text)
     return
   os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -166,7 +166,7 @@ def test_bad_binding(chain, fails, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("verb", ["cluster", "prepare", "train", "evaluate", "quickstart"])
+@pytest.mark.parametrize("verb", ["cluster", "prepare", "train", "evaluate", "evaluate_tasks", "quickstart"])
 def test_validate_only_prints_and_touches_nothing(chain, run, tmp_path, verb):
   status, output, errors = run(verb, f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run", "--validate_only")
   assert (status, errors) == (0, "")
@@ -284,6 +284,40 @@ def test_evaluation_prints_and_writes_a_report(chain, run):
   for series in report["series"].values():
     assert f"{series['perplexity']:.2f}" in output
     assert [bucket["count"] for bucket in series["probes"]] == [1, 0, 0, 0]
+
+
+def test_evaluation_of_routes_levels_and_documents(chain, run, fails):
+  """In the directory where another evaluation was: a model may be measured in many ways."""
+  extra = (
+    "evaluate.modes = ('fetched', 'levels 2')",
+    "evaluate.routes = ('blocked 1', 'blocked 2', 'rank 2', 'cut 50')",
+    "evaluate.attribution = True",
+    "evaluate.rag = ('none', 'fetched')",
+    "evaluate.documents = @JsonlSource()",
+    "evaluate.directory = 'probing'",
+  )
+  arguments = [f"--gin_file={chain[0]}", *(f"--gin_bindings={line}" for line in extra), f"--run_dir={chain[1]}"]
+  status, output, errors = run("evaluate", *arguments)
+  assert status == 0, errors
+  report = json.loads((chain[1] / "probing/report.json").read_text())
+  routes = ["blocked 1", "blocked 2", "rank 2", "cut 50"]
+  assert list(report["series"]) == ["fetched", "levels 2", *routes, "rag none", "rag fetched"]
+  assert all("loss" not in report["series"][name] for name in routes)
+  assert report["series"]["rag fetched"]["relative_flops"] > report["series"]["rag none"]["relative_flops"] > 1
+  assert report["documents"]["tokens"] > report["documents"]["plain_tokens"]
+  (line,) = [json.loads(line) for line in (chain[1] / "probing/attribution.jsonl").read_text().splitlines()]
+  assert line["prompt"] == "The sailor and the" and line["lost_without_level"].keys() == {"1", "2"}
+  assert report["attribution"]["lost_without_level"][0] == pytest.approx(list(line["lost_without_level"].values()))
+  assert "blocked 2" in output
+  for binding, message in (
+    ("evaluate.routes = ('fetched',)", "evaluate.routes: ['fetched'] unknown"),
+    ("evaluate.routes = ('blocked 3',)", "the tree has levels 1 to 2"),
+    ("evaluate.routes = ('paraphrased',)", "no field `paraphrase`"),
+    ("evaluate.modes = ('levels 3',)", "none on levels [3]"),
+    ("evaluate.rag = ('none',)", "evaluate.rag: without documents"),
+  ):
+    flags = [f"--gin_bindings={line}" for line in (binding, "evaluate.directory = 'probing'")]
+    assert message in fails("evaluate", f"--gin_file={chain[0]}", *flags, f"--run_dir={chain[1]}")
 
 
 def test_tree_of_another_run(chain, fails, tmp_path):

@@ -25,6 +25,9 @@ What training reads
 For SeqIO's users
   seqio_tasks.py     the same data as SeqIO tasks and a feature converter
   vocabulary.py      our tokenizers as SeqIO vocabularies
+For evaluation
+  tasks/             public question sets in their original formats, as SeqIO tasks, and their metrics
+  mentions.py        how often names occur in a corpus
 
 This is the only room that may import TensorFlow and Beam, and only when what needs them is used: a machine without
 them can train from prepared files.

@@ -3,7 +3,7 @@ r"""EleutherAI's lm-evaluation-harness on our checkpoints, with memory fetched f
 Needs `pip install lm_eval`. This module is its command line with one more model, `hiermem`:
 
   python -m hiermem_jax.evaluation.harness --model hiermem --tasks arc_easy \
-    --model_args run_dir=runs/a2,mode=fetched
+    --model_args run_dir=runs/a2,mode=fetched --batch_size 64
 
 and the same model from Python: `lm_eval.simple_evaluate(model=HiermemLM(run_dir="runs/a2"), tasks=["arc_easy"])`.
 """
