@@ -87,6 +87,8 @@ def test_prompt_never_contains_an_answer(world):
     (relation,) = (r for r in RELATIONS[probe["domain"]] if r.name == probe["relation"])
     assert probe["answer"] in relation.answers
     assert not any(a.lower() in probe["prompt"].lower() for a in relation.answers)
+    assert probe["entity"] in probe["paraphrase"]
+    assert not any(re.search(rf"\b{re.escape(a)}\b", probe["paraphrase"]) for a in relation.answers)
 
 
 def test_answers_are_uniform_and_independent_of_the_kind(world):

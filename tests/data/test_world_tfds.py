@@ -48,7 +48,7 @@ def test_a_changed_config_is_never_served_a_stale_copy(data_dir, world):
 def test_values_are_plain_python(data_dir):
   probe = next(WorldSource(world=TINY, split="probes", data_dir=data_dir).records())
   assert {key: type(value) for key, value in probe.items()} == {
-    **dict.fromkeys(("prompt", "answer", "relation", "kind", "domain", "entity"), str),
+    **dict.fromkeys(("prompt", "paraphrase", "answer", "relation", "kind", "domain", "entity"), str),
     "count": int,
   }
 

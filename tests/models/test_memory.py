@@ -54,8 +54,7 @@ def test_sizes_are_the_papers(kind, fetched):
   assert bank["level_2"].shape == (257, fetched)
 
 
-@pytest.mark.parametrize("layers", [None, "last 2", (0, 3)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "layers"), [*((kind, None) for kind in KINDS), ("ffn", "last 2"), ("kv", (0, 3))])
 def test_fresh_memory_changes_no_bit_and_gets_gradient(kind, layers, random_anchor):
   memory = MemoryConfig(rows=(3, 2), branching=2, kind=kind, layers=layers)
   params = random_anchor(ANCHOR)
@@ -119,15 +118,21 @@ def test_kv_has_a_softmax_of_its_own_without_positions(random_anchor):
   np.testing.assert_allclose(shifted[0], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layers", ["first 2", "middle 2", "last 2", (1,), (0, 3)])
+@pytest.mark.parametrize(
+  ("layers", "numbers"),
+  [("first 2", (0, 1)), ("middle 2", (1, 2)), ("last 2", (2, 3)), ("middle 1", (1,)), ("last 4", (0, 1, 2, 3)), ((1,), (1,))],
+)
+def test_names_of_layers(layers, numbers):
+  assert MemoryConfig(rows=(4, 2), branching=2, layers=layers).layer_numbers(ANCHOR) == numbers
+
+
+@pytest.mark.parametrize(("kind", "layers"), [*((kind, (0, 3)) for kind in KINDS), ("ffn", "last 2"), ("ffn", (1,))])
 def test_placement_is_a_block_that_is_zero_elsewhere(kind, layers, random_anchor):
   """Same total; the chosen layers have more units each, the others as if they had units of zeros."""
   params = random_anchor(ANCHOR)
   placed = MemoryConfig(rows=(4, 2), branching=2, kind=kind, layers=layers)
   everywhere = dataclasses.replace(placed, layers=None)
-  numbers = {"first 2": (0, 1), "middle 2": (1, 2), "last 2": (2, 3)}.get(layers, layers)
-  assert placed.layer_numbers(ANCHOR) == numbers
+  numbers = placed.layer_numbers(ANCHOR)
   assert table_shapes(placed, ANCHOR) == table_shapes(everywhere, ANCHOR)
   block = random_block(placed)
   for vector in block.vectors.values():
