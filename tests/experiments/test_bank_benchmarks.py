@@ -75,7 +75,17 @@ def test_memory_overhead(tmp_path):
   assert report["overhead"] == pytest.approx(report["step_ratio"] / report["flop_ratio"])
 
 
-@pytest.mark.parametrize("script, flags", [("bank_update.py", ["--rows", "0"]), ("memory_overhead.py", ["--batch=0"])])
+@pytest.mark.slow
+def test_scoring(tmp_path):
+  done = run("scoring.py", "--quick", "--json", folder=tmp_path)
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout)
+  assert report["questions"] == 16 and 0 < report["padding"] < 0.7
+  assert report["score_ratio"] == pytest.approx(report["score_tokens_per_s"] / report["forward_tokens_per_s"])
+  assert min(report.values()) > 0
+
+
+@pytest.mark.parametrize("script, flags", [("bank_update.py", ["--rows", "0"]), ("memory_overhead.py", ["--batch=0"]), ("scoring.py", ["--batch=0"])])
 def test_sizes_that_make_no_sense(tmp_path, script, flags):
   done = run(script, *flags, folder=tmp_path)
   assert done.returncode == 2
