@@ -70,7 +70,7 @@ def evaluate_tasks(
   """
   from hiermem_jax.data.mentions import count_mentions
   from hiermem_jax.data.reading import good_texts
-  from hiermem_jax.data.tasks.table import task_spec
+  from hiermem_jax.data.tasks.table import TASKS, task_spec
   from hiermem_jax.data.tokenizer import load_tokenizer
   from hiermem_jax.evaluation import task_report
   from hiermem_jax.evaluation.memory_modes import MemoryModes
@@ -129,6 +129,8 @@ def evaluate_tasks(
 
   specs = {name: task_spec(name.split("=")[0]) for name in files}
   report = {"title": title, "model": model, "modes": list(modes), **about}
+  run = {spec.name for spec in specs.values()}
+  report["not_run"] = [name for name, spec in TASKS.items() if spec.group in ("CK", "SK") and name not in run]
   report |= task_report.assemble(specs, results, perplexities, counts, frequency_buckets)
   distributed.on_first(lambda: task_report.write(report, os.path.join(run_dir, directory)))
 

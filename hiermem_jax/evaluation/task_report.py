@@ -92,6 +92,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     cells = [f"{cell['perplexity']:.2f}" if (cell := report["articles"].get(mode)) else "–" for mode in modes]
     count = report["articles"][modes[0]]["articles"]
     lines.append(f"| articles, perplexity | | {count:,} | | " + " | ".join(cells) + " |")
+  if report["averages"] and report["not_run"]:
+    lines += ["", f"Averages are over the tasks above; not run: {', '.join(report['not_run'])}."]
   for name, task in report["tasks"].items():
     if "by_frequency" in task:
       lines += ["", f"## {name}, by how often the subject occurs in the training text", ""]

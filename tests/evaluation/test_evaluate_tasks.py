@@ -59,6 +59,7 @@ def test_report_has_every_task_and_mode(report):
   assert average["modes"]["fetched"]["accuracy"] == pytest.approx(expected)
   page = (directory / "report.md").read_text()
   assert "| arc_easy | SK | 36 | 25 |" in page and "**Avg-SK** (2 tasks)" in page
+  assert "not run: lambada, boolq, squad, winograd, winogrande, coqa, hellaswag, arc_challenge" in page
   assert (directory / "report.png").stat().st_size > 10_000
 
 

@@ -4,7 +4,7 @@
   formats.py    `Item` and one reader per format
   prompts.py    `Prompting` and `requests`: items -> (context, continuation), with few-shot exemplars
   table.py      `TASKS`: what is known of each task; `task_spec` finds one by its name
-  metrics.py    model outputs -> results of items -> metrics; buckets by frequency; averages of task groups
+  metrics.py    model outputs -> results of items -> metrics
   registry.py   `register`: a file of a task as a SeqIO task
 
 Only registry.py needs SeqIO (and so TensorFlow). In short:

@@ -18,9 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from hiermem_jax.data.tasks.table import COMMON, SPECIFIC, TASKS
-from hiermem_jax.errors import InputError
-
 Example = Mapping[str, Any]
 
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
@@ -96,43 +93,6 @@ def normalized(text: str) -> str:
   """Lower case, without punctuation, articles and surplus white space."""
   text = text.lower().translate(_PUNCTUATION)
   return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def buckets_by_count(counts: Sequence[float], num_buckets: int) -> list[np.ndarray]:
-  """Splits items into buckets of nearly equal size by a count, such as how often a name occurs in the corpus.
-
-  Args:
-    counts: [n], one per item.
-    num_buckets: at most n.
-
-  Returns:
-    Numbers of the items of each bucket, the rarest first; items of equal counts keep their order.
-
-  Raises:
-    InputError: fewer items than buckets.
-  """
-  if not 1 <= num_buckets <= len(counts):
-    raise InputError(f"num_buckets = {num_buckets} for {len(counts)} items; give 1 to {len(counts)}")
-  return np.array_split(np.argsort(counts, kind="stable"), num_buckets)
-
-
-def summary(accuracies: Mapping[str, float]) -> dict[str, Any]:
-  """Unweighted mean accuracies of the two task groups.
-
-  Args:
-    accuracies: task -> accuracy, of the tasks that were run.
-
-  Returns:
-    "avg_ck" and "avg_sk", None where no task of the group was run; "missing_ck" and "missing_sk", lists of the tasks
-    that were not.
-  """
-  result: dict[str, Any] = {}
-  for group in (COMMON, SPECIFIC):
-    names = [name for name, spec in TASKS.items() if spec.group == group]
-    run = [accuracies[name] for name in names if name in accuracies]
-    result[f"avg_{group.lower()}"] = sum(run) / len(run) if run else None
-    result[f"missing_{group.lower()}"] = [name for name in names if name not in accuracies]
-  return result
 
 
 def _accuracy(results: Sequence[Mapping[str, Any]], field: str = "correct") -> dict[str, float]:

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from hiermem_jax.data.tasks import metrics
-from hiermem_jax.data.tasks.table import TASKS
-from hiermem_jax.errors import InputError
 
 
 def example(item, option=0, tokens=1, correct=True, answers=(), group="", subject=""):
@@ -90,19 +88,3 @@ def test_number():
 def test_results_name_group_and_subject():
   (result,) = metrics.item_results("number", [example(7, answers=("1",), group="P1", subject="Å")], ["1"])
   assert result == {"item": 7, "group": "P1", "subject": "Å", "correct": True}
-
-
-def test_buckets():
-  counts = [5, 1, 5, 0, 9, 1, 1]
-  assert [bucket.tolist() for bucket in metrics.buckets_by_count(counts, 3)] == [[3, 1, 5], [6, 0], [2, 4]]
-  assert [len(bucket) for bucket in metrics.buckets_by_count(np.arange(118), 5)] == [24, 24, 24, 23, 23]
-  with pytest.raises(InputError, match="num_buckets = 8 for 7 items; give 1 to 7"):
-    metrics.buckets_by_count(counts, 8)
-
-
-def test_summary():
-  got = metrics.summary({"lambada": 0.2, "boolq": 0.6, "elements": 1.0})
-  assert got["avg_ck"] == pytest.approx(0.4) and got["avg_sk"] is None
-  assert got["missing_ck"] == ["squad", "winograd", "winogrande", "coqa"] and len(got["missing_sk"]) == 7
-  got = metrics.summary(dict.fromkeys(TASKS, 0.5))
-  assert got == {"avg_ck": 0.5, "avg_sk": 0.5, "missing_ck": [], "missing_sk": []}
