@@ -1,6 +1,6 @@
 r"""EleutherAI's lm-evaluation-harness on our checkpoints, with memory fetched for each request.
 
-Needs `pip install lm_eval`. This module is its command line with one more model, `hiermem`:
+Needs `pip install -e ".[harness]"`. This module is its command line with one more model, `hiermem`:
 
   python -m hiermem_jax.evaluation.harness --model hiermem --tasks arc_easy \
     --model_args run_dir=runs/a2,mode=fetched --batch_size 64

@@ -2,20 +2,19 @@
 
 import json
 
+import lm_eval
 import numpy as np
 import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
 
-lm_eval = pytest.importorskip("lm_eval")
-from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
-
-from hiermem_jax import configuration  # noqa: E402
-from hiermem_jax.data.tokenizer import load_tokenizer  # noqa: E402
-from hiermem_jax.errors import InputError  # noqa: E402
-from hiermem_jax.evaluation import Scorer  # noqa: E402
-from hiermem_jax.evaluation.harness import HiermemLM  # noqa: E402
-from hiermem_jax.retrieval.retriever import load_retriever  # noqa: E402
-from hiermem_jax.training.checkpoint import load_model  # noqa: E402
+from hiermem_jax import configuration
+from hiermem_jax.data.tokenizer import load_tokenizer
+from hiermem_jax.errors import InputError
+from hiermem_jax.evaluation import Scorer
+from hiermem_jax.evaluation.harness import HiermemLM
+from hiermem_jax.retrieval.retriever import load_retriever
+from hiermem_jax.training.checkpoint import load_model
 
 TASK = """
 task: local_choice
