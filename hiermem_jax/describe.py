@@ -3,7 +3,8 @@ r"""Prints the arithmetic of a run without touching a device.
   python -m hiermem_jax.describe --gin_file=gin/runs/a2.gin [--topology=v5e:16x16 [--num_slices=2]] [--json]
 
 Parameters of the anchor, of what a sequence fetches and of the bank; forward FLOPs per token with and without memory;
-bytes per level of the bank in bfloat16 and in float32 with AdamW's two moments; and, for a TPU topology or for a number
+bytes per level of the bank in bfloat16 and in float32 with AdamW's two moments; tokens and FLOPs of the whole training;
+and, for a TPU topology or for a number
 of devices (--gin_bindings="describe.devices = 8"), what each device holds of parameters and optimizer state. What a
 step needs beyond that, `compile_pod` tells.
 """
@@ -44,6 +45,11 @@ def describe(
     raise InputError("train.anchor is not bound: name a run with --gin_file, e.g. gin/runs/a2.gin")
   memory = configuration.bound_argument("train", "memory")
   sizes = arithmetic(anchor, memory, context_length)
+  training = {name: configuration.bound_argument("train", name) for name in ("steps", "batch_size", "frozen_anchor")}
+  if training["steps"] and training["batch_size"]:
+    buckets, length = (configuration.bound_argument("prepare", name) for name in ("buckets", "length"))
+    tokens = training["steps"] * training["batch_size"] * max(buckets or (length,))
+    sizes["training"] = whole_training(anchor, memory, tokens, context_length, training["frozen_anchor"])
   if topology is not None or devices is not None:
     names = ("optimizer", "steps", "batch_size", "mesh", "frozen_anchor")
     run = {name: configuration.bound_argument("train", name) for name in names}
@@ -80,6 +86,16 @@ def arithmetic(anchor: AnchorConfig, memory: MemoryConfig | None, context_length
     "bank_bytes_bfloat16": 2 * memory.bank_params(anchor) if memory else 0,
     "levels": levels,
   }
+
+
+def whole_training(
+  anchor: AnchorConfig, memory: MemoryConfig | None, tokens: int, context_length: int, frozen_anchor: bool
+) -> dict:
+  """Model FLOPs of a whole training, forward and backward; `context_length` is the mean of its sequences."""
+  from hiermem_jax.training.recorder import training_flops
+
+  per_token = training_flops(anchor, memory, frozen_anchor=frozen_anchor)(context_length)
+  return {"tokens": tokens, "flops_per_token": per_token, "flops": tokens * per_token}
 
 
 def per_device(
@@ -131,6 +147,12 @@ def as_text(sizes: dict) -> str:
     f"forward FLOPs per token    {sizes['flops_per_token']:>18,}   at context length {sizes['context_length']}",
     f"  without memory           {sizes['flops_per_token_no_memory']:>18,}   ratio {ratio:.3f}; training costs 3x",
   ]
+  if "training" in sizes:
+    training = sizes["training"]
+    lines.append(
+      f"training tokens            {training['tokens']:>18,}   {training['flops']:.3g} FLOPs,"
+      f" {training['flops_per_token']:,} per token"
+    )
   if sizes["levels"]:
     lines.append("")
     lines.append("level  clusters   rows   block parameters   level parameters   bfloat16    float32 + AdamW moments")

@@ -34,6 +34,18 @@ def test_sizes_are_the_papers(capsys, run, anchor, fetched, bank):
   assert sum(level["params"] for level in sizes["levels"]) == bank
 
 
+@pytest.mark.parametrize("run, per_token", [("a1", 6 * 190_971_904), ("a2", 6 * (190_971_904 + 18_063_360)), ("a3", 0)])
+def test_whole_training_is_a_trillion_tokens(capsys, run, per_token):
+  """2^40 of them (paper, Appendix A), whether of one length or of several; a frozen anchor saves a third of its part."""
+  load(run)
+  configuration.call("describe", as_json=True)
+  sizes = json.loads(capsys.readouterr().out)
+  training = sizes["training"]
+  assert training["tokens"] == 2**40
+  assert training["flops_per_token"] == (per_token or 4 * 190_971_904 + 6 * 18_063_360)
+  assert training["flops"] == training["tokens"] * training["flops_per_token"]
+
+
 def test_page_with_and_without_memory(capsys):
   load("a2")
   configuration.call("describe")
