@@ -4,6 +4,7 @@ All of them run the same program in the same order. The first one writes what th
 reports); checkpoints are written by all. They share the run directory.
 """
 
+import json
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,6 +15,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.parallel import hosts
 
 T = TypeVar("T")
 
@@ -36,13 +38,15 @@ def initialize(
     preemptible: SIGTERM no longer ends a process, but is left to training, which saves first.
 
   Raises:
-    InputError: the arguments do not fit each other, or what is not given cannot be detected; on Cloud TPU and under
-      Slurm, Open MPI or Kubernetes it can.
+    InputError: the arguments do not fit each other, or what is not given cannot be detected (on Cloud TPU and under
+      Slurm, Open MPI or Kubernetes it can); this host has no chips; or the hosts run different code or versions.
   """
   if coordinator_address is not None and not coordinator_address.rpartition(":")[2].isdigit():
     raise InputError(f"--coordinator_address={coordinator_address}: has no port; give HOST:PORT of process 0")
   if process_id is not None and num_processes is not None and process_id >= num_processes:
     raise InputError(f"--process_id={process_id}: --num_processes={num_processes} are counted from 0; give less")
+  here = hosts.facts()
+  hosts.check_chips(here, jax.config.jax_platforms)
   jax.config.update("jax_enable_preemption_service", preemptible)
   logging.info("waiting for the other processes, up to five minutes")
   try:
@@ -56,8 +60,9 @@ def initialize(
     ) from None
   if not is_first():
     logging.set_verbosity(logging.WARNING)
-  here, everywhere = jax.local_device_count(), jax.device_count()
-  logging.info("%d processes, %d devices, %d of them here", jax.process_count(), everywhere, here)
+  devices = jax.local_device_count(), jax.device_count()
+  logging.info("%d processes; of %d devices, %d are here", jax.process_count(), *devices[::-1])
+  hosts.check_agreement([json.loads(each) for each in _everyones(json.dumps(here))])
 
 
 def leave(seconds: float) -> bool:
@@ -90,15 +95,19 @@ def together(function: Callable[[], T]) -> T:
     result = function()
   except Exception as error:
     failure, kind = error, 1 if isinstance(error, (InputError, OSError)) else 2
-  message = f"process {jax.process_index()}: {failure}" if failure else ""
-  encoded = np.frombuffer(message.encode()[: _MESSAGE_BYTES - 1].ljust(_MESSAGE_BYTES - 1) + bytes([kind]), np.uint8)
-  everyone = multihost_utils.process_allgather(encoded)
+  lines = _everyones(f"{kind}process {jax.process_index()}: {failure}" if failure else "")
   if failure:
     raise failure
-  for line in everyone:
-    if line[-1]:
-      raise (InputError if line[-1] == 1 else RuntimeError)(bytes(line[:-1]).decode(errors="ignore").strip())
+  for line in filter(None, lines):
+    raise (InputError if line[0] == "1" else RuntimeError)(line[1:])
   return result
+
+
+def _everyones(text: str) -> list[str]:
+  """The text of each process, at most _MESSAGE_BYTES of it."""
+  encoded = np.frombuffer(text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES), np.uint8)
+  everyone = multihost_utils.process_allgather(encoded).reshape(-1, _MESSAGE_BYTES)
+  return [bytes(line).decode(errors="ignore").strip() for line in everyone]
 
 
 def on_first(function: Callable[[], object]) -> None:

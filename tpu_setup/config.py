@@ -1,0 +1,156 @@
+"""What every command needs to know: one TOML file of defaults, any value of which is a flag as well."""
+
+import argparse
+import dataclasses
+import difflib
+import pathlib
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from hiermem_jax.errors import InputError
+from hiermem_jax.parallel.topology import Topology, parse_topology
+
+DEFAULTS = pathlib.Path(__file__).with_name("config.toml")
+CAPACITIES = ("spot", "reserved", "on-demand")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """See config.toml, which explains and gives every value."""
+
+  provider: str
+  name: str
+  project: str
+  zone: str
+  topology: str
+  slices: int
+  capacity: str
+  runtime_version: str
+  network: str
+  subnetwork: str
+  service_account: str
+  internal_ips: bool
+  bucket: str
+  python: str
+  commit: str
+  wait_minutes: float
+  tries: int
+  backoff_seconds: float
+  poll_seconds: float
+  healthy_minutes: float
+  stop_seconds: int
+  root: str
+  hosts: int
+  devices: int
+  labels: Mapping[str, str]
+
+  def __post_init__(self):
+    if self.provider not in ("gcloud", "local"):
+      raise InputError(f"provider = {self.provider!r}: no such provider; use 'gcloud' or 'local'")
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", self.name):
+      raise InputError(f"name = {self.name!r}: use at most 40 lower-case letters, digits and hyphens, a letter first")
+    for field in ("slices", "tries", "hosts", "devices"):
+      if getattr(self, field) < 1:
+        raise InputError(f"{field} = {getattr(self, field)}: must be at least 1")
+    if self.provider == "gcloud":
+      self._check_cloud()
+
+  def _check_cloud(self) -> None:
+    if self.parsed.name.split(":")[0] not in CHIPS:
+      raise InputError(f"topology = {self.topology!r}: no such Cloud TPU here; use one of {', '.join(CHIPS)}")
+    if missing := [field for field in ("project", "zone") if not getattr(self, field)]:
+      raise InputError(f"{' and '.join(missing)} missing; set it in {DEFAULTS.name} or give --{missing[0]}=...")
+    if self.capacity not in CAPACITIES:
+      raise InputError(f"capacity = {self.capacity!r}: use one of {', '.join(CAPACITIES)}")
+    if self.bucket and not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+", self.bucket):
+      raise InputError(f"bucket = {self.bucket!r}: give the bucket alone, e.g. gs://my-bucket")
+
+  @property
+  def parsed(self) -> Topology:
+    """The topology, checked."""
+    return parse_topology(self.topology, self.slices)
+
+  @property
+  def chip(self) -> str:
+    """The kind of chip, e.g. "v5e"."""
+    return self.topology.split(":")[0]
+
+  @property
+  def chips(self) -> int:
+    """Chips of one slice."""
+    return self.parsed.devices_per_slice // self.parsed.chip.devices
+
+  @property
+  def chips_per_host(self) -> int:
+    """Chips of one host; slices of 8 or fewer v5e or v6e chips are one host."""
+    return self.chips if self.chips <= CHIPS[self.chip].single_host else 4
+
+
+@dataclasses.dataclass(frozen=True)
+class CloudChip:
+  """How Google names a chip, as `gcloud help` and cloud.google.com/tpu/docs had it in 2026."""
+
+  accelerator: str  # of --accelerator-type, before the number
+  cores: int  # that the number counts, per chip
+  runtime: str  # TPU VM image
+  single_host: int  # most chips of a slice that is one host
+  gke: str  # cloud.google.com/gke-tpu-accelerator
+
+
+CHIPS = {
+  "v4": CloudChip("v4", 2, "tpu-ubuntu2204-base", 4, "tpu-v4-podslice"),
+  "v5e": CloudChip("v5litepod", 1, "v2-alpha-tpuv5-lite", 8, "tpu-v5-lite-podslice"),
+  "v5p": CloudChip("v5p", 2, "v2-alpha-tpuv5", 4, "tpu-v5p-slice"),
+  "v6e": CloudChip("v6e", 1, "v2-alpha-tpuv6e", 8, "tpu-v6e-slice"),
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """A flag for the file and one for each of its values."""
+  group = parser.add_argument_group("configuration, see tpu_setup/config.toml")
+  group.add_argument("--config", type=pathlib.Path, help="a file like config.toml; what it lacks is as there")
+  for field in dataclasses.fields(Config):
+    if field.name == "labels":
+      group.add_argument("--labels", type=_labels, metavar="KEY=VALUE,...")
+    elif field.type is bool:
+      group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, default=None)
+    else:
+      group.add_argument(f"--{field.name}", type=field.type, metavar=field.type.__name__.upper())
+
+
+def _labels(text: str) -> dict[str, str]:
+  pairs = [pair.partition("=") for pair in text.split(",")]
+  if not all(key and equals for key, equals, _ in pairs):
+    raise argparse.ArgumentTypeError(f"{text!r}: write KEY=VALUE,KEY=VALUE")
+  return {key: value for key, _, value in pairs}
+
+
+def load(path: pathlib.Path | None, flags: Mapping[str, Any]) -> Config:
+  """The defaults, then the file, then the flags that are not None.
+
+  Raises:
+    InputError: a value is unknown or of the wrong type; the file, the value and what it should be are named.
+  """
+  values = _read(DEFAULTS)
+  for source in [path] if path else []:
+    values |= _read(source)
+  given = {field.name: flags.get(field.name) for field in dataclasses.fields(Config)}
+  return Config(**values | {name: value for name, value in given.items() if value is not None})
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: {error}; give a file like {DEFAULTS}") from None
+  types = {field.name: dict if field.name == "labels" else field.type for field in dataclasses.fields(Config)}
+  for name, value in values.items():
+    if name not in types:
+      close = difflib.get_close_matches(name, types, 1)
+      raise InputError(f"{path}: {name}: no such value{f'; {close[0]}?' if close else ''}; config.toml lists them")
+    wanted = types[name]
+    if not isinstance(value, (int, float) if wanted is float else wanted) or (isinstance(value, bool) != (wanted is bool)):
+      raise InputError(f"{path}: {name} = {value!r}: must be {'a table' if wanted is dict else wanted.__name__}")
+  return values

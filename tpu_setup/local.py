@@ -1,0 +1,102 @@
+"""Slices on this machine: a host is a directory, its chips are CPU devices. To try a life cycle before it costs money."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from hiermem_jax.errors import InputError
+from tpu_setup.config import Config
+from tpu_setup.shell import CommandError, Shell
+from tpu_setup.slices import ACTIVE, MISSING, Host, everywhere
+
+
+class LocalSlice:
+  """See `slices.Slice`. ROOT/NAME/slice.json has the state; whoever wants a preemption writes "lost" there."""
+
+  def __init__(self, config: Config, shell: Shell):
+    self.config, self.shell = config, shell
+    self.directory = pathlib.Path(config.root).absolute() / config.name
+    self._file = self.directory / "slice.json"
+
+  def create(self) -> None:
+    """Makes the directories."""
+    if self.state() != MISSING:
+      raise InputError(f"{self.config.name}: a slice of this name is in {self.directory}; delete it, or give another --name")
+    homes = [str(self._home(number)) for number in range(self.config.hosts)]
+    self.shell.run(["mkdir", "-p", *homes])
+    if not self.shell.dry_run:
+      self._file.write_text(json.dumps({"state": ACTIVE, "hosts": self.config.hosts}))
+
+  def _home(self, number: int) -> pathlib.Path:
+    return self.directory / f"host_{number}"
+
+  def state(self) -> str:
+    """As the file says."""
+    return json.loads(self._file.read_text())["state"] if self._file.exists() else MISSING
+
+  def detail(self) -> str:
+    """The same."""
+    return self.state()
+
+  def delete(self) -> None:
+    """Ends what runs on the hosts and removes their directories."""
+    if self.state() == MISSING:
+      return
+    script = f"STOP_SECONDS=0 bash {pathlib.Path(__file__).parent}/host/stop.sh"
+    everywhere(self, lambda host: self.run(host, script))
+    self.shell.run(["rm", "-r", str(self.directory)])
+
+  def hosts(self) -> list[Host]:
+    """One per process."""
+    count = json.loads(self._file.read_text())["hosts"] if self._file.exists() else self.config.hosts
+    return [Host(self.config.name, number, number) for number in range(count)]
+
+  def run(self, host: Host, script: str) -> str:
+    """In a shell whose home is the host's directory."""
+    home = self._home(host.worker)
+    if self.shell.dry_run:
+      print(f"cd {home} && HOME={home} bash -c {script!r}")
+      return ""
+    done = subprocess.run(
+      ["bash", "-c", script],
+      cwd=home,
+      env=os.environ | {"HOME": str(home)},
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      text=True,
+    )
+    if done.returncode:
+      raise CommandError(["bash", "-c", script], done.returncode, done.stderr or done.stdout)
+    return done.stdout
+
+  def send(self, host: Host, path: str, name: str) -> None:
+    """Copies."""
+    self.shell.run(["cp", path, str(self._home(host.worker) / name)])
+
+  def process_flags(self, hosts: Sequence[Host]) -> list[list[str]]:
+    """They meet at a port that is free now."""
+    with socket.socket() as listener:
+      listener.bind(("127.0.0.1", 0))
+      port = listener.getsockname()[1]
+    meeting = [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={len(hosts)}"]
+    return [[*meeting, f"--process_id={host.index}"] for host in hosts]
+
+  def environment(self) -> dict[str, str]:
+    """CPU devices, and the interpreter that runs this."""
+    python = self.config.python or sys.executable
+    return {"CHIP": "cpu", "DEVICES": str(self.config.devices), "BUCKET": "", "PYTHON": python}
+
+  def on_host(self, text: str) -> str:
+    """Paths are the same; a bucket cannot be mounted here."""
+    if "gs://" in text:
+      raise InputError(f"{text}: a local slice has no buckets; give a path")
+    return text
+
+  def read(self, path: str) -> str | None:
+    """A file here."""
+    return pathlib.Path(path).read_text() if os.path.exists(path) else None
+
