@@ -6,16 +6,19 @@ reads results.jsonl there and writes fit.json, scaling.png, scaling.svg and the 
 
 The law, for held-out loss L in nats per token:
 
-  L = E + (A * N**-alpha + B * T**-beta) * (1 + F/N)**-phi * (1 + M/N)**-mu
+  L = E + (L0 - E) * (1 - exp(-r))
+  r = C * (N / 1e5)**-alpha * (T / 1e6)**-beta * (1 + F/N)**-phi * (1 + M/N)**-mu
 
 N   parameters of the anchor without embeddings        T   training tokens
 F   parameters fetched for a sequence                   M   parameters of the bank
 E   loss that no model gets below: the entropy of the text
-A, alpha, B, beta   what a small model and few tokens cost without memory, as in dense scaling laws
+L0  loss of knowing nothing: the logarithm of the vocabulary (a run's setting `vocabulary`)
+r   what is left to learn; C is that of 1e5 parameters after 1e6 tokens without memory
+alpha, beta   how a larger anchor and more tokens help
 phi   how much it helps to fetch more, at the same bank       mu   how much a larger bank helps, at the same fetch
 
-Memory acts on the reducible loss, and is counted in units of the anchor: without it (F = M = 0) the law is the dense
-one. It has no term for how many tokens a block sees, so it holds where banks are small beside the tokens.
+Where little is left to learn (small r) this is a power law above E; runs that are short or small approach L0. It has no
+term for how many tokens a block sees, so it holds where banks are small beside the tokens.
 """
 
 import argparse
@@ -31,26 +34,27 @@ from scipy.optimize import least_squares
 
 from hiermem_jax.errors import InputError
 
-AXES = ("anchor", "fetched", "bank", "tokens")  # settings of a run: N, F, M, T
-NAMES = ("E", "A", "alpha", "B", "beta", "phi", "mu")
-_LOWER = np.array([0.0, -15.0, 0.0, -15.0, 0.0, -1.0, -1.0])  # A and B as logarithms
-_UPPER = np.array([10.0, 30.0, 3.0, 30.0, 3.0, 5.0, 5.0])
+AXES = ("anchor", "fetched", "bank", "tokens", "vocabulary")  # settings of a run: N, F, M, T, exp(L0)
+NAMES = ("E", "C", "alpha", "beta", "phi", "mu")
+_LOWER = np.array([0.0, -15.0, 0.0, 0.0, -1.0, -1.0])  # C as a logarithm
+_UPPER = np.array([10.0, 15.0, 3.0, 3.0, 5.0, 5.0])
 _RESAMPLES = 200
 
 
 def law(parameters: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """Loss [n] at points [n, 4] of (N, F, M, T); `parameters` [7] as in `NAMES`, A and B as natural logarithms."""
-  e, log_a, alpha, log_b, beta, phi, mu = parameters
-  n, f, m, t = points.T
-  dense = np.exp(log_a - alpha * np.log(n)) + np.exp(log_b - beta * np.log(t))
-  return e + dense * (1 + f / n) ** -phi * (1 + m / n) ** -mu
+  """Loss [n] at points [n, 5] of `AXES`; `parameters` [6] as in `NAMES`, C as a natural logarithm."""
+  e, log_c, alpha, beta, phi, mu = parameters
+  n, f, m, t, vocabulary = points.T
+  dense = np.exp(log_c - alpha * np.log(n / 1e5) - beta * np.log(t / 1e6))
+  left = dense * (1 + f / n) ** -phi * (1 + m / n) ** -mu
+  return e + (np.log(vocabulary) - e) * -np.expm1(-left)
 
 
 def fit(points: np.ndarray, losses: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
-  """Parameters [7] of the law: least squares of log losses with Huber's loss, the best of many starts.
+  """Parameters [6] of the law: least squares of log losses with Huber's loss, the best of many starts.
 
   Args:
-    points: float [n, 4] of (N, F, M, T); F and M may be zero.
+    points: float [n, 5] of `AXES`; F and M may be zero.
     losses: float [n], nats.
     start: where to start alone, for resamples.
 
@@ -67,12 +71,13 @@ def fit(points: np.ndarray, losses: np.ndarray, start: np.ndarray | None = None)
 
   starts = [start]
   if start is None:
-    low, (n, t) = losses.min(), np.log(points[:, [0, 3]].mean(axis=0))
+    low = losses.min()
     starts = [
-      np.array([share * low, np.log(low) + alpha * n, alpha, np.log(low) + beta * t, beta, 0.1, 0.1])
+      np.array([share * low, log_c, alpha, beta, 0.1, 0.1])
       for share in (0.1, 0.6)
-      for alpha in (0.1, 0.5, 1.0)
-      for beta in (0.1, 0.5, 1.0)
+      for log_c in (-2.0, 0.0)
+      for alpha in (0.2, 0.6, 1.2)
+      for beta in (0.2, 0.6, 1.2)
     ]
   settings = {"bounds": (_LOWER, _UPPER), "loss": "huber", "f_scale": 0.02}
   results = [least_squares(residuals, np.clip(x, _LOWER + 1e-9, _UPPER - 1e-9), **settings) for x in starts]
@@ -80,7 +85,7 @@ def fit(points: np.ndarray, losses: np.ndarray, start: np.ndarray | None = None)
 
 
 def bootstrap(points: np.ndarray, losses: np.ndarray, best: np.ndarray, seed: int = 0) -> np.ndarray:
-  """Parameters [resamples, 7] of fits to runs drawn again with replacement."""
+  """Parameters [resamples, 6] of fits to runs drawn again with replacement."""
   rng, fits = np.random.default_rng(seed), []
   while len(fits) < _RESAMPLES:
     chosen = rng.integers(len(points), size=len(points))
@@ -95,11 +100,11 @@ def held_out_check(
   """Predictions for runs that the fit has not seen.
 
   Args:
-    best: fitted parameters [7].
+    best: fitted parameters [6].
     fits: of resamples [r, 7].
-    points: [n, 4] that were fitted.
+    points: [n, 5] that were fitted.
     losses: [n] that were fitted.
-    where: [m, 4] the runs held out.
+    where: [m, 5] the runs held out.
     measured: [m] their losses.
 
   Returns:
@@ -121,7 +126,7 @@ def held_out_check(
 
 
 def analyse(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """The fit to the runs of a sweep, whose settings have `anchor`, `fetched`, `bank`, `tokens` and maybe `held_out`."""
+  """The fit to the runs of a sweep, whose settings have `AXES` and maybe `held_out`."""
 
   def arrays(held_out):
     chosen = [line for line in lines if bool(line["settings"].get("held_out")) == held_out]
@@ -150,13 +155,13 @@ def loss_of(line: Mapping[str, Any]) -> float:
 
 
 def _plain(parameters: np.ndarray) -> list[float]:
-  """Parameters with A and B themselves."""
-  return [float(np.exp(value)) if name in "AB" else float(value) for name, value in zip(NAMES, parameters)]
+  """Parameters with C itself."""
+  return [float(np.exp(value)) if name == "C" else float(value) for name, value in zip(NAMES, parameters)]
 
 
 def _logged(result: Mapping[str, Any]) -> np.ndarray:
   values = [result["parameters"][name]["value"] for name in NAMES]
-  return np.array([np.log(value) if name in "AB" else value for name, value in zip(NAMES, values)])
+  return np.array([np.log(value) if name == "C" else value for name, value in zip(NAMES, values)])
 
 
 def page(result: Mapping[str, Any]) -> str:
