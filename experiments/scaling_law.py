@@ -182,7 +182,10 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def draw(lines: Sequence[Mapping[str, Any]], result: Mapping[str, Any], directory: pathlib.Path) -> None:
-  """Loss along each axis through the base run (the commonest settings), with the law; predicted against measured."""
+  """Loss along each axis through the base run, with the law; predicted against measured.
+
+  The base is the run with memory that most others differ from in one setting.
+  """
   import matplotlib
 
   matplotlib.use("Agg")
@@ -194,7 +197,9 @@ def draw(lines: Sequence[Mapping[str, Any]], result: Mapping[str, Any], director
   settings = [tuple(line["settings"][k] for k in AXES) for line in lines]
   points, losses = np.array(settings, float), np.array([loss_of(line) for line in lines])
   held = np.array([bool(line["settings"].get("held_out")) for line in lines])
-  base = {name: max(set(column), key=column.count) for name, column in zip(AXES, zip(*settings))}
+  with_memory = [setting for setting in settings if setting[AXES.index("bank")]] or settings
+  base = max(with_memory, key=lambda x: sum(np.not_equal(x, other).sum() == 1 for other in set(settings)))
+  base = dict(zip(AXES, base))
   figure, axes = plt.subplots(1, 5, figsize=(19, 3.8), layout="constrained")
   for axis, (key, label) in zip(axes, keys.items()):
     column = AXES.index(key)
@@ -215,6 +220,7 @@ def draw(lines: Sequence[Mapping[str, Any]], result: Mapping[str, Any], director
         grid[:, column] = np.geomspace(max(xs.min(), 1), xs.max(), 50)
         axis.plot(grid[:, column], law(parameters, grid), color=color, lw=1)
     axis.set_xscale("log")
+    axis.minorticks_off()
     axis.set_xlabel(label)
   axes[0].set_ylabel("held-out loss, nats")
   axes[0].legend(frameon=False, fontsize=8)

@@ -151,6 +151,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
       close = difflib.get_close_matches(name, types, 1)
       raise InputError(f"{path}: {name}: no such value{f'; {close[0]}?' if close else ''}; config.toml lists them")
     wanted = types[name]
-    if not isinstance(value, (int, float) if wanted is float else wanted) or (isinstance(value, bool) != (wanted is bool)):
+    fits = isinstance(value, (int, float) if wanted is float else wanted)
+    if not fits or isinstance(value, bool) != (wanted is bool):
       raise InputError(f"{path}: {name} = {value!r}: must be {'a table' if wanted is dict else wanted.__name__}")
   return values

@@ -156,9 +156,9 @@ class GcloudSlice:
 
   def on_host(self, text: str) -> str:
     """gs://BUCKET is mounted."""
-    result = text.replace(f"{self.config.bucket}/", f"{MOUNT}/{self.config.bucket[5:]}/") if self.config.bucket else text
+    bucket = self.config.bucket or "none"
+    result = text.replace(f"{bucket}/", f"{MOUNT}/{bucket.removeprefix('gs://')}/")
     if "gs://" in result:
-      bucket = self.config.bucket or "none"
       raise InputError(f"{text}: not in the bucket that hosts see (bucket = {bucket}); set bucket, or move it there")
     return result
 

@@ -1,4 +1,4 @@
-"""Slices on this machine: a host is a directory, its chips are CPU devices. To try a life cycle before it costs money."""
+"""Slices on this machine: a host is a directory, its chips are CPU devices. To try things before they cost money."""
 
 import json
 import os
@@ -25,7 +25,7 @@ class LocalSlice:
   def create(self) -> None:
     """Makes the directories."""
     if self.state() != MISSING:
-      raise InputError(f"{self.config.name}: a slice of this name is in {self.directory}; delete it, or give another --name")
+      raise InputError(f"{self.config.name}: this slice exists in {self.directory}; delete it, or give another --name")
     homes = [str(self._home(number)) for number in range(self.config.hosts)]
     self.shell.run(["mkdir", "-p", *homes])
     if not self.shell.dry_run:
