@@ -115,7 +115,14 @@ def run_local(
 class Runner:
   """Runs the jobs of a sweep and keeps their results."""
 
-  def __init__(self, sweep: dict[str, Any], results: pathlib.Path, workers: int, launch=run_local):
+  def __init__(
+    self,
+    sweep: dict[str, Any],
+    results: pathlib.Path,
+    workers: int,
+    launch: Callable[..., int] = run_local,
+    read: Callable[[pathlib.Path], str] = pathlib.Path.read_text,
+  ):
     """Looks up what is done.
 
     Args:
@@ -123,8 +130,10 @@ class Runner:
       results: JSON lines, appended to.
       workers: runs at a time; each has a core of its own where there are several.
       launch: starts a command; see `run_local`.
+      read: reads a file of a run directory.
     """
     self._sweep, self._results, self._launch, self._workers = sweep, results, launch, workers
+    self._read = read
     lines = results.read_text().splitlines() if results.exists() else []
     self._done = {(line["name"], line["seed"]) for line in map(json.loads, lines)}
     self._lock, self._stopping = threading.Lock(), threading.Event()
@@ -193,7 +202,7 @@ class Runner:
     line = {"name": job.name, "seed": job.seed, "settings": job.settings, "seconds": round(seconds, 1)}
     for key in ("result", "train"):
       if key in self._sweep:
-        line[key] = json.loads((job.directory / self._sweep[key]).read_text())
+        line[key] = json.loads(self._read(job.directory / self._sweep[key]))
     with open(self._results, "a", encoding="utf-8") as file:
       file.write(json.dumps(line) + "\n")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hiermem_jax.errors import InputError
 from tpu_setup.config import CHIPS, Config
 from tpu_setup.shell import CommandError, Shell
-from tpu_setup.slices import ACTIVE, LOST, MISSING, WAITING, Host
+from tpu_setup.slices import ACTIVE, LOST, MISSING, WAITING, Host, TroubleError
 
 _COMING = {"CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES"}
 _NODE_COMING = {"CREATING", "STARTING", "RESTARTING", "REIMAGING", "REPAIRING"}
@@ -30,8 +30,9 @@ class GcloudSlice:
     """Queues the request and waits for the slice.
 
     Raises:
-      InputError: it was refused, did not come in time, or the name is taken. Nothing is left behind but what had the
-        name before.
+      InputError: it was refused, or the name is taken.
+      TroubleError: it did not come in time, or came and went. In any case nothing is left behind but what had the name
+        before.
     """
     try:
       self.shell.run([*self._queue, "create", self.config.name, *self._where, *self._request()])
@@ -59,7 +60,7 @@ class GcloudSlice:
     if state != ACTIVE:
       self._take_back()
       why = f"not granted in {self.config.wait_minutes:g} minutes" if state == WAITING else f"became {detail}"
-      raise InputError(
+      raise TroubleError(
         f"{self.config.name}: {why}, and was deleted; try another zone or capacity, or raise wait_minutes"
       )
 

@@ -28,8 +28,8 @@ class Host(NamedTuple):
     return f"{self.node}:{self.worker}"
 
 
-class HostsError(Exception):
-  """Something failed on some of the hosts; the message is one line that names them."""
+class TroubleError(Exception):
+  """Something failed that may pass: a host, a connection, a slice that is not granted. One line that names it."""
 
 
 class Slice(Protocol):
@@ -79,7 +79,7 @@ def everywhere(slice_: Slice, function: Callable[[Host], T], hosts: Sequence[Hos
   """Calls `function` for every host, several at a time.
 
   Raises:
-    HostsError: it failed for some; the first of them is named with what it said.
+    TroubleError: it failed for some; the first of them is named with what it said.
   """
   hosts = slice_.hosts() if hosts is None else hosts
   if slice_.shell.dry_run:
@@ -94,5 +94,5 @@ def everywhere(slice_: Slice, function: Callable[[Host], T], hosts: Sequence[Hos
   if failed:
     host, error = failed[0]
     others = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
-    raise HostsError(f"{host}{others} of {len(hosts)} hosts: {error.line}")
+    raise TroubleError(f"{host}{others} of {len(hosts)} hosts: {error.line}")
   return [future.result() for future in futures]

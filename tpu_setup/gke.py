@@ -1,0 +1,81 @@
+"""The second way, for those whose quota is in a GKE cluster: a JobSet to apply with kubectl."""
+
+from collections.abc import Sequence
+
+import yaml
+
+from hiermem_jax.errors import InputError
+from tpu_setup.config import CHIPS, Config
+
+
+def manifest(config: Config, verb: str, flags: Sequence[str], run_dir: str, image: str, tries: int) -> str:
+  """A JobSet that runs a verb on every host of the slices, restarted as a whole when a host is lost.
+
+  The image has this repository as its working directory and its environment on PATH. The bucket is mounted by GKE's
+  Cloud Storage FUSE driver at /gcs/BUCKET. jax finds the hosts by the variables that GKE and JobSet set.
+
+  Args:
+    config: topology, slices, name, labels, bucket.
+    verb: e.g. "train".
+    flags: its flags.
+    run_dir: as a host sees it.
+    image: container image.
+    tries: restarts before the JobSet fails.
+
+  Raises:
+    InputError: no image is named.
+  """
+  if not image:
+    raise InputError("--image is missing; build one with this repository and requirements.lock, and push it")
+  hosts = config.chips // config.chips_per_host
+  command = ["python", "-m", f"hiermem_jax.{verb}", "--distributed", f"--run_dir={run_dir}", *flags]
+  chips = {"google.com/tpu": config.chips_per_host}
+  container = {
+    "name": "train",
+    "image": image,
+    "command": command,
+    "env": [{"name": "JAX_PLATFORMS", "value": "tpu,cpu"}],
+    "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
+    "resources": {"requests": chips, "limits": chips},
+  }
+  pod: dict = {
+    "restartPolicy": "Never",
+    "terminationGracePeriodSeconds": config.stop_seconds,
+    "nodeSelector": {
+      "cloud.google.com/gke-tpu-accelerator": CHIPS[config.chip].gke,
+      "cloud.google.com/gke-tpu-topology": config.topology.partition(":")[2],
+    },
+    "containers": [container],
+  }
+  annotations = {}
+  if config.capacity == "spot":
+    pod["nodeSelector"]["cloud.google.com/gke-spot"] = "true"
+  if config.bucket:
+    bucket = config.bucket.removeprefix("gs://")
+    annotations["gke-gcsfuse/volumes"] = "true"
+    container["volumeMounts"] = [{"name": "bucket", "mountPath": f"/gcs/{bucket}"}]
+    attributes = {"bucketName": bucket, "mountOptions": "implicit-dirs,rename-dir-limit=100000"}
+    pod["volumes"] = [{"name": "bucket", "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}]
+    pod["serviceAccountName"] = config.service_account or "default"
+  job = {
+    "parallelism": hosts,
+    "completions": hosts,
+    "backoffLimit": 0,
+    "template": {"metadata": {"annotations": annotations}, "spec": pod},
+  }
+  return yaml.safe_dump(
+    {
+      "apiVersion": "jobset.x-k8s.io/v1alpha2",
+      "kind": "JobSet",
+      "metadata": {
+        "name": config.name,
+        "labels": dict(config.labels),
+        "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+      },
+      "spec": {
+        "failurePolicy": {"maxRestarts": tries},
+        "replicatedJobs": [{"name": "slice", "replicas": config.slices, "template": {"spec": job}}],
+      },
+    },
+    sort_keys=False,
+  )

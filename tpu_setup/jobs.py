@@ -1,0 +1,148 @@
+"""A run on a slice: its hosts made ready, started, looked at, stopped."""
+
+import json
+import pathlib
+import shlex
+import tempfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hiermem_jax.errors import InputError
+from hiermem_jax.parallel.hosts import check_agreement
+from tpu_setup import source
+from tpu_setup.slices import ACTIVE, Host, Slice, everywhere
+
+_ARCHIVE = "hiermem_code.tar.gz"
+_SCRIPTS = "hiermem/code/tpu_setup/host"
+# New code takes the old one's place when it is whole, and never under a run.
+_UNPACK = f"""set -e
+if [ -e {_SCRIPTS}/status.sh ] && [ "$(bash {_SCRIPTS}/status.sh | head -n 1)" = running ]; then
+  echo "error: a run is going on; stop it first" >&2
+  exit 2
+fi
+rm -rf hiermem/code.new
+mkdir -p hiermem/code.new
+tar -xzf {_ARCHIVE} -C hiermem/code.new
+rm -rf hiermem/code
+mv hiermem/code.new hiermem/code
+"""
+
+
+class Job(NamedTuple):
+  """A verb with its flags, and the directory that it fills."""
+
+  verb: str  # "train" or another one that takes --distributed
+  flags: Sequence[str]
+  run_dir: str  # as the user names it: gs://... or a path
+
+  @property
+  def mark(self) -> str:
+    """The file that says that the run has finished."""
+    return f"{self.run_dir.rstrip('/')}/finished"
+
+
+class Status(NamedTuple):
+  """What a host says of its run."""
+
+  state: str  # "running", "exited N", "died" or "none"
+  command: str
+  last_line: str
+
+
+def require_active(slice_: Slice) -> None:
+  """Raises InputError when there is no slice to work on."""
+  if not slice_.shell.dry_run and (state := slice_.state()) != ACTIVE:
+    raise InputError(f"{slice_.config.name}: is {state} ({slice_.detail()}); create it first, or wait for it")
+
+
+def bootstrap(slice_: Slice, archive: pathlib.Path | None = None) -> None:
+  """Code, environment and bucket on every host; then all must have their chips and the same versions.
+
+  Args:
+    slice_: an active slice.
+    archive: the code, see `source.archive`; None: made as the configuration says.
+
+  Raises:
+    TroubleError: a host could not be made ready.
+    InputError: a host lacks chips, or differs from the others; it is named.
+  """
+  config, dry_run = slice_.config, slice_.shell.dry_run
+  hosts = slice_.hosts()
+  with tempfile.TemporaryDirectory() as directory:
+    if archive is None:
+      archive = pathlib.Path(directory if not dry_run else ".") / _ARCHIVE
+      name = "(not made)" if dry_run else source.archive(config.commit, archive)
+      print(f"code: {name}", flush=True)
+    send = lambda host: slice_.send(host, str(archive), _ARCHIVE)  # noqa: E731
+    everywhere(slice_, send, hosts[:1])  # the first connection makes the ssh key that all others use
+    everywhere(slice_, send, hosts[1:])
+  script = f"{_UNPACK}{_variables(slice_.environment())} bash {_SCRIPTS}/bootstrap.sh"
+  answers = everywhere(slice_, lambda host: slice_.run(host, script), hosts)
+  if dry_run:
+    return
+  facts = [json.loads(text.strip().splitlines()[-1]) | {"host": str(host)} for host, text in zip(hosts, answers)]
+  if config.provider == "gcloud":
+    for each in facts:
+      if each["chips"] != config.chips_per_host:
+        raise InputError(
+          f"{each['host']}: has {each['chips']} TPU chips, {config.topology} should give {config.chips_per_host} to each"
+          " host; delete the slice and create it again"
+        )
+  check_agreement(facts)
+  print(f"{len(hosts)} hosts are ready: jax {facts[0]['jax']}, Python {facts[0]['python']}", flush=True)
+
+
+def launch(slice_: Slice, job: Job) -> None:
+  """Starts the run on every host.
+
+  Raises:
+    TroubleError: a host would not start it; those that did are stopped again.
+  """
+  hosts = slice_.hosts()
+  run_dir = slice_.on_host(job.run_dir)
+  flags = [slice_.on_host(flag) for flag in job.flags]
+  arguments = ["-m", f"hiermem_jax.{job.verb}", "--distributed", f"--run_dir={run_dir}", *flags]
+  own = slice_.process_flags(hosts)
+
+  def start(host: Host) -> str:
+    variables = _variables(slice_.environment() | {"RUN_DIR": run_dir, "INDEX": str(host.index)})
+    return slice_.run(host, f"{variables} bash {_SCRIPTS}/start.sh {shlex.join([*arguments, *own[host.index]])}")
+
+  already = [] if slice_.shell.dry_run else [each.state == "running" for each in statuses(slice_, hosts)]
+  if any(already):
+    raise InputError(f"{hosts[already.index(True)]}: a run is going on; stop it first, or watch it")
+  try:
+    everywhere(slice_, start, hosts)
+  except Exception:
+    stop(slice_, seconds=0)
+    raise
+  print(f"{slice_.config.name}: started on {len(hosts)} hosts", flush=True)
+
+
+def statuses(slice_: Slice, hosts: Sequence[Host] | None = None) -> list[Status]:
+  """What every host says, in their order."""
+  script = f"bash {_SCRIPTS}/status.sh 2> /dev/null || printf 'none\\n\\n\\n'"
+  answers = everywhere(slice_, lambda host: slice_.run(host, script), hosts)
+  return [Status(*(text.split("\n") + ["", "", ""])[:3]) for text in answers]
+
+
+def stop(slice_: Slice, seconds: int | None = None) -> None:
+  """Ends the run on every host, after it has saved its state; after `seconds` by force."""
+  seconds = slice_.config.stop_seconds if seconds is None else seconds
+  script = f"[ ! -e {_SCRIPTS}/stop.sh ] || STOP_SECONDS={seconds} bash {_SCRIPTS}/stop.sh"
+  everywhere(slice_, lambda host: slice_.run(host, script))
+
+
+def logs(slice_: Slice, worker: int | None, lines: int) -> list[str]:
+  """The last lines of the logs of one host or of all, each with its host in front."""
+  hosts = slice_.hosts()
+  if worker is not None:
+    if not 0 <= worker < len(hosts):
+      raise InputError(f"--host={worker}: {slice_.config.name} has hosts 0 to {len(hosts) - 1}")
+    hosts = [hosts[worker]]
+  answers = everywhere(slice_, lambda host: slice_.run(host, f"tail -n {lines} hiermem/job/log 2> /dev/null || true"), hosts)
+  return [f"{host}| {line}" for host, text in zip(hosts, answers) for line in text.splitlines()]
+
+
+def _variables(values: dict[str, str]) -> str:
+  return " ".join(f"{name}={shlex.quote(value)}" for name, value in values.items())

@@ -1,0 +1,43 @@
+"""The code that hosts run, as one archive: a git commit, or the working tree as it is."""
+
+import io
+import pathlib
+import subprocess
+import tarfile
+
+from hiermem_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def archive(commit: str, path: pathlib.Path) -> str:
+  """Writes the code of a commit, or with "" the files that git knows or would add; returns its name.
+
+  The archive has one file more, COMMIT, with that name.
+
+  Raises:
+    InputError: there is no such commit, or this is no git checkout.
+  """
+  try:
+    name = _git("rev-parse", "--short=12", "--verify", f"{commit or 'HEAD'}^{{commit}}").decode().strip()
+    with tarfile.open(path, "w:gz", compresslevel=6) as out:
+      if commit:
+        with tarfile.open(fileobj=io.BytesIO(_git("archive", name))) as tar:
+          for member in tar:
+            out.addfile(member, tar.extractfile(member) if member.isfile() else None)
+      else:
+        name += "+changes" if _git("status", "--porcelain") else ""
+        for file in _git("ls-files", "-z", "--cached", "--others", "--exclude-standard").decode().split("\0"):
+          if file and (ROOT / file).exists():
+            out.add(ROOT / file, file)
+      note = tarfile.TarInfo("COMMIT")
+      note.size = len(name)
+      out.addfile(note, io.BytesIO(name.encode()))
+  except subprocess.CalledProcessError as error:
+    reason = error.stderr.decode(errors="replace").strip().splitlines()[-1]
+    raise InputError(f"commit = {commit!r}: {reason}; name one that `git log` shows in {ROOT}") from None
+  return name
+
+
+def _git(*arguments: str) -> bytes:
+  return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=True).stdout

@@ -1,0 +1,86 @@
+"""Sees a run through: creates what is missing, starts what has ended, until the run's completion mark is there."""
+
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+
+from hiermem_jax.errors import InputError
+from tpu_setup import jobs, source
+from tpu_setup.slices import ACTIVE, LOST, MISSING, WAITING, TroubleError, Slice
+
+_BAD_INPUT = "exited 2"  # of a verb; nothing changes by trying again
+
+
+def watch(slice_: Slice, job: jobs.Job, clock: Callable[[], float] = time.monotonic) -> None:
+  """Returns when the run has finished. The same command may be given again at any time, or on another machine.
+
+  Every start counts as a try; one that lasted `healthy_minutes` clears the count. Between tries it waits, longer each
+  time. The code that hosts run is that of the first moment.
+
+  Raises:
+    InputError: the run itself says that its input is bad, the slice was refused, or the tries are used up.
+  """
+  config, tries, started, why = slice_.config, 0, None, "nothing runs yet"
+  with tempfile.TemporaryDirectory() as directory:
+    archive = pathlib.Path(directory) / "code.tar.gz"
+    print(f"code: {source.archive(config.commit, archive)}", flush=True)
+    while slice_.read(job.mark) is None:
+      state = slice_.state()
+      if state == WAITING:
+        slice_.shell.sleep(config.poll_seconds)
+        continue
+      trouble = _trouble(slice_, job, started is not None) if state == ACTIVE else f"the slice is {state}"
+      if trouble is None:
+        slice_.shell.sleep(config.poll_seconds)
+        continue
+      if slice_.read(job.mark) is not None:  # it ended between the two questions
+        break
+      if started is not None and clock() - started >= 60 * config.healthy_minutes:
+        tries = 0
+      if tries == config.tries:
+        raise InputError(f"{job.run_dir}: gave up after {tries} tries, {trouble or why}; look at the logs, then watch again")
+      print(f"{config.name}: {trouble}; try {tries + 1} of {config.tries}", flush=True)
+      if tries:
+        print(f"{config.name}: waiting {slice_.shell.pause(tries - 1):.0f} s", flush=True)
+      tries += 1
+      try:
+        _bring_up(slice_, job, archive, state)
+        started = clock()
+      except TroubleError as error:
+        started = None
+        print(f"{config.name}: {error}", flush=True)
+  print(f"{job.run_dir}: finished, {slice_.read(job.mark).strip()}", flush=True)
+
+
+def _trouble(slice_: Slice, job: jobs.Job, ours: bool) -> str | None:
+  """Why the run on an active slice must be started again; None while it goes on."""
+  try:
+    hosts = slice_.hosts()
+    found = jobs.statuses(slice_, hosts)
+  except TroubleError as error:
+    return str(error)
+  for host, status in zip(hosts, found):
+    if status.state == "running" and job.run_dir.rstrip("/").rpartition("/")[2] not in status.command:
+      raise InputError(f"{host}: runs something else, {status.command}; stop it first, or use another --name")
+    if status.state == _BAD_INPUT and ours:
+      raise InputError(f"{host}: {status.last_line}; mend that, then watch again")
+  ended = [(host, s) for host, s in zip(hosts, found) if s.state not in ("running", "exited 0")]
+  if ended:
+    host, status = ended[0]
+    return f"{host} {status.state}" + (f" ({status.last_line})" if status.last_line else "")
+  if all(status.state == "exited 0" for status in found):
+    return "every host has ended, but there is no completion mark"
+  return None
+
+
+def _bring_up(slice_: Slice, job: jobs.Job, archive: pathlib.Path, state: str) -> None:
+  """From any state to a running run."""
+  if state == LOST:
+    slice_.delete()
+  if state in (LOST, MISSING):
+    slice_.create()
+  else:
+    jobs.stop(slice_)
+  jobs.bootstrap(slice_, archive)
+  jobs.launch(slice_, job)
