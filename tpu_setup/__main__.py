@@ -89,6 +89,8 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return (GcloudSlice if each.provider == "gcloud" else LocalSlice)(each, shell)
 
   slice_, command = make(config), arguments.command
+  if command not in ("costs", "gke"):
+    config.require_project()
   if rest and command not in ("launch", "watch", "gke", "costs"):
     raise InputError(f"{command}: takes nothing after --")
   if command in ("bootstrap", "launch", "logs", "stop"):

@@ -60,12 +60,16 @@ class Config:
   def _check_cloud(self) -> None:
     if self.parsed.name.split(":")[0] not in CHIPS:
       raise InputError(f"topology = {self.topology!r}: no such Cloud TPU here; use one of {', '.join(CHIPS)}")
-    if missing := [field for field in ("project", "zone") if not getattr(self, field)]:
-      raise InputError(f"{' and '.join(missing)} missing; set it in {DEFAULTS.name} or give --{missing[0]}=...")
     if self.capacity not in CAPACITIES:
       raise InputError(f"capacity = {self.capacity!r}: use one of {', '.join(CAPACITIES)}")
     if self.bucket and not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]+", self.bucket):
       raise InputError(f"bucket = {self.bucket!r}: give the bucket alone, e.g. gs://my-bucket")
+
+  def require_project(self) -> None:
+    """Raises InputError when it is not known where the slice is."""
+    missing = [field for field in ("project", "zone") if not getattr(self, field)]
+    if self.provider == "gcloud" and missing:
+      raise InputError(f"{' and '.join(missing)} missing; set it in {DEFAULTS.name}, or give --{missing[0]}=...")
 
   @property
   def parsed(self) -> Topology:

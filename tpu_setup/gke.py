@@ -55,7 +55,8 @@ def manifest(config: Config, verb: str, flags: Sequence[str], run_dir: str, imag
     annotations["gke-gcsfuse/volumes"] = "true"
     container["volumeMounts"] = [{"name": "bucket", "mountPath": f"/gcs/{bucket}"}]
     attributes = {"bucketName": bucket, "mountOptions": "implicit-dirs,rename-dir-limit=100000"}
-    pod["volumes"] = [{"name": "bucket", "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}]
+    csi = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
+    pod["volumes"] = [{"name": "bucket", "csi": csi}]
     pod["serviceAccountName"] = config.service_account or "default"
   job = {
     "parallelism": hosts,

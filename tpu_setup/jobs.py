@@ -85,8 +85,8 @@ def bootstrap(slice_: Slice, archive: pathlib.Path | None = None) -> None:
     for each in facts:
       if each["chips"] != config.chips_per_host:
         raise InputError(
-          f"{each['host']}: has {each['chips']} TPU chips, {config.topology} should give {config.chips_per_host} to each"
-          " host; delete the slice and create it again"
+          f"{each['host']}: has {each['chips']} TPU chips, a host of {config.topology} should have"
+          f" {config.chips_per_host}; delete the slice and create it again"
         )
   check_agreement(facts)
   print(f"{len(hosts)} hosts are ready: jax {facts[0]['jax']}, Python {facts[0]['python']}", flush=True)
@@ -140,7 +140,8 @@ def logs(slice_: Slice, worker: int | None, lines: int) -> list[str]:
     if not 0 <= worker < len(hosts):
       raise InputError(f"--host={worker}: {slice_.config.name} has hosts 0 to {len(hosts) - 1}")
     hosts = [hosts[worker]]
-  answers = everywhere(slice_, lambda host: slice_.run(host, f"tail -n {lines} hiermem/job/log 2> /dev/null || true"), hosts)
+  script = f"tail -n {lines} hiermem/job/log 2> /dev/null || true"
+  answers = everywhere(slice_, lambda host: slice_.run(host, script), hosts)
   return [f"{host}| {line}" for host, text in zip(hosts, answers) for line in text.splitlines()]
 
 

@@ -1,4 +1,4 @@
-"""The runs of a sweep of experiments/, each on a slice of its own from creation to deletion; several slices at a time."""
+"""The runs of a sweep of experiments/ on slices, several at a time, from creation to deletion."""
 
 import contextlib
 import dataclasses
@@ -55,9 +55,10 @@ def run(
     return 0
 
   def read(file: pathlib.Path) -> str:
-    text = slices[0].read(f"{shown[str(root)]}/{file.relative_to(logs)}")
+    where = f"{shown[str(root)]}/{file.relative_to(logs)}"
+    text = slices[0].read(where)
     if text is None:
-      raise InputError(f"{runs_root}/{file.relative_to(logs)}: missing, although the run has finished; look at its logs")
+      raise InputError(f"{where}: missing, although the run has finished; look at its logs")
     return text
 
   if slices[0].shell.dry_run:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from hiermem_jax.errors import InputError
 from tpu_setup import jobs, source
-from tpu_setup.slices import ACTIVE, LOST, MISSING, WAITING, TroubleError, Slice
+from tpu_setup.slices import ACTIVE, LOST, MISSING, WAITING, Slice, TroubleError
 
 _BAD_INPUT = "exited 2"  # of a verb; nothing changes by trying again
 
@@ -21,7 +21,7 @@ def watch(slice_: Slice, job: jobs.Job, clock: Callable[[], float] = time.monoto
   Raises:
     InputError: the run itself says that its input is bad, the slice was refused, or the tries are used up.
   """
-  config, tries, started, why = slice_.config, 0, None, "nothing runs yet"
+  config, tries, started = slice_.config, 0, None
   with tempfile.TemporaryDirectory() as directory:
     archive = pathlib.Path(directory) / "code.tar.gz"
     print(f"code: {source.archive(config.commit, archive)}", flush=True)
@@ -39,7 +39,7 @@ def watch(slice_: Slice, job: jobs.Job, clock: Callable[[], float] = time.monoto
       if started is not None and clock() - started >= 60 * config.healthy_minutes:
         tries = 0
       if tries == config.tries:
-        raise InputError(f"{job.run_dir}: gave up after {tries} tries, {trouble or why}; look at the logs, then watch again")
+        raise InputError(f"{job.run_dir}: gave up after {tries} tries, {trouble}; look at the logs, then watch again")
       print(f"{config.name}: {trouble}; try {tries + 1} of {config.tries}", flush=True)
       if tries:
         print(f"{config.name}: waiting {slice_.shell.pause(tries - 1):.0f} s", flush=True)

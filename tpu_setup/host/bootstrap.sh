@@ -13,7 +13,9 @@ if [[ -z $PYTHON ]]; then
   PYTHON=$HOME/hiermem/venv/bin/python
 fi
 [[ -x $PYTHON ]] || { echo "error: $PYTHON: no such interpreter; set python, or leave it empty" >&2; exit 2; }
-ln -sfn "$PYTHON" "$HOME/hiermem/python"
+# A script, since a link to it would not find its packages.
+printf '#!/bin/sh\nexec %q "$@"\n' "$PYTHON" > "$HOME/hiermem/python"
+chmod +x "$HOME/hiermem/python"
 
 if [[ -n $BUCKET ]] && ! mountpoint -q "/gcs/$BUCKET"; then
   if ! command -v gcsfuse > /dev/null; then
