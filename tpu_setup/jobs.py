@@ -10,7 +10,7 @@ from typing import NamedTuple
 from hiermem_jax.errors import InputError
 from hiermem_jax.parallel.hosts import check_agreement
 from tpu_setup import source
-from tpu_setup.slices import ACTIVE, Host, Slice, everywhere
+from tpu_setup.slices import ACTIVE, Host, Slice, TroubleError, everywhere
 
 _ARCHIVE = "hiermem_code.tar.gz"
 _SCRIPTS = "hiermem/code/tpu_setup/host"
@@ -80,7 +80,7 @@ def bootstrap(slice_: Slice, archive: pathlib.Path | None = None) -> None:
   answers = everywhere(slice_, lambda host: slice_.run(host, script), hosts)
   if dry_run:
     return
-  facts = [json.loads(text.strip().splitlines()[-1]) | {"host": str(host)} for host, text in zip(hosts, answers)]
+  facts = [_facts(host, text) for host, text in zip(hosts, answers)]
   if config.provider == "gcloud":
     for each in facts:
       if each["chips"] != config.chips_per_host:
@@ -90,6 +90,15 @@ def bootstrap(slice_: Slice, archive: pathlib.Path | None = None) -> None:
         )
   check_agreement(facts)
   print(f"{len(hosts)} hosts are ready: jax {facts[0]['jax']}, Python {facts[0]['python']}", flush=True)
+
+
+def _facts(host: Host, text: str) -> dict:
+  """The last line of bootstrap.sh, with our name of the host."""
+  last = (text.strip().splitlines() or [""])[-1]
+  try:
+    return json.loads(last) | {"host": str(host)}
+  except (ValueError, TypeError):
+    raise TroubleError(f"{host}: bootstrap.sh ended with {last!r} instead of what the host has; try again") from None
 
 
 def launch(slice_: Slice, job: Job) -> None:

@@ -61,7 +61,7 @@ def _trouble(slice_: Slice, job: jobs.Job, ours: bool) -> str | None:
   except TroubleError as error:
     return str(error)
   for host, status in zip(hosts, found):
-    if status.state == "running" and job.run_dir.rstrip("/").rpartition("/")[2] not in status.command:
+    if status.state == "running" and f"--run_dir={slice_.on_host(job.run_dir)}" not in status.command.split():
       raise InputError(f"{host}: runs something else, {status.command}; stop it first, or use another --name")
     if status.state == _BAD_INPUT and ours:
       raise InputError(f"{host}: {status.last_line}; mend that, then watch again")

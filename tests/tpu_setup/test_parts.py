@@ -1,0 +1,187 @@
+"""Configuration, costs, the GKE manifest, the lock file, the scripts, and sweeps on slices."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from hiermem_jax.errors import InputError
+from hiermem_jax.parallel import hosts
+from tpu_setup import config, costs, source
+from tpu_setup.__main__ import main
+
+ROOT = pathlib.Path(__file__).parents[2]
+SHELLCHECK = pathlib.Path(sys.executable).with_name("shellcheck")
+CLOUD = {"project": "p", "zone": "z"}
+
+
+def test_file_over_defaults_and_flag_over_file(tmp_path):
+  path = tmp_path / "mine.toml"
+  path.write_text('zone = "a"\nproject = "p"\ntries = 9\n[labels]\nteam = "x"\n')
+  found = config.load(path, {"zone": "b"})
+  assert (found.zone, found.project, found.tries, found.labels) == ("b", "p", 9, {"team": "x"})
+  assert found.capacity == "spot"
+  assert set(tomllib.loads(config.DEFAULTS.read_text())) == set(config.Config.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+  "text, line",
+  [
+    ("zome = 'x'", "mine.toml: zome: no such value; zone?"),
+    ("tries = 'x'", "mine.toml: tries = 'x': must be int"),
+    ("internal_ips = 1", "mine.toml: internal_ips = 1: must be bool"),
+    ("labels = 1", "mine.toml: labels = 1: must be a table"),
+    ("tries = ", "mine.toml: Invalid value"),
+    ("tries = 0", "tries = 0: must be at least 1"),
+    ("name = 'A B'", "name = 'A B': use at most 40 lower-case letters"),
+    ("provider = 'aws'", "provider = 'aws': no such provider"),
+    ("capacity = 'cheap'", "capacity = 'cheap': use one of spot, reserved, on-demand"),
+    ("topology = 'v5e:16'", "--topology=v5e:16: a v5e slice has 2 axes"),
+    ("topology = 'tpu7x:4x4x4'", "topology = 'tpu7x:4x4x4': no such Cloud TPU here; use one of v4, v5e"),
+    ("bucket = 'gs://bkt/x'", "bucket = 'gs://bkt/x': give the bucket alone"),
+  ],
+)
+def test_bad_configuration_is_named(tmp_path, text, line):
+  path = tmp_path / "mine.toml"
+  path.write_text(text)
+  with pytest.raises(InputError) as caught:
+    config.load(path, CLOUD)
+  assert line in str(caught.value)
+
+
+def test_missing_project(capsys):
+  assert main(["create", "--zone=z"]) == 2
+  assert "error: project missing; set it in config.toml, or give --project=..." in capsys.readouterr().err
+
+
+def test_hosts_of_a_slice():
+  for topology, chips, per_host in (("v5e:2x4", 8, 8), ("v5e:4x4", 16, 4), ("v5p:4x4x8", 128, 4), ("v6e:16x16", 256, 4)):
+    found = config.load(None, CLOUD | {"topology": topology})
+    assert (found.chips, found.chips_per_host) == (chips, per_host)
+
+
+def test_costs_from_first_principles(capsys, tmp_path):
+  """A2: 2^40 tokens, 6 FLOPs for each parameter and the attention's, at 40% of 197 TFLOP/s; 4,861 hours of a chip."""
+  assert main(["costs", "--topology=v5e:16x16", "--", "--gin_file=gin/runs/a2.gin"]) == 0
+  hours = 2**40 * 3 * 418_070_528 / (0.4 * 197e12) / 3600
+  output = capsys.readouterr().out
+  assert f"{hours:,.0f} of v5e at 40%" in output and f"{hours / 256:,.1f} hours" in output
+  assert "price             not known: fill in [v5e] spot" in output
+  prices = tmp_path / "prices.toml"
+  prices.write_text("[v5e]\nspot = 0.5\nreserved = -1\n")
+  page = costs.report(config.load(None, CLOUD | {"topology": "v5e:16x16"}), 3600 * 197e12 * 100, 0.5, prices)
+  assert "chip-hours        200 of v5e" in page and "price             100 at 0.5" in page and "128.00 an hour" in page
+  with pytest.raises(InputError, match="reserved = -1: give a price"):
+    costs.price(config.load(None, CLOUD | {"capacity": "reserved"}), prices)
+  assert main(["costs", "--utilisation=40", "--", "--gin_file=gin/runs/a2.gin"]) == 2
+  assert main(["costs", "--", "--gin_file=nowhere.gin"]) == 2
+  assert "nowhere.gin" in capsys.readouterr().err
+
+
+def test_prices_name_every_chip():
+  assert set(tomllib.loads(costs.PRICES.read_text())) == set(config.CHIPS)
+
+
+def test_gke_manifest(capsys):
+  flags = ["--topology=v5e:4x8", "--slices=2", "--bucket=gs://bkt", "--run_dir=gs://bkt/runs/a2"]
+  command = ["--", "train", "--gin_file=gin/runs/a2.gin", "--gin_bindings=train.dataset = 'gs://bkt/d'"]
+  assert main(["gke", *flags, "--image=img", *command]) == 0
+  found = yaml.safe_load(capsys.readouterr().out)
+  assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+  (replicated,) = found["spec"]["replicatedJobs"]
+  job = replicated["template"]["spec"]
+  assert (replicated["replicas"], job["parallelism"], job["completions"], job["backoffLimit"]) == (2, 8, 8, 0)
+  pod = job["template"]["spec"]
+  assert pod["nodeSelector"] == {
+    "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+    "cloud.google.com/gke-tpu-topology": "4x8",
+    "cloud.google.com/gke-spot": "true",
+  }
+  (container,) = pod["containers"]
+  assert container["resources"]["limits"] == {"google.com/tpu": 4}
+  assert container["command"][2:5] == ["hiermem_jax.train", "--distributed", "--run_dir=/gcs/bkt/runs/a2"]
+  assert container["command"][-1] == "--gin_bindings=train.dataset = '/gcs/bkt/d'"
+  assert container["volumeMounts"][0]["mountPath"] == "/gcs/bkt"
+  assert main(["gke", *flags, *command]) == 2
+  assert "--image is missing" in capsys.readouterr().err
+
+
+def test_lock_has_every_requirement():
+  lines = (ROOT / "tpu_setup/requirements.lock").read_text().splitlines()
+  locked = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+  wanted = [line.split("#")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()]
+  for requirement in map(Requirement, filter(str.strip, wanted)):
+    assert requirement.specifier.contains(locked[requirement.name.lower()]), requirement
+  assert {"libtpu", "gcsfs", "jaxlib"} <= set(locked)
+
+
+def test_scripts_pass_shellcheck():
+  scripts = sorted((ROOT / "tpu_setup").rglob("*.sh"))
+  assert len(scripts) == 6
+  done = subprocess.run([str(SHELLCHECK), "-x", *scripts], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("commit", ["", "HEAD"])
+def test_archive_of_the_code(tmp_path, commit):
+  path = tmp_path / "code.tar.gz"
+  name = source.archive(commit, path)
+  subprocess.run(["tar", "-xzf", path, "-C", tmp_path], check=True)
+  assert (tmp_path / "COMMIT").read_text() == name and re.fullmatch(r"[0-9a-f]{12}(\+changes)?", name)
+  if not commit:
+    assert (tmp_path / "hiermem_jax/train.py").read_text() == (ROOT / "hiermem_jax/train.py").read_text()
+  assert (tmp_path / "gin/runs/a2.gin").exists() and not (tmp_path / ".venv").exists()
+
+
+def test_archive_of_no_commit(tmp_path):
+  with pytest.raises(InputError, match="commit = 'nothing': .*; name one"):
+    source.archive("nothing", tmp_path / "x")
+
+
+def test_host_without_chips_and_host_that_differs():
+  here = hosts.facts()
+  assert {"host", "chips", "python", "jax", "hiermem_jax"} <= set(here)
+  hosts.check_chips(here | {"chips": 4}, "tpu,cpu")
+  hosts.check_chips(here | {"chips": 0}, "cpu")
+  hosts.check_chips(here | {"chips": 0}, None)
+  with pytest.raises(InputError, match="h7: JAX_PLATFORMS=tpu,cpu, but there is no TPU chip"):
+    hosts.check_chips(here | {"chips": 0, "host": "h7"}, "tpu,cpu")
+  three = [here | {"host": f"h{number}"} for number in range(3)]
+  hosts.check_agreement(three)
+  three[1]["libtpu"] = ""
+  with pytest.raises(InputError, match=r"h1 \(process 1\): has libtpu none, 2 of 3 hosts have"):
+    hosts.check_agreement([each | {"libtpu": each["libtpu"] and "1.0"} for each in three])
+
+
+def test_sweep_on_slices(cloud, tmp_path):
+  """Two runs after a setup, on one slice that is created once and deleted at the end; results come from the bucket."""
+  gin = str(ROOT / "tests/smoke.gin")
+  runs = [{"name": name, "settings": {"x": name}, "bindings": ["train.dataset = '{setup}/packed'"]} for name in "ab"]
+  sweep = {"gin_files": [gin], "seeds": [0], "setup": gin, "result": "evaluation/report.json", "runs": runs}
+  path = tmp_path / "sweep.json"
+  path.write_text(json.dumps(sweep))
+  (cloud.folder / "finish_when_asked").touch()
+  cloud.answer(("storage cat&report.json", 0, '{"loss": 1.5}', 9), ("storage cat&a_0/finished", 0, "today", 9))
+  flags = ("--bucket=gs://bkt", "--runs_root=gs://bkt/sweep", path)
+  cloud("sweep", *map(str, flags))
+  lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+  assert [(line["name"], line["seed"], line["result"]) for line in lines] == [("a", 0, {"loss": 1.5}), ("b", 0, {"loss": 1.5})]
+  assert len(cloud.named("queued-resources create hiermem-0")) == 1
+  assert "queued-resources delete hiermem-0" in cloud.calls[-1]
+  started = cloud.named("start.sh", "--worker=0 ")
+  assert "-m hiermem_jax.quickstart --distributed --run_dir=/gcs/bkt/sweep/setup_0" in started[0]
+  assert not cloud.named("start.sh", "a_0")  # its mark was there
+
+
+def test_sweep_dry_run(cloud, tmp_path):
+  path = ROOT / "experiments/table9_placement/sweep.json"
+  output = cloud("sweep", "--bucket=gs://bkt", "--runs_root=gs://bkt/s", "--only=last", "--dry_run", str(path))
+  assert "# setup, seed 0" in output and "--run_dir=/gcs/bkt/s/last_2_0" in output and "RUN_DIR=/gcs/bkt/s/last_2_0" in output
+  assert "train.dataset" in output or "DATASET = " in output
+  assert cloud.calls == []
