@@ -140,8 +140,10 @@ def _prepared(builder: Any, split: str) -> tuple[Any, str]:
   try:
     builder.download_and_prepare(download_config=offline)
   except OSError as error:
-    place = f"TFDS dataset {builder.info.full_name} could not be prepared in {builder.data_dir}"
-    raise InputError(f"{place}: {_first_line(error)}; check disk and network, or copy it there") from error
+    if not builder.is_prepared():
+      place = f"TFDS dataset {builder.info.full_name} could not be prepared in {builder.data_dir}"
+      raise InputError(f"{place}: {_first_line(error)}; check disk and network, or copy it there") from error
+    builder.info.read_from_directory(builder.data_dir)  # another process has prepared it in the meantime
   try:
     builder.info.splits[split]
   except (KeyError, ValueError) as error:

@@ -224,6 +224,23 @@ def test_parts_of_a_tfds_split_in_turn_are_the_split(tmp_path):
   assert named.parts() == ["train[:10%]"]
 
 
+@pytest.mark.slow
+def test_a_dataset_that_another_process_has_just_prepared(tmp_path, monkeypatch):
+  """The slower one of two fails to put its own in place; it reads the other's."""
+  from hiermem_jax.data.world_tfds import SyntheticWorldProbes
+
+  source = WorldSource(world=TINY, split="probes", data_dir=str(tmp_path / "a"))
+  expected = list(source.records())
+  prepare = SyntheticWorldProbes.download_and_prepare
+
+  def lose_the_race(self, **settings):
+    prepare(type(self)(config=self.builder_config, data_dir=tmp_path / "b"), **settings)
+    raise FileExistsError("Cannot rename incomplete.ALWRV3: Destination already exists")
+
+  monkeypatch.setattr(SyntheticWorldProbes, "download_and_prepare", lose_the_race)
+  assert list(WorldSource(world=TINY, split="probes", data_dir=str(tmp_path / "b")).records()) == expected
+
+
 def test_world_source_wants_a_known_split():
   with pytest.raises(InputError, match="give train, validation or probes"):
     WorldSource(world=TINY, split="test")

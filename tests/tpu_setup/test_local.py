@@ -10,7 +10,7 @@ import pytest
 
 from tpu_setup.__main__ import main
 
-GIN = ["--gin_file=tests/smoke.gin", "--gin_bindings=train.steps = 30", "--gin_bindings=train.checkpoint_every = 5"]
+GIN = ["--gin_file=tests/smoke.gin", "--gin_bindings=train.steps = 20", "--gin_bindings=train.checkpoint_every = 5"]
 GIN += ["--gin_bindings=train.log_every = 1"]
 
 
@@ -64,7 +64,7 @@ def test_killed_run_ends_as_an_undisturbed_one(local, tmp_path, capsys):
   assert "hiermem:1 died" in output and "try 1 of 5" in output and "started on 2 hosts" in output
   assert f"{shaken}: finished" in output
   assert "hiermem:0| " in local("logs", "--host=0")
-  assert steps(shaken)[30] == steps(calm)[30]
+  assert steps(shaken)[20] == steps(calm)[20]
   assert {path.name.split(".", 1)[1] for path in (shaken / "logs").iterdir()} >= {"host_0.log", "host_1.log"}
 
 
@@ -76,7 +76,7 @@ def test_lost_slice_is_made_anew(local, tmp_path, monkeypatch):
   assert "hiermem: is lost (lost); create it first" in local("bootstrap", status=2)
   output = local("watch", "--tries=1", f"--run_dir={tmp_path}/run", "--", "train", "--gin_file=nowhere.gin", status=2)
   assert "the slice is lost; try 1 of 1" in output
-  assert "hiermem:0: error: nowhere.gin" in output and "mend that, then watch again" in output
+  assert "hiermem:0: error: " in output and "nowhere.gin" in output and "mend that, then watch again" in output
 
 
 def test_name_in_use_and_no_slice(local):
