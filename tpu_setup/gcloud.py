@@ -181,6 +181,7 @@ def _advice(error: CommandError) -> str:
     ("no more capacity", "try again later, another zone, or --capacity=on-demand"),
     ("permission", "log in with `gcloud auth login`, and ask for the role TPU Admin"),
     ("reauthentication", "log in with `gcloud auth login`"),
+    ("active account", "log in with `gcloud auth login`"),
     ("has not been used", "enable the API: gcloud services enable tpu.googleapis.com"),
   ):
     if words in text:

@@ -125,7 +125,8 @@ def launch(slice_: Slice, job: Job) -> None:
   except Exception:
     stop(slice_, seconds=0)
     raise
-  print(f"{slice_.config.name}: started on {len(hosts)} hosts", flush=True)
+  if not slice_.shell.dry_run:
+    print(f"{slice_.config.name}: started on {len(hosts)} hosts", flush=True)
 
 
 def statuses(slice_: Slice, hosts: Sequence[Host] | None = None) -> list[Status]:
