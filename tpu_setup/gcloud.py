@@ -30,10 +30,11 @@ class GcloudSlice:
     """Queues the request and waits for the slice.
 
     Raises:
-      InputError: it was refused, or the name is taken.
+      InputError: it was refused, the name is taken, or the bucket would not do.
       TroubleError: it did not come in time, or came and went. In any case nothing is left behind but what had the name
         before.
     """
+    self._check_bucket()
     try:
       self.shell.run([*self._queue, "create", self.config.name, *self._where, *self._request()])
     except CommandError as error:
@@ -62,6 +63,20 @@ class GcloudSlice:
       why = f"not granted in {self.config.wait_minutes:g} minutes" if state == WAITING else f"became {detail}"
       raise TroubleError(
         f"{self.config.name}: {why}, and was deleted; try another zone or capacity, or raise wait_minutes"
+      )
+
+  def _check_bucket(self) -> None:
+    """Before anything costs: a checkpoint becomes whole when its folder is renamed, which must happen at once."""
+    if not (bucket := self.config.bucket):
+      return
+    command = ["gcloud", "storage", "buckets", "describe", bucket, "--format=value(hierarchical_namespace.enabled)"]
+    found = self._get(command)
+    if found is None:
+      raise InputError(f"bucket {bucket}: there is none; create it (tpu_setup/README.md, Ten commands)")
+    if not self.shell.dry_run and found.strip() != "True":
+      raise InputError(
+        f"bucket {bucket}: has no hierarchical namespace, so that a kill could leave half a checkpoint; create one with"
+        " --enable-hierarchical-namespace and copy the data there"
       )
 
   def _request(self) -> list[str]:
@@ -101,7 +116,7 @@ class GcloudSlice:
   def _get(self, command: list[str]) -> str | None:
     """What a question is answered; None where nothing is found. Other failures may pass."""
     try:
-      return self.shell.run(command, again=lambda error: not _not_found(error))
+      return self.shell.run(command, again=lambda error: not (_not_found(error) or _refused(error)))
     except CommandError as error:
       if _not_found(error):
         return None
@@ -172,6 +187,10 @@ def _not_found(error: CommandError) -> bool:
   return any(words in error.text for words in ("NOT_FOUND", "not found", "matched no objects"))
 
 
+def _refused(error: CommandError) -> bool:
+  return any(words in error.text for words in ("PERMISSION_DENIED", "does not have", "active account", "eauthentication"))
+
+
 def _advice(error: CommandError) -> str:
   """gcloud's line, with what to do about it."""
   text = error.text.lower()
@@ -179,6 +198,7 @@ def _advice(error: CommandError) -> str:
     ("quota", "ask for more quota, or choose another zone, topology or capacity"),
     ("resource_exhausted", "ask for more quota, or choose another zone, topology or capacity"),
     ("no more capacity", "try again later, another zone, or --capacity=on-demand"),
+    ("storage.", "ask for the roles Storage Object User and Storage Legacy Bucket Reader on the bucket"),
     ("permission", "log in with `gcloud auth login`, and ask for the role TPU Admin"),
     ("reauthentication", "log in with `gcloud auth login`"),
     ("active account", "log in with `gcloud auth login`"),

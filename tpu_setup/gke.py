@@ -7,6 +7,9 @@ import yaml
 from hiermem_jax.errors import InputError
 from tpu_setup.config import CHIPS, Config
 
+# As in host/bootstrap.sh: what another host writes is seen at once.
+_MOUNT_OPTIONS = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0"
+
 
 def manifest(config: Config, verb: str, flags: Sequence[str], run_dir: str, image: str, tries: int) -> str:
   """A JobSet that runs a verb on every host of the slices, restarted as a whole when a host is lost.
@@ -53,8 +56,10 @@ def manifest(config: Config, verb: str, flags: Sequence[str], run_dir: str, imag
   if config.bucket:
     bucket = config.bucket.removeprefix("gs://")
     annotations["gke-gcsfuse/volumes"] = "true"
+    # Its sidecar starts with 256 MiB of memory and 5 GiB of disk, of which checkpoints want more; 0 is no limit.
+    annotations |= {f"gke-gcsfuse/{resource}-limit": "0" for resource in ("cpu", "memory", "ephemeral-storage")}
     container["volumeMounts"] = [{"name": "bucket", "mountPath": f"/gcs/{bucket}"}]
-    attributes = {"bucketName": bucket, "mountOptions": "implicit-dirs,rename-dir-limit=100000"}
+    attributes = {"bucketName": bucket, "mountOptions": _MOUNT_OPTIONS}
     csi = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
     pod["volumes"] = [{"name": "bucket", "csi": csi}]
     pod["serviceAccountName"] = config.service_account or "default"

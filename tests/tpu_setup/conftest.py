@@ -37,6 +37,8 @@ elif "queued-resources delete" in command:
   (folder / "exists").unlink()
 elif "tpu-vm describe" in command:
   print(json.dumps({{"state": "READY", "networkEndpoints": [{{}}] * int(os.environ.get("FAKE_HOSTS", "8"))}}))
+elif "buckets describe" in command:
+  print("True")
 elif "storage cat" in command:
   mark = folder / f"finished_{{next(a for a in sys.argv if a.startswith('gs://')).split('/')[-2]}}"
   if not mark.exists():

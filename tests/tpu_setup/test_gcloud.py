@@ -49,6 +49,21 @@ def test_refused_request_leaves_nothing(cloud, text, line):
   assert cloud.calls == [CREATE, DELETE]
 
 
+@pytest.mark.parametrize(
+  "status, text, line",
+  [
+    (0, "", "bucket gs://bkt: has no hierarchical namespace, so that a kill could leave half a checkpoint; create one"),
+    (1, "ERROR: (gcloud.storage.buckets.describe) gs://bkt not found: 404.", "bucket gs://bkt: there is none; create it"),
+    (1, "ERROR: me@x does not have storage.buckets.get access", "ask for the roles Storage Object User and"),
+  ],
+)
+def test_bucket_that_would_not_do_is_said_before_anything_costs(cloud, status, text, line):
+  cloud.answer(("buckets describe", status, text, 1))
+  output = cloud("create", "--bucket=gs://bkt", status=2)
+  assert output.count("error:") == 1 and line in output
+  assert cloud.calls == ["storage buckets describe gs://bkt --format=value(hierarchical_namespace.enabled)"]
+
+
 def test_taken_name_is_not_deleted(cloud):
   (cloud.folder / "exists").touch()
   cloud.answer(("create", 1, "ERROR: (gcloud) ALREADY_EXISTS: Resource already exists", 1))

@@ -25,9 +25,11 @@ if [[ -n $BUCKET ]] && ! mountpoint -q "/gcs/$BUCKET"; then
     sudo apt-get -o DPkg::Lock::Timeout=300 -qq update >&2
     sudo apt-get -o DPkg::Lock::Timeout=300 -qq install -y gcsfuse >&2
   fi
+  fusermount -u "/gcs/$BUCKET" 2> /dev/null || true # what a gcsfuse that died has left
   sudo mkdir -p "/gcs/$BUCKET"
   sudo chown "$USER" "/gcs/$BUCKET"
-  gcsfuse --implicit-dirs --rename-dir-limit=100000 "$BUCKET" "/gcs/$BUCKET" >&2
+  # By default gcsfuse remembers what it has seen, on many TPU hosts for good: what another host writes would stay unseen.
+  gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "$BUCKET" "/gcs/$BUCKET" >&2
 fi
 
 PYTHONPATH=. "$HOME/hiermem/python" -m hiermem_jax.parallel.hosts
