@@ -147,8 +147,9 @@ def plot(report: Mapping[str, Any], path: str) -> None:
       values = [100 * cells[mode]["accuracy"] for _, cells in columns]
       errors = [100 * cells[mode]["stderr"] for _, cells in columns]
       axis.bar(places, values, width, yerr=errors, error_kw={"lw": 0.8}, **{"color": f"C{number + 4}"} | style(mode))
-    labels = [label.replace("=", "\n") for label, _ in columns]
-    axis.set_xticks(range(len(columns)), labels, rotation=30 if len(columns) > 6 else 0)
+    labels = [label.rpartition("=")[2] for label, _ in columns]  # of task=file the file
+    slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(columns) > 6 else {}
+    axis.set_xticks(range(len(columns)), labels, **slanted)
     axis.set_ylim(bottom=0, top=None if axis.dataLim.ymax > 0 else 1)
     axis.set_ylabel("perplexity" if title.startswith("perplexity") else "correct (%)")
     axis.set_title(title, fontsize=11)
