@@ -19,7 +19,7 @@ def watch(slice_: Slice, job: jobs.Job, clock: Callable[[], float] = time.monoto
   time. The code that hosts run is that of the first moment.
 
   Raises:
-    InputError: the run itself says that its input is bad, the slice was refused, or the tries are used up.
+    InputError: the run itself says that its input is bad, the slice was refused at once, or the tries are used up.
   """
   config, tries, started = slice_.config, 0, None
   with tempfile.TemporaryDirectory() as directory:
@@ -45,7 +45,7 @@ def watch(slice_: Slice, job: jobs.Job, clock: Callable[[], float] = time.monoto
         print(f"{config.name}: waiting {slice_.shell.pause(tries - 1):.0f} s", flush=True)
       tries += 1
       try:
-        _bring_up(slice_, job, archive, state)
+        _bring_up(slice_, job, archive, state, first=tries == 1 and state == MISSING)
         started = clock()
       except TroubleError as error:
         started = None
@@ -74,12 +74,15 @@ def _trouble(slice_: Slice, job: jobs.Job, ours: bool) -> str | None:
   return None
 
 
-def _bring_up(slice_: Slice, job: jobs.Job, archive: pathlib.Path, state: str) -> None:
-  """From any state to a running run."""
+def _bring_up(slice_: Slice, job: jobs.Job, archive: pathlib.Path, state: str, first: bool) -> None:
+  """From any state to a running run. The first request may be refused for good; what was granted once may be again."""
   if state == LOST:
     slice_.delete()
   if state in (LOST, MISSING):
-    slice_.create()
+    try:
+      slice_.create()
+    except InputError as error:
+      raise error if first else TroubleError(str(error)) from None
   else:
     jobs.stop(slice_)
   jobs.bootstrap(slice_, archive)

@@ -175,6 +175,27 @@ def test_watch_recreates_what_was_preempted(cloud):
   assert len(cloud.named("queued-resources create")) == 1 and len(cloud.named("start.sh")) == 8
 
 
+def test_watch_asks_again_when_quota_is_not_back_yet(cloud):
+  """What was preempted can hold its quota for a while after its deletion."""
+  (cloud.folder / "exists").touch()
+  (cloud.folder / "finish_when_asked").touch()
+  cloud.answer(
+    ("tpu-vm describe", 0, '{"state": "PREEMPTED", "networkEndpoints": []}', 1),
+    ("queued-resources describe", 0, "ACTIVE", 1),
+    ("queued-resources create", 1, "ERROR: RESOURCE_EXHAUSTED: Quota limit exceeded", 1),
+  )
+  output = cloud("watch", *RUN)
+  assert "hiermem: ERROR: RESOURCE_EXHAUSTED: Quota limit exceeded; ask for more quota" in output
+  assert "try 2 of 3" in output and "finished, today" in output
+  assert len(cloud.named("queued-resources create")) == 2
+
+
+def test_watch_does_not_repeat_a_first_refusal(cloud):
+  cloud.answer(("queued-resources create", 1, "ERROR: RESOURCE_EXHAUSTED: Quota limit exceeded. Limit: 0", 9))
+  assert "ask for more quota" in cloud("watch", *RUN, status=2)
+  assert len(cloud.named("queued-resources create")) == 1
+
+
 def test_watch_gives_up_in_the_end(cloud):
   (cloud.folder / "exists").touch()
   cloud.answer(("--worker=6&status.sh 2>", 0, "exited 1\ncommand a2\nout of luck", 99))
