@@ -188,7 +188,9 @@ def _not_found(error: CommandError) -> bool:
 
 
 def _refused(error: CommandError) -> bool:
-  return any(words in error.text for words in ("PERMISSION_DENIED", "does not have", "active account", "eauthentication"))
+  return any(
+    words in error.text for words in ("PERMISSION_DENIED", "does not have", "active account", "eauthentication")
+  )
 
 
 def _advice(error: CommandError) -> str:

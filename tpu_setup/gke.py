@@ -31,13 +31,14 @@ def manifest(config: Config, verb: str, flags: Sequence[str], run_dir: str, imag
   if not image:
     raise InputError("--image is missing; build one with this repository and requirements.lock, and push it")
   hosts = config.chips // config.chips_per_host
-  command = ["python", "-m", f"hiermem_jax.{verb}", "--distributed", f"--run_dir={run_dir}", *flags]
+  arguments = ["-m", f"hiermem_jax.{verb}", "--distributed", f"--run_dir={run_dir}", *flags]
+  command = ["bash", "-c", 'source tpu_setup/host/flags.sh && exec python "$@"', "bash", *arguments]
   chips = {"google.com/tpu": config.chips_per_host}
   container = {
     "name": "train",
     "image": image,
     "command": command,
-    "env": [{"name": "JAX_PLATFORMS", "value": "tpu,cpu"}],
+    "env": [{"name": "CHIP", "value": config.chip}],
     "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
     "resources": {"requests": chips, "limits": chips},
   }

@@ -99,4 +99,3 @@ class LocalSlice:
   def read(self, path: str) -> str | None:
     """A file here."""
     return pathlib.Path(path).read_text() if os.path.exists(path) else None
-

@@ -25,7 +25,10 @@ def test_create_asks_and_waits(cloud):
     (("--topology=v4:4x4x8",), ["--type=v4", "--topology=4x4x8", "tpu-ubuntu2204-base"]),
     (("--topology=v5p:4x4x4",), ["--accelerator-type=v5p-128", "v2-alpha-tpuv5 "]),
     (("--topology=v6e:16x16", "--slices=2"), ["v6e-256", "--node-count=2", "--node-prefix=hiermem"]),
-    (("--labels=team=x,app=y", "--network=n", "--internal_ips"), ["--labels=team=x,app=y", "--network=n", "--internal-ips"]),
+    (
+      ("--labels=team=x,app=y", "--network=n", "--internal_ips"),
+      ["--labels=team=x,app=y", "--network=n", "--internal-ips"],
+    ),
   ],
 )
 def test_kinds_of_slices(cloud, flags, words):
@@ -53,7 +56,11 @@ def test_refused_request_leaves_nothing(cloud, text, line):
   "status, text, line",
   [
     (0, "", "bucket gs://bkt: has no hierarchical namespace, so that a kill could leave half a checkpoint; create one"),
-    (1, "ERROR: (gcloud.storage.buckets.describe) gs://bkt not found: 404.", "bucket gs://bkt: there is none; create it"),
+    (
+      1,
+      "ERROR: (gcloud.storage.buckets.describe) gs://bkt not found: 404.",
+      "bucket gs://bkt: there is none; create it",
+    ),
     (1, "ERROR: me@x does not have storage.buckets.get access", "ask for the roles Storage Object User and"),
   ],
 )
@@ -118,8 +125,14 @@ def test_host_that_stays_away_is_named(cloud):
 @pytest.mark.parametrize(
   "facts, line",
   [
-    ('{"chips": 0, "python": "3.12.1", "jax": "0.12.0"}', "hiermem:3: has 0 TPU chips, a host of v5e:4x8 should have 4"),
-    ('{"chips": 4, "python": "3.12.1", "jax": "0.11.0"}', "hiermem:3 (process 3): has jax 0.11.0, 7 of 8 hosts have 0.12.0"),
+    (
+      '{"chips": 0, "python": "3.12.1", "jax": "0.12.0"}',
+      "hiermem:3: has 0 TPU chips, a host of v5e:4x8 should have 4",
+    ),
+    (
+      '{"chips": 4, "python": "3.12.1", "jax": "0.11.0"}',
+      "hiermem:3 (process 3): has jax 0.11.0, 7 of 8 hosts have 0.12.0",
+    ),
   ],
 )
 def test_host_that_differs_is_named(cloud, facts, line):

@@ -1,6 +1,7 @@
 """Configuration, costs, the GKE manifest, the lock file, the scripts, and sweeps on slices."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -61,7 +62,12 @@ def test_missing_project(capsys):
 
 
 def test_hosts_of_a_slice():
-  for topology, chips, per_host in (("v5e:2x4", 8, 8), ("v5e:4x4", 16, 4), ("v5p:4x4x8", 128, 4), ("v6e:16x16", 256, 4)):
+  for topology, chips, per_host in (
+    ("v5e:2x4", 8, 8),
+    ("v5e:4x4", 16, 4),
+    ("v5p:4x4x8", 128, 4),
+    ("v6e:16x16", 256, 4),
+  ):
     found = config.load(None, CLOUD | {"topology": topology})
     assert (found.chips, found.chips_per_host) == (chips, per_host)
 
@@ -88,7 +94,7 @@ def test_prices_name_every_chip():
   assert set(tomllib.loads(costs.PRICES.read_text())) == set(config.CHIPS)
 
 
-def test_gke_manifest(capsys):
+def test_gke_manifest(capsys, tmp_path):
   flags = ["--topology=v5e:4x8", "--slices=2", "--bucket=gs://bkt", "--run_dir=gs://bkt/runs/a2"]
   command = ["--", "train", "--gin_file=gin/runs/a2.gin", "--gin_bindings=train.dataset = 'gs://bkt/d'"]
   assert main(["gke", *flags, "--image=img", *command]) == 0
@@ -105,8 +111,20 @@ def test_gke_manifest(capsys):
   }
   (container,) = pod["containers"]
   assert container["resources"]["limits"] == {"google.com/tpu": 4}
-  assert container["command"][2:5] == ["hiermem_jax.train", "--distributed", "--run_dir=/gcs/bkt/runs/a2"]
-  assert container["command"][-1] == "--gin_bindings=train.dataset = '/gcs/bkt/d'"
+  for name, script in (("python", """printf '%s\\n' "$JAX_PLATFORMS" "$LIBTPU_INIT_ARGS" "$@" """), ("sudo", "exit 1")):
+    (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / name).chmod(0o755)
+  env = {each["name"]: each["value"] for each in container["env"]} | {
+    "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    "HOME": "/x",
+  }
+  printed = subprocess.run(container["command"], env=env, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+  platforms, libtpu_flags, *run = printed.splitlines()
+  assert (platforms, libtpu_flags) == ("tpu,cpu", "--megascale_abort_on_hangs=true")
+  assert run[:4] == ["-m", "hiermem_jax.train", "--distributed", "--run_dir=/gcs/bkt/runs/a2"]
+  assert run[-1] == "--gin_bindings=train.dataset = '/gcs/bkt/d'"
+  options = pod["volumes"][0]["csi"]["volumeAttributes"]["mountOptions"]
+  assert "metadata-cache:ttl-secs:0" in options
   assert container["volumeMounts"][0]["mountPath"] == "/gcs/bkt"
   assert main(["gke", *flags, *command]) == 2
   assert "--image is missing" in capsys.readouterr().err
@@ -171,7 +189,10 @@ def test_sweep_on_slices(cloud, tmp_path):
   flags = ("--bucket=gs://bkt", "--runs_root=gs://bkt/sweep", path)
   cloud("sweep", *map(str, flags))
   lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-  assert [(line["name"], line["seed"], line["result"]) for line in lines] == [("a", 0, {"loss": 1.5}), ("b", 0, {"loss": 1.5})]
+  assert [(line["name"], line["seed"], line["result"]) for line in lines] == [
+    ("a", 0, {"loss": 1.5}),
+    ("b", 0, {"loss": 1.5}),
+  ]
   assert len(cloud.named("queued-resources create hiermem-0")) == 1
   assert "queued-resources delete hiermem-0" in cloud.calls[-1]
   started = cloud.named("start.sh", "--worker=0 ")
@@ -182,6 +203,10 @@ def test_sweep_on_slices(cloud, tmp_path):
 def test_sweep_dry_run(cloud, tmp_path):
   path = ROOT / "experiments/table9_placement/sweep.json"
   output = cloud("sweep", "--bucket=gs://bkt", "--runs_root=gs://bkt/s", "--only=last", "--dry_run", str(path))
-  assert "# setup, seed 0" in output and "--run_dir=/gcs/bkt/s/last_2_0" in output and "RUN_DIR=/gcs/bkt/s/last_2_0" in output
+  assert (
+    "# setup, seed 0" in output
+    and "--run_dir=/gcs/bkt/s/last_2_0" in output
+    and "RUN_DIR=/gcs/bkt/s/last_2_0" in output
+  )
   assert "train.dataset" in output or "DATASET = " in output
   assert cloud.calls == []

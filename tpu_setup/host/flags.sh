@@ -16,9 +16,11 @@ else
   echo always | sudo -n tee /sys/kernel/mm/transparent_hugepage/enabled > /dev/null 2>&1 || true
 fi
 
-# libtpu's own flags. None is set by default: every one that was tried on this model's step (see experiments/pods) left the
-# schedule as it was. What others use, to try by hand:
+# libtpu's own flags; what is given from outside is taken instead.
+#   --megascale_abort_on_hangs=true                          multi-slice: a run that waits for a lost slice ends, and is started again
+# Nothing is set for speed: every flag that was tried on this model's step (see experiments/pods) left the schedule as it
+# was. What others use, to try by hand:
 #   --xla_tpu_enable_async_collective_fusion=true            gathers of FSDP run beside the matmuls (on by default since 2024)
 #   --xla_tpu_scoped_vmem_limit_kib=98304                    larger tiles on v6e: more of VMEM for one fusion
 #   --megascale_graph_hang_threshold=600s                    multi-slice: patience before a hang is called one
-export LIBTPU_INIT_ARGS="${LIBTPU_INIT_ARGS:-}"
+export LIBTPU_INIT_ARGS="${LIBTPU_INIT_ARGS:---megascale_abort_on_hangs=true}"
