@@ -68,9 +68,7 @@ def cluster(
 
   if not 0 < sample <= 1:
     raise InputError(f"cluster.sample = {sample}: a share of the documents, above 0 and at most 1; bind another")
-  tree = TreeConfig(
-    branching=branching, depth=depth, steps=steps, batch_size=batch_size, balance=balance, seed=seed
-  )
+  tree = TreeConfig(branching=branching, depth=depth, steps=steps, batch_size=batch_size, balance=balance, seed=seed)
   corpus = under(corpus, run_dir)
   tokenizer = os.path.join(run_dir, tokenizer)
   directory = os.path.join(run_dir, directory)

@@ -131,7 +131,10 @@ def test_real_process_from_another_directory(tmp_path):
   assert "train.steps = 524288\n" in result.stdout
   result = python(*arguments, cwd=tmp_path)
   assert (result.returncode, result.stdout) == (2, "")
-  assert result.stderr == 'error: train.dataset: not bound; bind in a gin file or with --gin_bindings="train.dataset = ..."\n'
+  assert (
+    result.stderr
+    == 'error: train.dataset: not bound; bind in a gin file or with --gin_bindings="train.dataset = ..."\n'
+  )
   assert not list(tmp_path.iterdir())
 
 
@@ -228,9 +231,7 @@ def test_empty_corpus(chain, fails, tmp_path):
 
 
 def test_fewer_documents_than_clusters(chain, fails, tmp_path):
-  message = fails(
-    "cluster", f"--gin_file={chain[0]}", "--gin_bindings=cluster.depth = 12", f"--run_dir={tmp_path}/run"
-  )
+  message = fails("cluster", f"--gin_file={chain[0]}", "--gin_bindings=cluster.depth = 12", f"--run_dir={tmp_path}/run")
   assert "cannot fill the 4096 leaves of branching 2, depth 12: lower depth or branching" in message
 
 

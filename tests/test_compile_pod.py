@@ -98,7 +98,9 @@ def test_numbers(compile_run):
   for row in report["exchange"]:  # 4 sequences a device, tables of 3 and 5 rows of 3 * 8 * 2 * 64 bfloat16 values
     wanted = 3 if row["tensor"].endswith("1") else 4
     assert row["bound"] == wanted * 3072 * 2 * 3 / 4
-    assert row["bytes"] == sum(c["bytes"] for c in report["collectives"] if c["tensor"] == row["tensor"] and c["dtype"] == "bf16")
+    assert row["bytes"] == sum(
+      c["bytes"] for c in report["collectives"] if c["tensor"] == row["tensor"] and c["dtype"] == "bf16"
+    )
     assert row["ratio"] == pytest.approx(1.0)
   assert len(report["exchange"]) == 4
   assert {c["network"] for c in report["collectives"]} == {"ICI"}
@@ -130,7 +132,9 @@ def test_bank_table_that_does_not_fit(compile_run):
   table = 2048**2 * 8 * 2 * 3 * 64
   assert report["hbm"]["arguments"] >= 3 * 4 * table / 4
   assert report["hbm"]["usable"] == 15.75 * GIB < report["hbm"]["peak"]
-  assert "which give a program 15.75 GiB; the largest array is bank/level_2 (4194305, 3072), 12.00 GiB" in report["reason"]
+  assert (
+    "which give a program 15.75 GiB; the largest array is bank/level_2 (4194305, 3072), 12.00 GiB" in report["reason"]
+  )
   more, smaller = report["remedies"]
   assert more.startswith("more chips: a slice of about ")
   assert "bank_moment_dtype = 'bfloat16'" in smaller and "remat" not in smaller
@@ -155,7 +159,10 @@ def test_activations_that_do_not_fit(gin_file):
   "flags, message",
   [
     ([], "--topology is missing"),
-    (["--topology=v9:4x4"], "--topology=v9:4x4: no such topology; write CHIP:SHAPE with CHIP one of v4, v5e, v5p, v6e, tpu7x"),
+    (
+      ["--topology=v9:4x4"],
+      "--topology=v9:4x4: no such topology; write CHIP:SHAPE with CHIP one of v4, v5e, v5p, v6e, tpu7x",
+    ),
     (["--topology=v5e:2x2", "--num_slices=0"], "num_slices"),
   ],
 )

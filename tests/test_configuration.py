@@ -106,7 +106,9 @@ def test_later_bindings_win():
 
 def test_every_stage_of_a_chain_is_rehearsed(tmp_path):
   path = tmp_path / "chain.gin"
-  path.write_text("quickstart.stages = (@first/train, @second/train)\nsecond/train.steps = 'many'\nfirst/train.steps = 2\n")
+  path.write_text(
+    "quickstart.stages = (@first/train, @second/train)\nsecond/train.steps = 'many'\nfirst/train.steps = 2\n"
+  )
   message = rejected(files=[_A2, str(path)], verb="quickstart")
   assert message == "train.steps = 'many': must be int; bind such a value"
 
@@ -159,7 +161,18 @@ def test_discard_keeps_a_run_that_has_begun(tmp_path):
 # Who imports whom. -----------------------------------------------------------------------------------------------------
 
 _HEAVY = ("tensorflow", "tensorflow_datasets", "seqio", "apache_beam", "sklearn", "torch")
-_VERBS = ("cluster", "compile_pod", "prepare", "train", "train_tokenizer", "evaluate", "evaluate_tasks", "describe", "merge", "quickstart")
+_VERBS = (
+  "cluster",
+  "compile_pod",
+  "prepare",
+  "train",
+  "train_tokenizer",
+  "evaluate",
+  "evaluate_tasks",
+  "describe",
+  "merge",
+  "quickstart",
+)
 _ROOMS = ("models", "parallel", "retrieval", "data", "training", "inference", "evaluation")
 # What each room may import of the package. `parallel` may know the row arithmetic of `models`, nothing else of it.
 _MAY_IMPORT = {
@@ -219,7 +232,16 @@ def test_only_the_command_line_parses_flags_and_only_the_configuration_knows_gin
 
 def test_importing_everything_but_the_tensorflow_modules_is_light():
   # These exist for TensorFlow, Beam and the evaluation harness only.
-  skipped = ("seqio_tasks", "vocabulary", "world_tfds", "cluster_corpus", "route_corpus", "pack_corpus", "steps", "prepare")
+  skipped = (
+    "seqio_tasks",
+    "vocabulary",
+    "world_tfds",
+    "cluster_corpus",
+    "route_corpus",
+    "pack_corpus",
+    "steps",
+    "prepare",
+  )
   modules = [
     ".".join(path.relative_to(_ROOT).with_suffix("").parts).removesuffix(".__init__") for path in _PACKAGE.rglob("*.py")
   ]

@@ -369,9 +369,7 @@ def conduct(campaign: Campaign, quick: bool, only: str) -> Iterator[dict]:
     "one of two hosts killed": lambda: [campaign.lost_host(victim) for victim in ((1,) if quick else (0, 1))],
   }
   if can_mount(campaign.directory / "mount"):
-    size = 4 * sum(
-      path.stat().st_size for path in (campaign.undisturbed.directory / f"checkpoints/{STEPS}").rglob("*")
-    )
+    size = 4 * sum(path.stat().st_size for path in (campaign.undisturbed.directory / f"checkpoints/{STEPS}").rglob("*"))
     faults["disk full, freed in time"] = lambda: [campaign.full_disk(size, freed=True)]
     faults["disk full to the end"] = lambda: [campaign.full_disk(size, freed=False)]
   else:

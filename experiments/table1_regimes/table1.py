@@ -133,8 +133,7 @@ def report(path: str) -> None:
         scale = 100 if (corpus, name) == ("world", "rare") else 1
         cells.append(
           " / ".join(
-            spread([scale * run["regimes"][regime][mode][name] for run in runs])
-            for mode in runs[0]["regimes"][regime]
+            spread([scale * run["regimes"][regime][mode][name] for run in runs]) for mode in runs[0]["regimes"][regime]
           )
         )
       print("| " + " | ".join(cells) + " |")

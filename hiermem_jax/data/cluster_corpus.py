@@ -202,9 +202,7 @@ def _grow(
 
 
 def _tree(levels: Sequence[np.ndarray], config: TreeConfig, encoder: Encoder) -> ClusterTree:
-  return ClusterTree(
-    centroids=tuple(levels), branching=config.branching, encoder_fingerprint=encoder.fingerprint
-  )
+  return ClusterTree(centroids=tuple(levels), branching=config.branching, encoder_fingerprint=encoder.fingerprint)
 
 
 def _split_level(
@@ -221,11 +219,7 @@ def _split_level(
   num_parents = config.branching ** (level - 1)
   sizes = pipeline | "empty" >> beam.Create([(node, 0) for node in range(num_parents)])
   paths = pipeline | beam.Create(list(embedded)) | beam.Reshuffle()
-  sizes = (
-    (sizes, paths | "count" >> beam.FlatMap(_count_nodes, parents))
-    | beam.Flatten()
-    | beam.CombinePerKey(sum)
-  )
+  sizes = (sizes, paths | "count" >> beam.FlatMap(_count_nodes, parents)) | beam.Flatten() | beam.CombinePerKey(sum)
   examples = paths | "examples" >> beam.FlatMap(_examples, parents, beam.pvalue.AsDict(sizes), config)
   nothing = sizes | "every node" >> beam.Map(lambda item: (item[0], None))
   (

@@ -205,9 +205,7 @@ def _write_shard(shard: tuple[tuple[int, int], Iterable[tuple[int, bytes]]], job
   written = write_shard(job.shard_path(length, number), records)
   width = np.dtype(job.dtype).itemsize
   leaves = collections.Counter(int.from_bytes(record[:4], "little", signed=True) for record in records)
-  tokens = sum(
-    int(np.count_nonzero(np.frombuffer(record, job.dtype, offset=4 + length * width))) for record in records
-  )
+  tokens = sum(int(np.count_nonzero(np.frombuffer(record, job.dtype, offset=4 + length * width))) for record in records)
   summary = {"shard": dataclasses.asdict(written), "tokens": tokens, "leaves": sorted(leaves.items())}
   files.write_json(job.summary_path(length, number), summary)
 

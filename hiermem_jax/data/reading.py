@@ -177,9 +177,7 @@ def sample_texts(
   windows = (
     (int(key), text)
     for number, part in enumerate(source.parts())
-    for batch in read_part(
-      source, number, part, tokenizer, Counts(), window_tokens=window_tokens, sample=sample
-    )
+    for batch in read_part(source, number, part, tokenizer, Counts(), window_tokens=window_tokens, sample=sample)
     for key, text in zip(mix(batch.keys, _SAMPLE_SEED), batch.texts)
   )
   yield from (text for _, text in heapq.nsmallest(max_windows, windows))

@@ -93,9 +93,7 @@ class RoutePart(beam.DoFn):
     if held:
       chunks.append(self._write(number, len(chunks), held))
     leaves = [[leaf, *map(int, of_leaf)] for leaf, of_leaf in sorted(per_leaf.items())]
-    files.write_json(
-      self.summary(number), {"counts": dataclasses.asdict(counts), "chunks": chunks, "leaves": leaves}
-    )
+    files.write_json(self.summary(number), {"counts": dataclasses.asdict(counts), "chunks": chunks, "leaves": leaves})
     yield from ()
 
   def _write(self, number: int, chunk: int, held: Sequence[Chunk]) -> str:

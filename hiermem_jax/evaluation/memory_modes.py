@@ -17,9 +17,7 @@ from hiermem_jax.training.checkpoint import Model
 class MemoryModes:
   """Scorers and leaves by mode; see `modes` and `routes` for what modes there are."""
 
-  def __init__(
-    self, model: Model, mesh: Mesh, retriever: Retriever | None, modes: Sequence[str], **settings
-  ):
+  def __init__(self, model: Model, mesh: Mesh, retriever: Retriever | None, modes: Sequence[str], **settings):
     """Prepares the modes.
 
     Args:

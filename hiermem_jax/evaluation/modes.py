@@ -57,6 +57,4 @@ def keep_levels(model: Model, levels: tuple[int, ...] | None) -> Model:
     return model
   rows = tuple(rows if level in levels else 0 for level, rows in enumerate(model.memory.rows, start=1))
   bank = {table_name(level): model.params["bank"][table_name(level)] for level in levels}
-  return model._replace(
-    memory=dataclasses.replace(model.memory, rows=rows), params=model.params | {"bank": bank}
-  )
+  return model._replace(memory=dataclasses.replace(model.memory, rows=rows), params=model.params | {"bank": bank})

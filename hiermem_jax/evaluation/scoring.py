@@ -79,9 +79,7 @@ class Scorer:
 
   def _compile_greedy(self, max_new_tokens: int) -> Callable:
     specs = anchor_specs(self.model.anchor, self._rules)
-    return self._jit(
-      make_greedy(self.model.anchor, self.model.memory, specs, self._mesh, max_new_tokens, self._rules)
-    )
+    return self._jit(make_greedy(self.model.anchor, self.model.memory, specs, self._mesh, max_new_tokens, self._rules))
 
   def _place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """A batch filled up to the batch size with zeros, on the devices."""

@@ -41,9 +41,7 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> 
   """
   length, head_dim = q.shape[1], q.shape[3]
   if length % 128:
-    raise InputError(
-      f"AnchorConfig.attention = 'splash': sequences of {length} are not a multiple of 128; bind 'xla'"
-    )
+    raise InputError(f"AnchorConfig.attention = 'splash': sequences of {length} are not a multiple of 128; bind 'xla'")
   mesh = jax.sharding.get_abstract_mesh()
   device = getattr(mesh, "abstract_device", None)  # ahead of time, not what this process has
   platform = device.platform if device else jax.default_backend()

@@ -14,9 +14,7 @@ from hiermem_jax.errors import InputError
 def _require_positive(owner: object, *names: str) -> None:
   for name in names:
     if getattr(owner, name) <= 0:
-      raise InputError(
-        f"{type(owner).__name__}.{name} = {getattr(owner, name)}: must be positive; bind another value"
-      )
+      raise InputError(f"{type(owner).__name__}.{name} = {getattr(owner, name)}: must be positive; bind another value")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

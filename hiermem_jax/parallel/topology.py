@@ -197,4 +197,3 @@ def out_of_memory(error: Exception) -> tuple[float, float] | None:
       units = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
       return float(found[1]) * units[found[2].upper()], float(found[3]) * units[found[4].upper()]
   return None
-

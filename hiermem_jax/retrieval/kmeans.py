@@ -169,9 +169,7 @@ def nearest_candidate(
   return best
 
 
-def _batches(
-  num_examples: int, batch_size: int, steps: int, rng: np.random.Generator
-) -> Iterator[np.ndarray]:
+def _batches(num_examples: int, batch_size: int, steps: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
   """Yields `steps` arrays of row numbers, all of min(batch_size, num_examples) different rows."""
   size = min(batch_size, num_examples)
   order, start = rng.permutation(num_examples), 0
@@ -182,23 +180,14 @@ def _batches(
     start += size
 
 
-def _check_arguments(
-  num_examples: int, num_clusters: int, steps: int, batch_size: int, balance: float | None
-) -> None:
+def _check_arguments(num_examples: int, num_clusters: int, steps: int, batch_size: int, balance: float | None) -> None:
   if num_clusters < 2 or steps < 1:
-    raise InputError(
-      f"k-means with {num_clusters} clusters and {steps} steps: set at least 2 clusters and 1 step"
-    )
+    raise InputError(f"k-means with {num_clusters} clusters and {steps} steps: set at least 2 clusters and 1 step")
   if balance is not None and balance < 1.0:
-    raise InputError(
-      f"k-means balance is {balance}: set it to 1.0 or more (paper: 1.5), or to None for no limit"
-    )
+    raise InputError(f"k-means balance is {balance}: set it to 1.0 or more (paper: 1.5), or to None for no limit")
   if batch_size < num_clusters:
-    raise InputError(
-      f"k-means batch_size {batch_size} is below {num_clusters} clusters: raise it (paper: 6400)"
-    )
+    raise InputError(f"k-means batch_size {batch_size} is below {num_clusters} clusters: raise it (paper: 6400)")
   if num_examples < num_clusters:
     raise InputError(
-      f"k-means has {num_examples} examples for {num_clusters} clusters: use fewer clusters or more"
-      " documents"
+      f"k-means has {num_examples} examples for {num_clusters} clusters: use fewer clusters or more documents"
     )

@@ -30,9 +30,7 @@ def digest(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
   return sha.hexdigest()[:16]
 
 
-def write_artifact(
-  directory: str, name: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> None:
+def write_artifact(directory: str, name: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
   """Writes `directory/name.npz` and `directory/name.json`, replacing what was there."""
   folder = pathlib.Path(directory)
   folder.mkdir(parents=True, exist_ok=True)
@@ -59,15 +57,11 @@ def read_meta(directory: str, name: str) -> dict[str, Any]:
   try:
     header = json.loads(path.read_text())
   except (FileNotFoundError, NotADirectoryError) as error:
-    raise InputError(
-      f"no {name}.json in {directory}: give the directory that the cluster verb wrote"
-    ) from error
+    raise InputError(f"no {name}.json in {directory}: give the directory that the cluster verb wrote") from error
   except ValueError as error:
     raise InputError(f"{path} is damaged (not json): restore it or cluster the corpus again") from error
   if not isinstance(header, dict) or header.pop("format", None) != _FORMAT or "digest" not in header:
-    raise InputError(
-      f"{path} is not a format {_FORMAT} description: cluster the corpus again with this version"
-    )
+    raise InputError(f"{path} is not a format {_FORMAT} description: cluster the corpus again with this version")
   return header
 
 
@@ -86,9 +80,7 @@ def read_artifact(directory: str, name: str) -> tuple[dict[str, Any], dict[str, 
   except FileNotFoundError as error:
     raise InputError(f"{path} is missing: restore it or cluster the corpus again") from error
   except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-    raise InputError(
-      f"{path} is damaged (not an npz archive): restore it or cluster the corpus again"
-    ) from error
+    raise InputError(f"{path} is damaged (not an npz archive): restore it or cluster the corpus again") from error
   if digest(meta, arrays) != expected:
     raise InputError(f"{path} does not match {name}.json beside it: restore both or cluster the corpus again")
   return meta, arrays

@@ -138,9 +138,7 @@ def build_tree(
     ValueError: keys that `split_node` does not take.
   """
   if branching < 2 or depth < 1:
-    raise InputError(
-      f"cluster tree with branching {branching}, depth {depth}: set branching >= 2 and depth >= 1"
-    )
+    raise InputError(f"cluster tree with branching {branching}, depth {depth}: set branching >= 2 and depth >= 1")
   if len(embeddings) < branching**depth:
     raise InputError(
       f"{len(embeddings)} documents cannot fill the {branching**depth} leaves of branching {branching},"
@@ -284,9 +282,7 @@ def _rows_by_node(node: np.ndarray) -> dict[int, np.ndarray]:
 
 
 @one_thread
-def _nearest_children(
-  embeddings: np.ndarray, node: np.ndarray, centroids: np.ndarray, branching: int
-) -> np.ndarray:
+def _nearest_children(embeddings: np.ndarray, node: np.ndarray, centroids: np.ndarray, branching: int) -> np.ndarray:
   """One level of the descent: int32 [n] nodes -> int32 [n] nodes of the next level, whose centroids are given."""
   children = np.empty_like(node)
   for start in range(0, len(node), _ASSIGN_CHUNK):

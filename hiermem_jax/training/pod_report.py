@@ -160,9 +160,7 @@ def exchange_ratios(
     return []
   rows = []
   for (tensor, network), bound in exchange_bounds(memory, anchor, report["batch_size"], report["mesh"]).items():
-    sent = sum(
-      c.bytes for c in found if (c.tensor, c.network) == (tensor, network) and c.dtype.startswith(("f", "bf"))
-    )
+    sent = sum(c.bytes for c in found if (c.tensor, c.network) == (tensor, network) and c.dtype.startswith(("f", "bf")))
     ratio = sent / bound if bound else None
     rows.append({"tensor": tensor, "network": network, "bytes": sent, "bound": bound, "ratio": ratio})
   return rows

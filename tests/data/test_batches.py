@@ -95,9 +95,7 @@ def test_resume_is_exact(dataset, start):
 @pytest.mark.parametrize("process_count", [1, 2, 3, 6])
 def test_host_slices_join_to_the_global_batch(dataset, process_count):
   whole = Batches(dataset, batch_size=6, seed=3)
-  hosts = [
-    Batches(dataset, batch_size=6, seed=3, rows=rows) for rows in np.split(np.arange(6), process_count)
-  ]
+  hosts = [Batches(dataset, batch_size=6, seed=3, rows=rows) for rows in np.split(np.arange(6), process_count)]
   for step in (0, 1, 4, 11):
     parts = [host.at(step) for host in hosts]
     equal(whole.at(step), {k: np.concatenate([p[k] for p in parts]) for k in parts[0]})

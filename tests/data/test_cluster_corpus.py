@@ -209,4 +209,6 @@ def test_nodes_without_examples_pass_on_their_centroid(grow):
   """Three different texts cannot fill nine leaves: the rest of the tree repeats, and every path has an end."""
   _, tree = grow(tree=TreeConfig(branching=4, depth=4, steps=1, batch_size=16))
   assert tree.num_leaves == 256 and np.isfinite(tree.centroids[-1]).all()
-  assert cluster_lib.level_report(np.bincount(tree.assign(np.eye(8, dtype=np.float32)), minlength=256), 4)["empty"] > 200
+  assert (
+    cluster_lib.level_report(np.bincount(tree.assign(np.eye(8, dtype=np.float32)), minlength=256), 4)["empty"] > 200
+  )

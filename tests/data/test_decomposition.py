@@ -99,7 +99,7 @@ def test_every_cycle_has_its_share_of_every_length(cycles):
 
 def draw_one_by_one(rng, batches):
   """A cycle as the recipe says it: weights are batches times odds; a length without batches left is removed."""
-  weights = np.array([n * 2.0 ** -k for k, n in enumerate(batches.values())])
+  weights = np.array([n * 2.0**-k for k, n in enumerate(batches.values())])
   left, order = np.array(list(batches.values())), []
   while left.any():
     bucket = rng.choice(len(left), p=np.where(left > 0, weights, 0) / weights[left > 0].sum())
@@ -195,7 +195,10 @@ def test_open(dataset, tmp_path, write_packed):
 @pytest.mark.parametrize(
   ("damage", "message"),
   [
-    (lambda d: (d / "decomposition.json").write_text("{}"), "decomposition.json is damaged: delete .* run prepare again"),
+    (
+      lambda d: (d / "decomposition.json").write_text("{}"),
+      "decomposition.json is damaged: delete .* run prepare again",
+    ),
     (lambda d: (d / "8" / "manifest.json").unlink(), "8: no packed dataset, or an unfinished one"),
     (lambda d: (d / "4" / "shard-00000.array_record").unlink(), "shard-00000.array_record is missing"),
   ],

@@ -57,9 +57,13 @@ def toy_run(tmp_path_factory, random_anchor):
     for a in ANIMALS for _ in range(3)
   ]  # fmt: skip
   _write_jsonl(run_dir / "arc_easy.jsonl", questions)
-  _write_jsonl(run_dir / "nq_open_dev.jsonl", [{"question": f"Who likes {f}?", "answer": ["owl", "the"]} for f in FOODS])
+  _write_jsonl(
+    run_dir / "nq_open_dev.jsonl", [{"question": f"Who likes {f}?", "answer": ["owl", "the"]} for f in FOODS]
+  )
   _write_jsonl(run_dir / "mine.jsonl", [{"context": f"The {a} likes", "continuation": "corn"} for a in ANIMALS])
-  (run_dir / "elements.csv").write_text("atomic_number,name,symbol\n" + "".join(f"{i},{a},X\n" for i, a in enumerate(ANIMALS, 1)))
+  (run_dir / "elements.csv").write_text(
+    "atomic_number,name,symbol\n" + "".join(f"{i},{a},X\n" for i, a in enumerate(ANIMALS, 1))
+  )
   _write_jsonl(run_dir / "corpus.jsonl", [{"text": " ".join([a] * i)} for i, a in enumerate(ANIMALS)])
   _write_jsonl(run_dir / "articles.jsonl", [{"text": text} for text in texts[:9]])
   return run_dir

@@ -104,7 +104,9 @@ def test_what_is_measured_is_kept(report, toy_run, tmp_path, monkeypatch):
 
 
 def test_long_prompts_are_counted(toy_run, tmp_path):
-  evaluate(toy_run, tmp_path, "evaluate_tasks.context_length = 40", "evaluate_tasks.modes = ('none',)", names=("arc_easy",))
+  evaluate(
+    toy_run, tmp_path, "evaluate_tasks.context_length = 40", "evaluate_tasks.modes = ('none',)", names=("arc_easy",)
+  )
   found = json.loads((tmp_path / "report.json").read_text())["tasks"]["arc_easy"]
   assert found["truncated"] == 36 * 4
   assert "lost their beginning: arc_easy 144." in (tmp_path / "report.md").read_text()

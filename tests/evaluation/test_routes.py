@@ -45,7 +45,9 @@ def test_routes(retriever, model):
   assert (routes.leaves("blocked 1", model.memory) // 2 != routes.leaf // 2).all()
   blocked = routes.leaves("blocked 2", model.memory)
   np.testing.assert_array_equal(blocked, routes.leaf ^ 1)  # the other child
-  np.testing.assert_array_equal(routes.leaves("cut 50", model.memory), retriever.route(["The owl", "Ask the", "What does", "kale", "moss"]))
+  np.testing.assert_array_equal(
+    routes.leaves("cut 50", model.memory), retriever.route(["The owl", "Ask the", "What does", "kale", "moss"])
+  )
   np.testing.assert_array_equal(routes.leaves("paraphrased", model.memory), retriever.route([t.upper() for t in TEXTS]))
   assert (routes.leaves("blocked 2:0 2:1", model.memory) >= 2).all()
   with pytest.raises(InputError, match="no field `paraphrase`"):

@@ -85,7 +85,10 @@ def test_scoring(tmp_path):
   assert min(report.values()) > 0
 
 
-@pytest.mark.parametrize("script, flags", [("bank_update.py", ["--rows", "0"]), ("memory_overhead.py", ["--batch=0"]), ("scoring.py", ["--batch=0"])])
+@pytest.mark.parametrize(
+  "script, flags",
+  [("bank_update.py", ["--rows", "0"]), ("memory_overhead.py", ["--batch=0"]), ("scoring.py", ["--batch=0"])],
+)
 def test_sizes_that_make_no_sense(tmp_path, script, flags):
   done = run(script, *flags, folder=tmp_path)
   assert done.returncode == 2

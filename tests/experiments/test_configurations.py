@@ -11,7 +11,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 SWEEPS = sorted(ROOT.glob("experiments/*/sweep*.json"))
 TRAININGS = ["fig3_kinds_depth/paper", "table9_placement/paper", "fig4_sizes_ratio/paper", "fig4_sizes_ratio/paper_ratio",
              "fig4_sizes_ratio/paper_ratio_anchor", "tokens_per_parameter/paper", "scaling_curves/paper", "sensitivity/paper"]  # fmt: skip
-EVALUATIONS = {"table3_rag/paper": ["DOCUMENTS = '/d'"], "fig6_blocking/paper": [], "fig1_elements/paper": ["CORPUS = '/c'"]}
+EVALUATIONS = {
+  "table3_rag/paper": ["DOCUMENTS = '/d'"],
+  "fig6_blocking/paper": [],
+  "fig1_elements/paper": ["CORPUS = '/c'"],
+}
 
 
 def flags(command):

@@ -14,7 +14,11 @@ def report(script):
 
 
 def line(kind, size, seed, loss, right=(1, 2)):
-  probes = [{"count": 10, "accuracy": right[0] / 10}, {"count": 30, "accuracy": right[1] / 30}, {"count": 60, "accuracy": 1.0}]
+  probes = [
+    {"count": 10, "accuracy": right[0] / 10},
+    {"count": 30, "accuracy": right[1] / 30},
+    {"count": 60, "accuracy": 1.0},
+  ]
   series = {"fetched": {"loss": loss, "probes": probes}, "rag none": {"probes": probes, "relative_flops": 2.5}}
   result = {"series": series, "attribution": {"levels": [1, 3], "lost_without_level": [[0.1, 0.2], [0.3, 0.4]]}}
   return {"name": f"{kind}_{size}", "seed": seed, "settings": {"kind": kind, "size": size}, "result": result}
@@ -78,7 +82,12 @@ def test_page(report, folder, capsys):
 
 def test_trends_with_two_measures(report):
   lines = [{"series": one["result"]["series"], **one} for one in LINES]
-  spec = {"better": {"kind": "kv"}, "worse": {"kind": "kv"}, "value": ["fetched.bucket_1", "fetched.bucket_0"], "match": ["size"]}
+  spec = {
+    "better": {"kind": "kv"},
+    "worse": {"kind": "kv"},
+    "value": ["fetched.bucket_1", "fetched.bucket_0"],
+    "match": ["size"],
+  }
   assert report.holds(lines, spec) == (4, 4)
   assert report.holds(lines, spec | {"higher": True}) == (0, 4)
 

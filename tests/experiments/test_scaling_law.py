@@ -63,7 +63,9 @@ def test_a_folder_of_results(law, tmp_path, capsys):
     for number, (n, f, m, t, v) in enumerate(grid(np.random.default_rng(5), 20)):
       loss = float(law.law(TRUTH, np.array([[n, f, m, t, v]]))[0] * np.exp(0.005 * rng.standard_normal()))
       series = {"baseline" if f == 0 else "fetched": {"loss": loss}}
-      settings = {"anchor": n, "fetched": f, "bank": m, "tokens": t, "vocabulary": v} | ({"held_out": True} if number == 19 else {})
+      settings = {"anchor": n, "fetched": f, "bank": m, "tokens": t, "vocabulary": v} | (
+        {"held_out": True} if number == 19 else {}
+      )
       lines.append({"name": f"r{number}", "seed": seed, "settings": settings, "result": {"series": series}})
   (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   (tmp_path / "README.md").write_text("# T\n\n<!-- results -->\nold\n<!-- /results -->\n\nend\n")

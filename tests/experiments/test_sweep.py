@@ -70,7 +70,9 @@ def test_setups_come_first_and_results_are_kept(sweep, folder, jobs):
   assert run(sweep, folder, launcher, jobs) == []
   assert sorted(launcher.started) == ["one_0", "one_1", "setup_0", "setup_1", "two_0", "two_1"]
   for seed in "01":
-    assert launcher.started.index(f"setup_{seed}") < min(launcher.started.index(f"{name}_{seed}") for name in ("one", "two"))
+    assert launcher.started.index(f"setup_{seed}") < min(
+      launcher.started.index(f"{name}_{seed}") for name in ("one", "two")
+    )
   lines = {(line["name"], line["seed"]): line for line in results(folder)}
   assert lines.keys() == {("one", 0), ("one", 1), ("two", 0), ("two", 1)}
   assert lines["two", 1]["settings"] == {"x": 2} and lines["two", 1]["result"] == {"of": "two_1"}
@@ -143,7 +145,9 @@ def test_dry_run_and_bad_sweeps(sweep, folder, capsys):
     sweep.load(folder / "sweep.json")
 
 
-@pytest.mark.parametrize("folder_name", sorted(path.parent.name + "/" + path.name for path in ROOT.glob("experiments/*/sweep*.json")))
+@pytest.mark.parametrize(
+  "folder_name", sorted(path.parent.name + "/" + path.name for path in ROOT.glob("experiments/*/sweep*.json"))
+)
 def test_sweeps_here_are_sweeps(sweep, folder_name, monkeypatch):
   monkeypatch.chdir(ROOT)
   spec = sweep.load(ROOT / "experiments" / folder_name)

@@ -21,7 +21,9 @@ def line(corpus, seed, order):
     def measures(shift, base=base, rare=rare):
       return {"perplexity": base + shift, "common": base + shift, "rare": rare + shift / 100}
 
-    modes = {"none": measures(0)} if regime in ("anchor", "alone") else {"generic": measures(0), "fetched": measures(-0.5)}
+    modes = (
+      {"none": measures(0)} if regime in ("anchor", "alone") else {"generic": measures(0), "fetched": measures(-0.5)}
+    )
     regimes[regime] = modes
   return {"corpus": corpus, "seed": seed, "steps": dict.fromkeys(REGIMES, 10), "regimes": regimes}
 
@@ -34,7 +36,9 @@ def test_report(tmp_path):
     [sys.executable, str(_SCRIPT), "report", str(tmp_path / "results.jsonl")], capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
-  rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in done.stdout.splitlines() if row.startswith("|")]
+  rows = [
+    [cell.strip() for cell in row.strip("|").split("|")] for row in done.stdout.splitlines() if row.startswith("|")
+  ]
   cells = {row[0]: row[1:] for row in rows}
   # 2 in seed 0 and 7 in seed 1 (the last of the reversed order, and one more): mean 4.5, standard deviation 5 / sqrt 2.
   assert cells["A2: co-trained after the anchor"][-1] == "4.50 ± 3.54 / 4.00 ± 3.54"

@@ -19,7 +19,9 @@ _GOLDEN = pathlib.Path(__file__).parent / "runs"
 _RUNS = sorted(path.stem for path in (_ROOT / "gin/runs").glob("*.gin"))
 
 # What these runs leave to the command line.
-_BINDINGS = dict.fromkeys(("a1", "a2", "a2_18b", "a3", "a4", "b1", "b2", "b3", "c1", "c2"), ("train.dataset = '/data/train'",))
+_BINDINGS = dict.fromkeys(
+  ("a1", "a2", "a2_18b", "a3", "a4", "b1", "b2", "b3", "c1", "c2"), ("train.dataset = '/data/train'",)
+)
 _BINDINGS["real_text_small"] = ("CORPUS = '/data/train.jsonl'", "VALIDATION = '/data/validation.jsonl'")
 
 
@@ -36,7 +38,9 @@ def test_run_resolves_to_its_golden_text(name):
   if os.environ.get("UPDATE_GOLDEN"):
     path.write_text(text)
   stored = path.read_text() if path.exists() else ""
-  changes = difflib.unified_diff(stored.splitlines(), text.splitlines(), "written down", "resolved now", n=0, lineterm="")
+  changes = difflib.unified_diff(
+    stored.splitlines(), text.splitlines(), "written down", "resolved now", n=0, lineterm=""
+  )
   assert text == stored, (
     f"gin/runs/{name}.gin resolves to something else than {path.name}; if that is meant, run"
     " UPDATE_GOLDEN=1 python -m pytest tests/golden/test_runs.py\n" + "\n".join(changes)

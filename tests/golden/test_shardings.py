@@ -28,7 +28,9 @@ def state(run, mesh):
   bound = {name: configuration.bound_argument("train", name) for name in ("anchor", "memory", "optimizer", "mesh")}
   steps, batch_size = (configuration.bound_argument("train", name) for name in ("steps", "batch_size"))
   transformation = bound["optimizer"].build(steps, bound["memory"], batch_size)
-  return abstract_train_state(bound["anchor"], bound["memory"], transformation, abstract_mesh(mesh), bound["mesh"].rules)
+  return abstract_train_state(
+    bound["anchor"], bound["memory"], transformation, abstract_mesh(mesh), bound["mesh"].rules
+  )
 
 
 def as_text(run, mesh):

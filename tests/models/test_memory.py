@@ -120,7 +120,14 @@ def test_kv_has_a_softmax_of_its_own_without_positions(random_anchor):
 
 @pytest.mark.parametrize(
   ("layers", "numbers"),
-  [("first 2", (0, 1)), ("middle 2", (1, 2)), ("last 2", (2, 3)), ("middle 1", (1,)), ("last 4", (0, 1, 2, 3)), ((1,), (1,))],
+  [
+    ("first 2", (0, 1)),
+    ("middle 2", (1, 2)),
+    ("last 2", (2, 3)),
+    ("middle 1", (1,)),
+    ("last 4", (0, 1, 2, 3)),
+    ((1,), (1,)),
+  ],
 )
 def test_names_of_layers(layers, numbers):
   assert MemoryConfig(rows=(4, 2), branching=2, layers=layers).layer_numbers(ANCHOR) == numbers
@@ -141,9 +148,7 @@ def test_placement_is_a_block_that_is_zero_elsewhere(kind, layers, random_anchor
   for name, vector in block.vectors.items():
     spread[name] = np.zeros((2, 4, *vector.shape[2:]), np.float32)
     spread[name][:, list(numbers)] = vector
-  np.testing.assert_allclose(
-    logits(params, block), logits(params, Block(spread, KINDS[kind])), atol=1e-5
-  )
+  np.testing.assert_allclose(logits(params, block), logits(params, Block(spread, KINDS[kind])), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,7 @@
 """Run by test_loop.py: trains the small model as one of two processes with four CPU devices each, or alone with eight.
 
-  python worker.py RUN_DIR PORT PROCESS_ID    one of two: trains on several meshes, each in its own directory
-  python worker.py RUN_DIR                    alone: trains on one device, and resumes what the two have begun
+python worker.py RUN_DIR PORT PROCESS_ID    one of two: trains on several meshes, each in its own directory
+python worker.py RUN_DIR                    alone: trains on one device, and resumes what the two have begun
 """
 
 import os

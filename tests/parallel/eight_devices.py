@@ -185,7 +185,9 @@ def check_checkpoint(findings, state, run_dir):
   store.wait()
   for name, mesh in (("2 devices", config_and_mesh(1, 1, 2)[1]), ("2x2x2", config_and_mesh(2, 2)[1])):
     shardings = jax.tree.map(lambda x, mesh=mesh: NamedSharding(mesh, x.sharding.spec), state)
-    restored = store.restore(jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings))
+    restored = store.restore(
+      jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    )
     findings["restored"][name] = {
       "difference": largest_difference(restored, state),
       "devices": len(restored.params["bank"]["level_1"].sharding.device_set),

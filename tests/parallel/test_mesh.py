@@ -83,7 +83,9 @@ def test_batch_that_does_not_divide():
 
 
 def test_heads_that_do_not_divide():
-  fails(lambda: program((1, 1, 8)), "AnchorConfig.num_heads = 4: cannot be split over a model axis of 8; bind MeshConfig")
+  fails(
+    lambda: program((1, 1, 8)), "AnchorConfig.num_heads = 4: cannot be split over a model axis of 8; bind MeshConfig"
+  )
 
 
 def test_neurons_of_the_bank_that_do_not_divide():
@@ -95,7 +97,11 @@ def test_neurons_of_the_bank_that_do_not_divide():
 @pytest.mark.parametrize(
   "mesh, sizes, parts",
   [
-    ((1, 16, 1), {"width": 24, "num_layers": 1}, ["params/anchor/", "24 cannot be split over 16 devices (mesh axes data)"]),
+    (
+      (1, 16, 1),
+      {"width": 24, "num_layers": 1},
+      ["params/anchor/", "24 cannot be split over 16 devices (mesh axes data)"],
+    ),
     ((1, 1, 4), {"mlp_width": 6}, ["feed_forward/w", "6 cannot be split over 4 devices (mesh axes model)"]),
     ((1, 1, 4), {"vocab_size": 10}, ["10 cannot be split over 4 devices (mesh axes model)"]),
   ],

@@ -48,7 +48,9 @@ def test_libtpu_missing(monkeypatch):
     topology_devices(parse_topology("v5e:2x2"))
 
 
-@pytest.mark.parametrize("name, ring", [("v5e:4x4", False), ("v5e:2x8", False), ("v5e:16x16", True), ("v5p:4x4x8", True)])
+@pytest.mark.parametrize(
+  "name, ring", [("v5e:4x4", False), ("v5e:2x8", False), ("v5e:16x16", True), ("v5p:4x4x8", True)]
+)
 def test_mean_hops_is_the_mean_over_all_pairs(name, ring):
   topology = parse_topology(name)
   chips = list(itertools.product(*map(range, topology.shape)))
@@ -57,7 +59,9 @@ def test_mean_hops_is_the_mean_over_all_pairs(name, ring):
     steps = [abs(i - j) for i, j in zip(a, b)]
     return sum(min(s, n - s) if ring else s for s, n in zip(steps, topology.shape))
 
-  pairs = [distance(chips[0], b) for b in chips[1:]] if ring else [distance(a, b) for a in chips for b in chips if a != b]
+  pairs = (
+    [distance(chips[0], b) for b in chips[1:]] if ring else [distance(a, b) for a in chips for b in chips if a != b]
+  )
   assert topology.mean_hops() == pytest.approx(np.mean(pairs))
 
 
@@ -77,7 +81,10 @@ def test_refusals_of_the_compiler():
   assert out_of_memory(refusal) == (56.42 * GIB, 15.75 * GIB)
   older = RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.5G of 15.75G hbm. Exceeded")
   assert out_of_memory(older) == (17.5 * GIB, 15.75 * GIB)
-  assert out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 99M of 16M vmem")) is None
+  assert (
+    out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 99M of 16M vmem"))
+    is None
+  )
   assert out_of_memory(RuntimeError("INVALID_ARGUMENT: no")) is None
 
 
@@ -106,7 +113,9 @@ def test_scanned_fsdp_layers_compiled_for_four_chips():
       return jax.lax.all_to_all(y, "data", split_axis=1, concat_axis=0, tiled=True)
 
   spec = PartitionSpec("data")
-  step = jax.shard_map(local, mesh=mesh, in_specs=(spec, PartitionSpec(None, "data")), out_specs=PartitionSpec(None, "data"))
+  step = jax.shard_map(
+    local, mesh=mesh, in_specs=(spec, PartitionSpec(None, "data")), out_specs=PartitionSpec(None, "data")
+  )
   arguments = (
     jax.ShapeDtypeStruct((batch, width), jnp.bfloat16, sharding=NamedSharding(mesh, spec)),
     jax.ShapeDtypeStruct(

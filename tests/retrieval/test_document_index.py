@@ -8,7 +8,30 @@ from hiermem_jax.retrieval.encoders import LsaEncoder
 from hiermem_jax.retrieval.retriever import Retriever
 from hiermem_jax.retrieval.tree import build_tree
 
-WORDS = ["owl", "fox", "cat", "dog", "elk", "bee", "ant", "hen", "pig", "ram", "yak", "cod", "plum", "corn", "rice", "kale", "figs", "nuts", "eggs", "hay", "moss", "bran"]
+WORDS = [
+  "owl",
+  "fox",
+  "cat",
+  "dog",
+  "elk",
+  "bee",
+  "ant",
+  "hen",
+  "pig",
+  "ram",
+  "yak",
+  "cod",
+  "plum",
+  "corn",
+  "rice",
+  "kale",
+  "figs",
+  "nuts",
+  "eggs",
+  "hay",
+  "moss",
+  "bran",
+]
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,9 @@ def test_without_the_rule_inertia_is_near_faiss_s(num_clusters):
     model.train(x)
     return model.centroids
 
-  ours = np.mean([_inertia(x, balanced_kmeans(x, num_clusters, batch_size=1000, balance=None, seed=s)) for s in range(5)])
+  ours = np.mean(
+    [_inertia(x, balanced_kmeans(x, num_clusters, batch_size=1000, balance=None, seed=s)) for s in range(5)]
+  )
   assert ours < 1.02 * np.mean([_inertia(x, peer(s)) for s in range(5)])
 
 

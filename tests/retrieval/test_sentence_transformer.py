@@ -82,7 +82,9 @@ def reference(directory, texts, pooling="mean", max_word_pieces=80):
 
 
 def encoder(directory, **settings):
-  return SentenceTransformer(model=str(directory), **{"max_word_pieces": 80, "batch_word_pieces": 512} | settings).fit([])
+  return SentenceTransformer(model=str(directory), **{"max_word_pieces": 80, "batch_word_pieces": 512} | settings).fit(
+    []
+  )
 
 
 def test_vectors_are_those_of_transformers(model):

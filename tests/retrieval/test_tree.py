@@ -172,7 +172,9 @@ def test_a_tree_grown_node_by_node_from_scattered_parts_is_the_same(examples):
     for node in rng.permutation(3 ** (level - 1)):
       rows = np.concatenate([part[at == node] for part, at in zip(parts, nodes)])
       parent = levels[-1][node] if levels else np.zeros(8, np.float32)
-      children.append((node, split_node(examples[rows], keys[rows], parent=parent, level=level, node=int(node), **settings)))
+      children.append(
+        (node, split_node(examples[rows], keys[rows], parent=parent, level=level, node=int(node), **settings))
+      )
     levels.append(np.concatenate([found for _, found in sorted(children, key=lambda child: child[0])]))
   for found, level in zip(levels, expected.centroids):
     assert found.tobytes() == level.tobytes()
@@ -206,6 +208,7 @@ def test_every_node_is_trained_on_its_own_examples_only(examples, built, monkeyp
   again = build_tree(examples, branching=4, depth=2, batch_size=100, encoder_fingerprint="abc", seed=7)
   assert len(calls) == 1 + 4
   level_1 = again.ancestors(again.assign(examples))[:, 0]
+
   def as_set(rows):
     return rows[np.lexsort(rows.T)]
 

@@ -62,9 +62,8 @@ def test_frozen_anchor_without_what_it_needs(toy, pretrained, tmp_path, changes)
     toy.run(tmp_path, **{"init_from": pretrained[0], "frozen_anchor": True} | changes)
 
 
-STANDSTILL = OptimizerConfig(
-  peak_learning_rate=1e-30, final_learning_rate=1e-30, warmup_steps=0, weight_decay=0.0
-)
+STANDSTILL = OptimizerConfig(peak_learning_rate=1e-30, final_learning_rate=1e-30, warmup_steps=0, weight_decay=0.0)
+
 
 def same(a, b):
   """Equal but for one step at the rate of STANDSTILL."""
@@ -73,7 +72,9 @@ def same(a, b):
 
 def test_subtree_jobs_merged_equal_one_run_fed_in_turn(toy, pretrained, tmp_path):
   """Paper, section 6.4: with a frozen anchor the loss falls apart by level-1 subtree. Rate constant, no clipping."""
-  optimizer = dataclasses.replace(toy.optimizer, clip_norm=1e9, bank_update="lazy", final_learning_rate=0.02, warmup_steps=0)
+  optimizer = dataclasses.replace(
+    toy.optimizer, clip_norm=1e9, bank_update="lazy", final_learning_rate=0.02, warmup_steps=0
+  )
   common = {"init_from": pretrained[0], "frozen_anchor": True, "generic_probability": 0.0, "optimizer": optimizer}
   whole, _ = toy.run(
     tmp_path / "whole",
@@ -159,9 +160,7 @@ def test_banks_that_do_not_fit(toy, whole, tmp_path, changes, match):
 
 def test_constant_rate():
   """The ratio study's (paper, Appendix A.7): equal first and last rate."""
-  optimizer = OptimizerConfig(
-    peak_learning_rate=1e-4, final_learning_rate=1e-4, warmup_steps=5, weight_decay=1e-3
-  )
+  optimizer = OptimizerConfig(peak_learning_rate=1e-4, final_learning_rate=1e-4, warmup_steps=5, weight_decay=1e-3)
   rates = [float(optimizer.schedule(50)(step)) for step in range(51)]
   np.testing.assert_allclose(rates[5:], 1e-4, rtol=1e-6)
   assert rates[:5] == sorted(rates[:5]) and rates[0] == 0

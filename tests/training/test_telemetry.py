@@ -30,7 +30,10 @@ def test_losses_are_split_by_memory_and_by_level_1_cluster():
   rows = {"level_1": RowGradient(np.array([0, 1, 2, 3]), np.full((4, 2), 2.0)),
           "level_2": RowGradient(np.array([0, 2, 3, 8, 9, 10, 11]), np.ones((7, 1)))}  # fmt: skip
   grads = {"anchor": {"w": np.array([3.0, 4.0])}, "bank": rows}
-  updates = {"anchor": {"w": np.array([0.6, 0.8])}, "bank": {"level_1": np.full((5, 9), 0.5), "level_2": rows["level_2"]}}
+  updates = {
+    "anchor": {"w": np.array([0.6, 0.8])},
+    "bank": {"level_1": np.full((5, 9), 0.5), "level_2": rows["level_2"]},
+  }
   leaf, losses, grads, updates = jax.tree.map(jnp.asarray, (leaf, losses, grads, updates))
   found = {name: float(value) for name, value in describe_step(memory, leaf, losses, grads, updates).items()}
   assert found == pytest.approx({

@@ -67,9 +67,7 @@ class LsaEncoder:
     counts = counts[:, features]
     idf = TfidfTransformer().fit(counts).idf_.astype(np.float32)
     rank = min(self.dim, *counts.shape)
-    _, strength, components = randomized_svd(
-      _tfidf(counts, idf), rank, random_state=self.seed, flip_sign=True
-    )
+    _, strength, components = randomized_svd(_tfidf(counts, idf), rank, random_state=self.seed, flip_sign=True)
     # Directions without strength are rounding noise: they would differ between machines.
     components = components[strength > _RANK_TOLERANCE * strength[0]].astype(np.float32)
     if len(components) < self.dim:
