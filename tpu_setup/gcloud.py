@@ -69,7 +69,7 @@ class GcloudSlice:
     """Before anything costs: a checkpoint becomes whole when its folder is renamed, which must happen at once."""
     if not (bucket := self.config.bucket):
       return
-    command = ["gcloud", "storage", "buckets", "describe", bucket, "--format=value(hierarchical_namespace.enabled)"]
+    command = ["gcloud", "storage", "buckets", "describe", bucket, "--raw", "--format=value(hierarchicalNamespace.enabled)"]
     found = self._get(command)
     if found is None:
       raise InputError(f"bucket {bucket}: there is none; create it (tpu_setup/README.md, Ten commands)")

@@ -68,7 +68,7 @@ def test_bucket_that_would_not_do_is_said_before_anything_costs(cloud, status, t
   cloud.answer(("buckets describe", status, text, 1))
   output = cloud("create", "--bucket=gs://bkt", status=2)
   assert output.count("error:") == 1 and line in output
-  assert cloud.calls == ["storage buckets describe gs://bkt --format=value(hierarchical_namespace.enabled)"]
+  assert cloud.calls == ["storage buckets describe gs://bkt --raw --format=value(hierarchicalNamespace.enabled)"]
 
 
 def test_taken_name_is_not_deleted(cloud):
