@@ -3,9 +3,10 @@ r"""Throughput of the scoring engine and of greedy generation, beside what the f
   python experiments/benchmarks/scoring.py [--quick] [--json]
 
 Scoring: questions of uneven length (log-normal, 16 to 512 tokens) with four continuations each. `score_ratio` is the
-tokens per second of `Scorer.score_continuations`, padding not counted, over those of the bare jitted forward pass on
-full batches of the median length: 1.0 when batching by length, padding, host work and transfers are free. `padding` is
-the share of positions that are padding.
+tokens per second of `Scorer.score_continuations`, padding not counted, over those of the bare jitted forward pass, with
+logits for every token, on full batches of the median length. Batching by length, padding, host work and transfers cost
+something; that only the continuations' tokens get logits saves something. `padding` is the share of positions that are
+padding.
 
 Generation: `cache_speedup` is the time to generate by running the whole sequence again for each token over that with
 the key/value cache. `decode_ratio` is the bytes per second that decoding steps read (parameters, fetched rows and
@@ -30,14 +31,14 @@ from hiermem_jax.parallel import make_mesh
 from hiermem_jax.training.checkpoint import Model
 from hiermem_jax.training.state import abstract_arrays, init_params
 
-ANCHOR = {"num_layers": 8, "width": 256, "num_heads": 4, "head_dim": 64, "mlp_width": 768, "vocab_size": 4096}
+ANCHOR = {"num_layers": 8, "width": 256, "num_heads": 4, "head_dim": 64, "mlp_width": 768}
 COLUMNS = ["questions", "score_tokens_per_s", "forward_tokens_per_s", "padding", "score_ratio"]
 COLUMNS += ["new_tokens_per_s", "cache_speedup", "decode_ratio"]
 
 
-def model_on(mesh, dtype: str) -> Model:
+def model_on(mesh, dtype: str, vocab_size: int) -> Model:
   """A model whose every number is written."""
-  anchor, memory = AnchorConfig(**ANCHOR, dtype=dtype), MemoryConfig(rows=(16, 16), branching=16)
+  anchor, memory = AnchorConfig(**ANCHOR, dtype=dtype, vocab_size=vocab_size), MemoryConfig(rows=(16, 16), branching=16)
   abstract = abstract_arrays(lambda: init_params(jax.random.key(0), anchor, memory), mesh)
   rng = np.random.default_rng(0)
   params = jax.tree.map(
@@ -49,17 +50,17 @@ def model_on(mesh, dtype: str) -> Model:
 def measure(flags: argparse.Namespace) -> dict:
   """Times both."""
   mesh = make_mesh()
-  model = model_on(mesh, flags.dtype)
+  model = model_on(mesh, flags.dtype, flags.vocab_size)
   scorer = Scorer(model, mesh, flags.batch)
   rng = np.random.default_rng(1)
   lengths = np.clip(rng.lognormal(4.3, 0.7, flags.questions), 16, 512).astype(int)
-  prompts = [rng.integers(1, 4096, length).tolist() for length in np.repeat(lengths, 4)]
-  continuations = [rng.integers(1, 4096, 6).tolist() for _ in prompts]
+  prompts = [rng.integers(1, flags.vocab_size, length).tolist() for length in np.repeat(lengths, 4)]
+  continuations = [rng.integers(1, flags.vocab_size, 6).tolist() for _ in prompts]
   leaf = rng.integers(0, 256, len(prompts)).astype(np.int32)
   tokens = sum(map(len, prompts)) + sum(map(len, continuations))
   scoring = best_of(lambda: scorer.score_continuations(prompts, continuations, leaf), flags.rounds)
   median = -(-int(np.median(lengths) + 6) // 16) * 16
-  batch = random_batch(scorer.batch_size, median, 4096, 256)
+  batch = random_batch(scorer.batch_size, median, flags.vocab_size, 256)
   forward = best_of(lambda: scorer.score_batch(batch), flags.rounds)
   ordered = np.sort(lengths.repeat(4) + 6)[::-1]  # as the engine batches them: by the longest, in multiples of 16
   positions = sum(-(-length // 16) * 16 * scorer.batch_size for length in ordered[:: scorer.batch_size].tolist())
@@ -68,7 +69,7 @@ def measure(flags: argparse.Namespace) -> dict:
   generating = best_of(lambda: scorer.generate(asked, leaf[: len(asked)], new, ()), flags.rounds)
   once = best_of(lambda: scorer.generate(asked, leaf[: len(asked)], 1, ()), flags.rounds)
   longest = -(-(max(map(len, asked)) + new) // 16) * 16
-  whole = best_of(lambda: scorer.score_batch(random_batch(len(asked), longest, 4096, 256)), flags.rounds)
+  whole = best_of(lambda: scorer.score_batch(random_batch(len(asked), longest, flags.vocab_size, 256)), flags.rounds)
   step = (generating - once) / (new - 1)
   cache = 2 * len(asked) * longest * model.anchor.num_layers * model.anchor.attention_width
   item = jnp.dtype(flags.dtype).itemsize
@@ -109,12 +110,13 @@ def main(argv: list[str]) -> None:
   parser.add_argument("--questions", type=int, default=200)
   parser.add_argument("--batch", type=int, default=32)
   parser.add_argument("--new_tokens", type=int, default=32)
+  parser.add_argument("--vocab_size", type=int, default=4096)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--quick", action="store_true", help="few questions")
   parser.add_argument("--json", action="store_true", help="print JSON")
   flags = parser.parse_args(argv)
-  require_positive(flags, "questions", "batch", "rounds")
+  require_positive(flags, "questions", "batch", "rounds", "vocab_size")
   if flags.new_tokens < 2:
     raise InputError(f"--new_tokens={flags.new_tokens}: the first comes from the prompt; give at least 2")
   if flags.quick:

@@ -15,9 +15,10 @@ from hiermem_jax.parallel import batch_parallel, batch_sharding, batch_shards, f
 from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
 from hiermem_jax.training.checkpoint import Model
 from hiermem_jax.training.state import anchor_specs
-from hiermem_jax.training.step import apply_anchor, token_losses
+from hiermem_jax.training.step import anchor_hidden, token_losses
 
 _LENGTH_BUCKET = 16  # prompts are padded to multiples of this, so that few shapes are compiled
+_LOGITS_AT_A_TIME = 2048  # tokens of a device whose logits exist together: 0.4 GB for a vocabulary of 50,432
 _LOG_EVERY_SECONDS = 30
 
 
@@ -55,27 +56,37 @@ class Scorer:
     self._mesh, self._rows = mesh, local_rows(mesh, self.batch_size)
     by_sequence = batch_sharding(mesh).spec
 
-    def score_local(params, block, batch):
-      logits = apply_anchor(model.anchor, params, batch, block)
-      losses, _ = token_losses(logits, batch)
-      weights = batch["decoder_loss_weights"]
-      agrees = (jnp.argmax(logits, axis=-1) == batch["decoder_target_tokens"]) | (weights == 0)
-      return (losses * weights).sum(axis=-1), weights.sum(axis=-1), agrees.all(axis=-1)
+    def score_local(count, params, block, batch):
+      hidden, head = anchor_hidden(model.anchor, params, batch, block)
+      weights, targets = batch["decoder_loss_weights"], batch["decoder_target_tokens"]
+      scored = jnp.argsort(weights == 0, axis=-1, stable=True)[:, :count]
+      weights, targets = (jnp.take_along_axis(x, scored, axis=1) for x in (weights, targets))
+      hidden = jnp.take_along_axis(hidden, scored[..., None], axis=1)
+
+      def score_token(token):
+        logits = (token[0] @ head).astype(jnp.float32)
+        return token_losses(logits, {"decoder_target_tokens": token[1]})[0], jnp.argmax(logits) == token[1]
+
+      flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+      losses, agrees = jax.lax.map(score_token, flat, batch_size=_LOGITS_AT_A_TIME)
+      losses, agrees = losses.reshape(weights.shape), agrees.reshape(weights.shape)
+      return (losses * weights).sum(axis=-1), weights.sum(axis=-1), (agrees | (weights == 0)).all(axis=-1)
 
     specs = (anchor_specs(model.anchor, rules), by_sequence, by_sequence)
-    score_fn = batch_parallel(score_local, mesh, rules, in_specs=specs, out_specs=by_sequence)
 
-    def score(params, batch):
+    def score(params, batch, count):
       block = None
       if model.memory is not None:
         block = fetch(params["bank"], batch["memory_leaf"], model.memory, model.anchor, mesh)
-      return score_fn(params["anchor"], block, batch)
+      local = functools.partial(score_local, count)
+      return batch_parallel(local, mesh, rules, in_specs=specs, out_specs=by_sequence)(params["anchor"], block, batch)
 
-    self._score = self._jit(score)
+    self._score = self._jit(score, static_argnums=2)
     self._greedy = functools.cache(self._compile_greedy)
 
-  def _jit(self, function: Callable) -> Callable:
-    return jax.jit(function, out_shardings=NamedSharding(self._mesh, PartitionSpec()))  # every process reads them
+  def _jit(self, function: Callable, **settings) -> Callable:
+    everywhere = NamedSharding(self._mesh, PartitionSpec())  # every process reads the results
+    return jax.jit(function, out_shardings=everywhere, **settings)
 
   def _compile_greedy(self, max_new_tokens: int) -> Callable:
     specs = anchor_specs(self.model.anchor, self._rules)
@@ -90,14 +101,16 @@ class Scorer:
   def score_batch(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores a batch of at most `batch_size` sequences (the contract of the data room, arrays [B, S]).
 
-    Every process gives the whole batch.
+    Only tokens that have a weight get logits. Every process gives the whole batch.
 
     Returns:
       Per sequence: summed negative log-likelihood of the weighted tokens (nats, float32 [B]), their number
       (float32 [B]), and whether greedy decoding would produce all of them (bool [B]).
     """
-    size = len(batch["memory_leaf"])
-    outputs = self._score(self.model.params, self._place(batch))
+    size, length = batch["decoder_loss_weights"].shape
+    most = int(np.count_nonzero(batch["decoder_loss_weights"], axis=-1).max())
+    count = min(length, 1 << max(most - 1, 0).bit_length())  # a power of two, so that few shapes are compiled
+    outputs = self._score(self.model.params, self._place(batch), count)
     return tuple(np.asarray(output)[:size] for output in outputs)
 
   def score_continuations(

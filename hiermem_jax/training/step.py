@@ -34,9 +34,14 @@ def apply_anchor(anchor: AnchorConfig, params, batch: Batch, block: Block | None
   return Anchor(anchor).apply({"params": params}, *_inputs(batch), block)
 
 
+def anchor_hidden(anchor: AnchorConfig, params, batch: Batch, block: Block | None) -> tuple[jax.Array, jax.Array]:
+  """Factors of the same logits, hidden states [B, S, D] and the output head [D, V]."""
+  return Anchor(anchor).apply({"params": params}, *_inputs(batch), block, method="hidden")
+
+
 def anchor_losses(anchor: AnchorConfig, params, batch: Batch, block: Block | None) -> tuple[jax.Array, jax.Array]:
   """`token_losses` of a batch; only `anchor.logits_chunk` positions of the logits exist at a time."""
-  hidden, head = Anchor(anchor).apply({"params": params}, *_inputs(batch), block, method="hidden")
+  hidden, head = anchor_hidden(anchor, params, batch, block)
   targets = batch["decoder_target_tokens"]
 
   def losses(head, hidden, targets):

@@ -18,7 +18,9 @@ from hiermem_jax.evaluation import (
   mode_leaves,
   mode_levels,
   probe_accuracy,
+  scoring,
 )
+from hiermem_jax.evaluation.scoring import prompt_batch
 from hiermem_jax.models import NO_MEMORY, Anchor, AnchorConfig, MemoryConfig
 from hiermem_jax.models.bank import table_shapes
 from hiermem_jax.models.memory import KINDS, Block
@@ -127,6 +129,24 @@ def test_greedy_means_what_decoding_gives(scorer, questions, log_probabilities):
     tokens[position] = (tokens[position] + 1) % 7
   _, greedy = scorer.score_continuations(prompts, wrong, leaf)
   assert not greedy.any()
+
+
+@pytest.mark.parametrize("count", [1, 3, 1000])
+def test_how_many_logits_exist_at_a_time_does_not_matter(model, scorer, questions, monkeypatch, count):
+  monkeypatch.setattr(scoring, "_LOGITS_AT_A_TIME", count)
+  likelihoods, greedy = Scorer(model, MESH, batch_size=4, bos_id=BOS).score_continuations(*questions)
+  expected, expected_greedy = scorer.score_continuations(*questions)
+  np.testing.assert_allclose(likelihoods, expected, atol=1e-5)
+  np.testing.assert_array_equal(greedy, expected_greedy)
+
+
+def test_tokens_without_weight_get_no_logits(scorer, questions):
+  """A prompt of any length with a continuation of one token: one row of logits a sequence."""
+  pairs = [(prompt, continuation[:1]) for prompt, continuation in zip(*questions[:2])][:4]
+  batch = prompt_batch(pairs, questions.leaf[:4], 16, BOS)
+  placed = {name: jax.numpy.asarray(array) for name, array in batch.items()}
+  text = scorer._score.lower(scorer.model.params, placed, 1).as_text()
+  assert "tensor<4x7xf32>" in text and "x16x7xf32>" not in text and "tensor<64x7xf32>" not in text
 
 
 def test_batch_size_and_order_do_not_matter(model, scorer, questions):
