@@ -69,8 +69,8 @@ class GcloudSlice:
     """Before anything costs: a checkpoint becomes whole when its folder is renamed, which must happen at once."""
     if not (bucket := self.config.bucket):
       return
-    command = ["gcloud", "storage", "buckets", "describe", bucket, "--raw", "--format=value(hierarchicalNamespace.enabled)"]
-    found = self._get(command)
+    command = ["gcloud", "storage", "buckets", "describe", bucket, "--raw"]
+    found = self._get([*command, "--format=value(hierarchicalNamespace.enabled)"])
     if found is None:
       raise InputError(f"bucket {bucket}: there is none; create it (tpu_setup/README.md, Ten commands)")
     if not self.shell.dry_run and found.strip() != "True":
