@@ -101,7 +101,7 @@ def held_out_check(
 
   Args:
     best: fitted parameters [6].
-    fits: of resamples [r, 7].
+    fits: of resamples [r, 6].
     points: [n, 5] that were fitted.
     losses: [n] that were fitted.
     where: [m, 5] the runs held out.

@@ -19,6 +19,7 @@ from hiermem_jax.training.step import anchor_hidden, token_losses
 
 _LENGTH_BUCKET = 16  # prompts are padded to multiples of this, so that few shapes are compiled
 _LOGITS_AT_A_TIME = 2048  # tokens of a device whose logits exist together: 0.4 GB for a vocabulary of 50,432
+_FEWEST_LOGITS = 8  # tokens of a sequence that get logits, where there are so many; then 16, 32, ...
 _LOG_EVERY_SECONDS = 30
 
 
@@ -109,7 +110,9 @@ class Scorer:
     """
     size, length = batch["decoder_loss_weights"].shape
     most = int(np.count_nonzero(batch["decoder_loss_weights"], axis=-1).max())
-    count = min(length, 1 << max(most - 1, 0).bit_length())  # a power of two, so that few shapes are compiled
+    count = min(length, _FEWEST_LOGITS)
+    while count < most:
+      count = min(length, 2 * count)  # powers of two, so that few shapes are compiled
     outputs = self._score(self.model.params, self._place(batch), count)
     return tuple(np.asarray(output)[:size] for output in outputs)
 
