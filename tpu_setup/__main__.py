@@ -8,6 +8,7 @@ README.md in this folder leads from an empty project to a finished run. --dry_ru
 """
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -144,6 +145,9 @@ def main(argv: Sequence[str]) -> int:
     return 2
   except (TroubleError, CommandError) as error:
     print(f"error: {error}", file=sys.stderr)
+    return 1
+  except BrokenPipeError:  # of `--dry_run | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
   except KeyboardInterrupt:
     print("interrupted; what runs on the hosts goes on", file=sys.stderr)

@@ -130,6 +130,13 @@ def test_gke_manifest(capsys, tmp_path):
   assert "--image is missing" in capsys.readouterr().err
 
 
+def test_reader_that_has_enough(tmp_path):
+  command = f"{sys.executable} -m tpu_setup create --provider=local --dry_run --root={tmp_path}"
+  script = f"set -o pipefail; ({command}; echo status $? >&2) | true"
+  done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+  assert done.stderr == "status 1\n"
+
+
 def test_lock_has_every_requirement():
   lines = (ROOT / "tpu_setup/requirements.lock").read_text().splitlines()
   locked = dict(line.split("==") for line in lines if line and not line.startswith("#"))
