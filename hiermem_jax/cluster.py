@@ -11,7 +11,7 @@ import os
 
 from absl import logging
 
-from hiermem_jax.data.runner import BeamConfig
+from hiermem_jax.data.corpus.runner import BeamConfig
 from hiermem_jax.data.sources import Source, under
 from hiermem_jax.errors import InputError
 from hiermem_jax.retrieval.encoders import LsaEncoder, SentenceTransformer
@@ -60,9 +60,9 @@ def cluster(
     InputError: the corpus is empty or malformed, has fewer windows than leaves, or there is no tokenizer to use; or the
       directory holds the tree of other inputs.
   """
-  from hiermem_jax.data.cluster_corpus import TreeConfig, cluster_corpus
-  from hiermem_jax.data.reading import good_texts, sample_texts
-  from hiermem_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+  from hiermem_jax.data.corpus.cluster import TreeConfig, cluster_corpus
+  from hiermem_jax.data.corpus.reading import good_texts, sample_texts
+  from hiermem_jax.data.text.tokenizer import load_tokenizer, train_sentencepiece
   from hiermem_jax.retrieval.encoders import load_encoder
   from hiermem_jax.retrieval.retriever import load_retriever
 

@@ -43,8 +43,8 @@ def compile_pod(
   import jax
 
   from hiermem_jax.parallel import make_mesh
-  from hiermem_jax.parallel.topology import parse_topology, topology_devices
-  from hiermem_jax.training.pod_report import pod_report
+  from hiermem_jax.pod.report import pod_report
+  from hiermem_jax.pod.topology import parse_topology, topology_devices
   from hiermem_jax.training.program import make_program
 
   if topology is None:

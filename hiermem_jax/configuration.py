@@ -79,9 +79,9 @@ def register() -> None:
     train,
     train_tokenizer,
   )
-  from hiermem_jax.data.runner import BeamConfig
+  from hiermem_jax.data.corpus.runner import BeamConfig
   from hiermem_jax.data.sources import JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource
-  from hiermem_jax.data.world import WorldConfig
+  from hiermem_jax.data.world.generate import WorldConfig
   from hiermem_jax.models.config import AnchorConfig, MemoryConfig
   from hiermem_jax.parallel import MeshConfig
   from hiermem_jax.retrieval.encoders import LsaEncoder, SentenceTransformer

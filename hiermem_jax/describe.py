@@ -113,7 +113,7 @@ def per_device(
 ) -> dict:
   """What one device of a mesh holds of a run's state, bytes; see `describe` for the arguments."""
   from hiermem_jax.parallel.mesh import abstract_mesh
-  from hiermem_jax.parallel.topology import GIB, parse_topology
+  from hiermem_jax.pod.topology import GIB, parse_topology
   from hiermem_jax.training.program import abstract_train_state, bytes_per_device
 
   slices, usable = num_slices or mesh.slices or 1, None

@@ -64,8 +64,8 @@ def evaluate(
   Raises:
     InputError: a checkpoint or a dataset is missing, or they belong to different trees or tokenizers.
   """
-  from hiermem_jax.data.packed import PackedDataset
-  from hiermem_jax.data.tokenizer import load_tokenizer
+  from hiermem_jax.data.packed.format import PackedDataset
+  from hiermem_jax.data.text.tokenizer import load_tokenizer
   from hiermem_jax.evaluation import check_mode, report
   from hiermem_jax.evaluation.attribution import ablations
   from hiermem_jax.evaluation.rag import Documents
@@ -119,7 +119,7 @@ def evaluate(
 
 def _measure_modes(trained, plain, modes, dataset, questions, buckets, mesh, settings) -> dict[str, dict]:
   """Loss on the held-out dataset and accuracy on the questions, of the baseline and of every mode of the memory."""
-  from hiermem_jax.data.batches import in_order
+  from hiermem_jax.data.packed.batches import in_order
   from hiermem_jax.evaluation import Scorer, held_out_loss, keep_levels, mode_levels, probe_accuracy
 
   whole = Scorer(trained, mesh, **settings)

@@ -68,10 +68,10 @@ def evaluate_tasks(
     InputError: a checkpoint, a task or its data is missing, a file is of another format, a mode needs a bank that is
       not there, or bank and tree do not belong together.
   """
-  from hiermem_jax.data.mentions import count_mentions
-  from hiermem_jax.data.reading import good_texts
+  from hiermem_jax.data.corpus.reading import good_texts
   from hiermem_jax.data.tasks.table import TASKS, task_spec
-  from hiermem_jax.data.tokenizer import load_tokenizer
+  from hiermem_jax.data.text.mentions import count_mentions
+  from hiermem_jax.data.text.tokenizer import load_tokenizer
   from hiermem_jax.evaluation import task_report
   from hiermem_jax.evaluation.memory_modes import MemoryModes
   from hiermem_jax.evaluation.rag import Documents

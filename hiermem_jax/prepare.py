@@ -9,7 +9,7 @@ command goes on after a crash, and a directory that holds the result of the same
 
 import os
 
-from hiermem_jax.data.runner import BeamConfig
+from hiermem_jax.data.corpus.runner import BeamConfig
 from hiermem_jax.data.sources import Source, under
 
 
@@ -56,8 +56,8 @@ def prepare(
   Raises:
     InputError: an artefact is missing, a corpus is empty or malformed, or the directory holds something else.
   """
-  from hiermem_jax.data.prepare import prepare as prepare_split
-  from hiermem_jax.data.tokenizer import load_tokenizer
+  from hiermem_jax.data.corpus.prepare import prepare as prepare_split
+  from hiermem_jax.data.text.tokenizer import load_tokenizer
 
   loaded_tokenizer = load_tokenizer(os.path.join(run_dir, tokenizer))
   for split, source in (("train", train), ("validation", validation)):

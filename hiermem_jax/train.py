@@ -82,7 +82,7 @@ def train(
   Raises:
     InputError: dataset, anchor, bank and starting point do not fit each other or the devices.
   """
-  from hiermem_jax.data.decomposition import DecomposedDataset
+  from hiermem_jax.data.packed.decomposition import DecomposedDataset
   from hiermem_jax.parallel import distributed, make_mesh
   from hiermem_jax.training import loop
 
@@ -144,7 +144,7 @@ def train(
 
 def _open(directory: str, anchor: AnchorConfig, memory: MemoryConfig | None):
   """Opens a packed dataset of one or several lengths and checks that the model can read it."""
-  from hiermem_jax.data.decomposition import open_dataset
+  from hiermem_jax.data.packed.decomposition import open_dataset
   from hiermem_jax.parallel import distributed
 
   packed = distributed.together(lambda: open_dataset(directory))
@@ -169,8 +169,8 @@ def _open(directory: str, anchor: AnchorConfig, memory: MemoryConfig | None):
 
 def _batches(dataset, batch_size: int, seed: int, devices, memory: MemoryConfig | None):
   """The stream of what this process feeds its devices."""
-  from hiermem_jax.data.batches import Batches
-  from hiermem_jax.data.decomposition import DecomposedBatches, DecomposedDataset
+  from hiermem_jax.data.packed.batches import Batches
+  from hiermem_jax.data.packed.decomposition import DecomposedBatches, DecomposedDataset
   from hiermem_jax.parallel import local_rows
 
   if isinstance(dataset, DecomposedDataset):
@@ -185,7 +185,7 @@ def _batches(dataset, batch_size: int, seed: int, devices, memory: MemoryConfig 
 
 def _held_out(dataset, batch_size: int, sequences: int, every: int, devices, memory: MemoryConfig | None):
   """The first sequences of a held-out dataset, in batches; what a last batch lacks is filled up with no tokens."""
-  from hiermem_jax.data.batches import to_batch
+  from hiermem_jax.data.packed.batches import to_batch
   from hiermem_jax.parallel import local_rows
   from hiermem_jax.training.validation import Validation
 

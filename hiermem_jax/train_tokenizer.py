@@ -35,8 +35,8 @@ def train_tokenizer(
   Raises:
     InputError: no text, or the vocabulary is too large or too small for it.
   """
-  from hiermem_jax.data.reading import good_texts
-  from hiermem_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+  from hiermem_jax.data.corpus.reading import good_texts
+  from hiermem_jax.data.text.tokenizer import load_tokenizer, train_sentencepiece
 
   path = os.path.join(run_dir, tokenizer)
   if os.path.exists(path):

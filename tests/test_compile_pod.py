@@ -10,9 +10,9 @@ import pytest
 from hiermem_jax import compile_pod, configuration
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel.collectives import Collective
-from hiermem_jax.parallel.topology import GIB, parse_topology
-from hiermem_jax.training.pod_report import exchange_bounds, remedies, step_seconds
+from hiermem_jax.pod.collectives import Collective
+from hiermem_jax.pod.report import exchange_bounds, remedies, step_seconds
+from hiermem_jax.pod.topology import GIB, parse_topology
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.parallel.topology import Topology, parse_topology
+from hiermem_jax.pod.topology import Topology, parse_topology
 
 DEFAULTS = pathlib.Path(__file__).with_name("config.toml")
 CAPACITIES = ("spot", "reserved", "on-demand")

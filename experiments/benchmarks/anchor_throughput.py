@@ -25,7 +25,7 @@ from collections.abc import Callable
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig
 
-# jax's `device_kind` of the TPUs whose peaks `hiermem_jax.parallel.topology` has.
+# jax's `device_kind` of the TPUs whose peaks `hiermem_jax.pod.topology` has.
 _TPUS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
 # Dense bfloat16 FLOP/s by the start of `device_kind`, from NVIDIA's data sheets (their figures with sparsity, halved).
 _GPU_PEAK_FLOPS = {"NVIDIA A100": 312e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
@@ -201,7 +201,7 @@ def training_step(anchor: AnchorConfig, flags: argparse.Namespace, devices) -> C
 
 def peak_flops(flags: argparse.Namespace, device) -> tuple[float | None, str]:
   """FLOP/s of one jax device that MFU is a share of, and where the number comes from."""
-  from hiermem_jax.parallel.topology import CHIPS
+  from hiermem_jax.pod.topology import CHIPS
 
   kind = device.device_kind
   if flags.peak_flops is not None:

@@ -36,13 +36,13 @@ os.sched_setaffinity(0, {min(_CORES)})  # before any library counts the cores
 import numpy as np
 from common import require_positive, table
 
-from hiermem_jax.data.batches import Batches
-from hiermem_jax.data.packed import PackedDataset
-from hiermem_jax.data.prepare import prepare
-from hiermem_jax.data.runner import BeamConfig
+from hiermem_jax.data.corpus.prepare import prepare
+from hiermem_jax.data.corpus.runner import BeamConfig
+from hiermem_jax.data.packed.batches import Batches
+from hiermem_jax.data.packed.format import PackedDataset
 from hiermem_jax.data.sources import JsonlSource
-from hiermem_jax.data.tokenizer import load_tokenizer, train_sentencepiece
-from hiermem_jax.data.windows import windows_of
+from hiermem_jax.data.text.tokenizer import load_tokenizer, train_sentencepiece
+from hiermem_jax.data.text.windows import windows_of
 from hiermem_jax.errors import InputError
 from hiermem_jax.retrieval.encoders import LsaEncoder, SentenceTransformer
 from hiermem_jax.retrieval.tree import build_tree

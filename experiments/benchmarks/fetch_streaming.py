@@ -35,12 +35,12 @@ from hiermem_jax.models import bank as bank_lib
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
 from hiermem_jax.models.memory import ffn
 from hiermem_jax.parallel import fetch, make_mesh, push
-from hiermem_jax.parallel.collectives import collectives
-from hiermem_jax.parallel.hlo import Module
-from hiermem_jax.parallel.hlo_cost import cost
 from hiermem_jax.parallel.mesh import BATCH_AXES, DATA_AXIS, ROW_AXES
-from hiermem_jax.parallel.topology import GIB, parse_topology, topology_devices
-from hiermem_jax.training.pod_report import step_seconds
+from hiermem_jax.pod.collectives import collectives
+from hiermem_jax.pod.cost import cost
+from hiermem_jax.pod.hlo import Module
+from hiermem_jax.pod.report import step_seconds
+from hiermem_jax.pod.topology import GIB, parse_topology, topology_devices
 
 VARIANTS = ("upfront", "refetch", "keep")
 WEIGHTS = (P(None, DATA_AXIS), P(None, DATA_AXIS), P(None, None, DATA_AXIS))  # [L, D, F], [L, D, F], [L, F, D]

@@ -13,9 +13,9 @@ import os
 import matplotlib
 import numpy as np
 
-from hiermem_jax.data.files import read_arrays
-from hiermem_jax.data.keys import window_keys
+from hiermem_jax.data.corpus.keys import window_keys
 from hiermem_jax.data.sources import JsonlSource
+from hiermem_jax.files import read_arrays
 from hiermem_jax.retrieval.tree import ClusterTree
 
 matplotlib.use("agg")

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hiermem_jax.data.packed import Manifest, encode_record, write_manifest, write_shard
+from hiermem_jax.data.packed.format import Manifest, encode_record, write_manifest, write_shard
 from hiermem_jax.training.metrics import CLOCK_SCALARS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ WORKER = """
 import os, sys
 import numpy as np
 from hiermem_jax import cli
-from hiermem_jax.data.batches import Batches
+from hiermem_jax.data.packed.batches import Batches
 
 poisoned, at = os.environ.get("POISONED_STEP"), Batches.at
 

@@ -36,8 +36,8 @@ RARE = 16  # a fact is rare below this many statements
 
 def measure(run_dir: str, corpus: str) -> dict:
   """One line of results.jsonl: regime -> mode of the memory -> measures."""
-  from hiermem_jax.data.packed import PackedDataset
-  from hiermem_jax.data.tokenizer import load_tokenizer
+  from hiermem_jax.data.packed.format import PackedDataset
+  from hiermem_jax.data.text.tokenizer import load_tokenizer
   from hiermem_jax.evaluation import Scorer
   from hiermem_jax.parallel import make_mesh
   from hiermem_jax.retrieval.retriever import load_retriever
@@ -66,7 +66,7 @@ def measure(run_dir: str, corpus: str) -> dict:
 
 def perplexity(scorer, dataset, mode: str, weights: np.ndarray | None = None) -> float:
   """Of all tokens, or of those whose weight, by vocabulary number, is one."""
-  from hiermem_jax.data.batches import in_order
+  from hiermem_jax.data.packed.batches import in_order
   from hiermem_jax.evaluation import held_out_loss
 
   def batches() -> Iterator[dict[str, np.ndarray]]:

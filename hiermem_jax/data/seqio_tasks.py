@@ -21,10 +21,10 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from hiermem_jax.data.packed import PackedDataset
-from hiermem_jax.data.reading import good_texts
+from hiermem_jax.data.corpus.reading import good_texts
+from hiermem_jax.data.packed.format import PackedDataset
 from hiermem_jax.data.sources import Source
-from hiermem_jax.data.vocabulary import TokenizerVocabulary
+from hiermem_jax.data.text.vocabulary import TokenizerVocabulary
 from hiermem_jax.errors import InputError
 
 _READ = 64  # sequences read at once

@@ -16,7 +16,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from hiermem_jax.data.tokenizer import load_tokenizer
+from hiermem_jax.data.text.tokenizer import load_tokenizer
 from hiermem_jax.errors import InputError
 from hiermem_jax.evaluation.memory_modes import MemoryModes
 from hiermem_jax.parallel import make_mesh

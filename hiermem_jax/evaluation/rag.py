@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hiermem_jax.data.tokenizer import Tokenizer
+from hiermem_jax.data.text.tokenizer import Tokenizer
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
 from hiermem_jax.retrieval.document_index import DocumentIndex
 from hiermem_jax.retrieval.retriever import Retriever

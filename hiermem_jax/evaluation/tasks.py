@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hiermem_jax.data.tokenizer import Tokenizer
+from hiermem_jax.data.text.tokenizer import Tokenizer
 from hiermem_jax.evaluation.scoring import Scorer
 
 NEW_TOKENS = {"generation": 32, "number": 10}  # how many are generated

@@ -13,7 +13,7 @@ from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
 from hiermem_jax.parallel import MeshConfig, place_batch
 from hiermem_jax.parallel.mesh import ALL_DEVICES
-from hiermem_jax.parallel.peaks import peak_flops
+from hiermem_jax.pod.peaks import peak_flops
 from hiermem_jax.training.checkpoint import CheckpointStore, describe_model
 from hiermem_jax.training.metrics import MetricWriter
 from hiermem_jax.training.optimizer import OptimizerConfig

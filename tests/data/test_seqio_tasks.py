@@ -10,8 +10,8 @@ import pytest
 
 seqio = pytest.importorskip("seqio")
 
-from hiermem_jax.data.batches import to_batch  # noqa: E402
-from hiermem_jax.data.packing import pack  # noqa: E402
+from hiermem_jax.data.packed.batches import to_batch  # noqa: E402
+from hiermem_jax.data.packed.packing import pack  # noqa: E402
 from hiermem_jax.data.seqio_tasks import (  # noqa: E402
   MemoryLMFeatureConverter,
   feature_lengths,
@@ -19,7 +19,7 @@ from hiermem_jax.data.seqio_tasks import (  # noqa: E402
   register_packed_task,
 )
 from hiermem_jax.data.sources import JsonlSource  # noqa: E402
-from hiermem_jax.data.tokenizer import train_sentencepiece  # noqa: E402
+from hiermem_jax.data.text.tokenizer import train_sentencepiece  # noqa: E402
 from hiermem_jax.errors import InputError  # noqa: E402
 
 S = 32

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from hiermem_jax.data.tokenizer import train_sentencepiece
+from hiermem_jax.data.text.tokenizer import train_sentencepiece
 from hiermem_jax.models import AnchorConfig, MemoryConfig
 from hiermem_jax.models.bank import table_shapes
 from hiermem_jax.parallel import make_mesh

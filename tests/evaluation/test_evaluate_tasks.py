@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hiermem_jax import configuration
-from hiermem_jax.data.tokenizer import load_tokenizer
+from hiermem_jax.data.text.tokenizer import load_tokenizer
 from hiermem_jax.errors import InputError
 from hiermem_jax.evaluation import Scorer, tasks
 from hiermem_jax.retrieval.retriever import load_retriever

@@ -9,7 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from hiermem_jax import configuration
-from hiermem_jax.data.tokenizer import load_tokenizer
+from hiermem_jax.data.text.tokenizer import load_tokenizer
 from hiermem_jax.errors import InputError
 from hiermem_jax.evaluation import Scorer
 from hiermem_jax.evaluation.harness import HiermemLM

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hiermem_jax.data.tokenizer import load_tokenizer
+from hiermem_jax.data.text.tokenizer import load_tokenizer
 from hiermem_jax.evaluation.rag import Documents, relative_flops
 from hiermem_jax.models import AnchorConfig, MemoryConfig
 from hiermem_jax.retrieval.retriever import load_retriever

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from hiermem_jax.data.tokenizer import load_tokenizer
+from hiermem_jax.data.text.tokenizer import load_tokenizer
 from hiermem_jax.errors import InputError
 from hiermem_jax.evaluation import Probe, Scorer
 from hiermem_jax.evaluation.attribution import ablations, gradients

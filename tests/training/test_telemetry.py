@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hiermem_jax.data.decomposition import DecomposedDataset
+from hiermem_jax.data.packed.decomposition import DecomposedDataset
 from hiermem_jax.errors import InputError
 from hiermem_jax.models import AnchorConfig, MemoryConfig
 from hiermem_jax.models.bank import RowGradient
-from hiermem_jax.parallel.peaks import peak_flops
+from hiermem_jax.pod.peaks import peak_flops
 from hiermem_jax.train import train
 from hiermem_jax.training.checkpoint import CheckpointStore, load_model
 from hiermem_jax.training.recorder import training_flops
@@ -150,8 +150,8 @@ def test_the_verb_measures_every_held_out_sequence_once(toy, packed, tmp_path):
   verb(toy, tmp_path, packed, validation=packed, validate_every=6)
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   (loss,) = [line["loss/validation"] for line in lines if "loss/validation" in line]
-  from hiermem_jax.data.batches import in_order
-  from hiermem_jax.data.packed import PackedDataset
+  from hiermem_jax.data.packed.batches import in_order
+  from hiermem_jax.data.packed.format import PackedDataset
   from hiermem_jax.evaluation import Scorer, held_out_loss
 
   model = load_model(str(tmp_path), toy.mesh)

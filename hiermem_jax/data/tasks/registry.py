@@ -25,8 +25,8 @@ from hiermem_jax.data.tasks import metrics
 from hiermem_jax.data.tasks.formats import Item
 from hiermem_jax.data.tasks.prompts import requests
 from hiermem_jax.data.tasks.table import TASKS, TaskSpec, task_spec
-from hiermem_jax.data.tokenizer import Tokenizer
-from hiermem_jax.data.vocabulary import TokenizerVocabulary
+from hiermem_jax.data.text.tokenizer import Tokenizer
+from hiermem_jax.data.text.vocabulary import TokenizerVocabulary
 from hiermem_jax.errors import InputError
 
 __all__ = ["SPLIT", "TASKS", "TaskSpec", "register"]

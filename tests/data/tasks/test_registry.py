@@ -8,7 +8,7 @@ import pytest
 seqio = pytest.importorskip("seqio")
 
 from hiermem_jax.data.tasks.registry import register  # noqa: E402
-from hiermem_jax.data.tokenizer import train_sentencepiece  # noqa: E402
+from hiermem_jax.data.text.tokenizer import train_sentencepiece  # noqa: E402
 from hiermem_jax.errors import InputError  # noqa: E402
 
 CHOICES = [

@@ -1,0 +1,1 @@
+"""From text to tokens: tokenizers, the same as SeqIO vocabularies, windows, and how often names occur."""

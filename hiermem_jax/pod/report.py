@@ -1,0 +1,198 @@
+"""What a compiled training step needs of a TPU pod: memory, FLOPs, collectives, and which of them bounds its time."""
+
+import jax
+
+from hiermem_jax.models.bank import table_shapes
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.parallel.mesh import DATA_AXIS, MODEL_AXIS, REPLICA_AXIS
+from hiermem_jax.pod.collectives import Collective, collectives
+from hiermem_jax.pod.cost import cost
+from hiermem_jax.pod.topology import GIB, Topology, out_of_memory
+from hiermem_jax.training.program import Program, bytes_per_device
+
+
+def pod_report(
+  program: Program, *, anchor: AnchorConfig, memory: MemoryConfig | None, topology: Topology, length: int
+) -> dict:
+  """Compiles a program's step and reports on it; all sizes are bytes per device, all counts per device and step.
+
+  Args:
+    program: on a mesh of the topology's devices.
+    anchor: the program's anchor.
+    memory: its bank's configuration.
+    topology: what to compile for.
+    length: tokens of a sequence.
+
+  Returns:
+    JSON values. Where the step does not fit, "fits" is False, "reason" says by how much, "remedies" what would make it
+    fit, and what only a compiled step can tell is not there.
+  """
+  report = {
+    "topology": topology.name,
+    "slices": topology.slices,
+    "devices": program.mesh.size,
+    "mesh": dict(program.mesh.shape),
+    "batch_size": program.batch_size,
+    "length": length,
+  }
+  compiled, report["hbm"] = _compile(program, topology, length)
+  report["fits"] = compiled is not None and report["hbm"]["peak"] <= report["hbm"]["usable"]
+  report["reason"] = None if report["fits"] else _reason(report, program)
+  report["remedies"] = [] if report["fits"] else remedies(report, anchor, memory)
+  if compiled is not None:
+    report |= _traffic(compiled, report, anchor, memory, topology)
+  return report
+
+
+def _compile(program: Program, topology: Topology, length: int) -> tuple[jax.stages.Compiled | None, dict[str, int]]:
+  """The compiled step, None when it does not fit, and its bytes of HBM on each device."""
+  chip = topology.chip
+  arguments = bytes_per_device((program.abstract_state, program.abstract_batch(length)))
+  hbm = {"arguments": arguments, "temporaries": 0, "peak": arguments, "usable": int(chip.usable_gib * GIB)}
+  hbm["published"] = int(chip.hbm_gib * GIB) // chip.devices
+  if arguments > hbm["usable"]:  # no need to ask the compiler, which may take very long over such arrays
+    return None, hbm
+  try:
+    compiled = program.lower(length).compile()
+  except jax.errors.JaxRuntimeError as error:
+    if (sizes := out_of_memory(error)) is None:
+      raise
+    needed, available = map(int, sizes)
+    return None, hbm | {"temporaries": needed - arguments, "peak": needed, "usable": available}
+  stats = compiled.memory_analysis()
+  arguments = stats.argument_size_in_bytes
+  fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes  # outputs that reuse no argument
+  temporaries = stats.temp_size_in_bytes + fresh
+  return compiled, hbm | {"arguments": arguments, "temporaries": temporaries, "peak": arguments + temporaries}
+
+
+def _reason(report: dict, program: Program) -> str:
+  """One line that says what does not fit."""
+  hbm, devices = report["hbm"], report["devices"]
+  room = f"of each of {devices} devices, which give a program {hbm['usable'] / GIB:.2f} GiB"
+  if hbm["arguments"] <= hbm["usable"]:
+    return f"the step needs {hbm['peak'] / GIB:.2f} GiB {room}"
+  leaves = jax.tree_util.tree_leaves_with_path(program.abstract_state.params)
+  path, largest = max(leaves, key=lambda leaf: bytes_per_device(leaf[1]))
+  name = "/".join(key.key for key in path)
+  return (
+    f"parameters and optimizer state take {hbm['arguments'] / GIB:.2f} GiB {room}; the largest array is"
+    f" {name} {largest.shape}, {bytes_per_device(largest) / GIB:.2f} GiB without its moments"
+  )
+
+
+def _traffic(compiled, report: dict, anchor: AnchorConfig, memory: MemoryConfig | None, topology: Topology) -> dict:
+  text = compiled.as_text()
+  found, counted = collectives(text, topology.devices_per_slice), cost(text)
+  per_token = anchor.flops_per_token(report["length"]) + (memory.flops_per_token(anchor) if memory else 0)
+  model_flops = 3 * per_token * report["batch_size"] * report["length"] / report["devices"]
+  seconds = step_seconds(max(model_flops, counted.flops), counted.hbm_bytes, found, topology)
+  slowest = max(seconds, key=seconds.get)
+  return {
+    "flops": {
+      "model": model_flops,  # forward, and twice that backward
+      "compiled": counted.flops,  # matrix products of the compiled step, recomputation included, kernels not
+      "cost_analysis": compiled.cost_analysis()["flops"],  # as XLA counts: the body of a loop once
+      "kernels": counted.kernels,  # custom kernels that run, whose FLOPs nothing of this counts
+    },
+    "hbm_traffic": counted.hbm_bytes,
+    "collectives": [vars(collective) for collective in found],
+    "exchange": exchange_ratios(found, report, anchor, memory),
+    "seconds": seconds,
+    "bound_by": slowest,
+    "mfu_bound": model_flops / (topology.chip.peak_flops / topology.chip.devices) / seconds[slowest],
+  }
+
+
+def step_seconds(flops: float, hbm_bytes: float, found: list[Collective], topology: Topology) -> dict[str, float]:
+  """How long a step would take if it did nothing but compute, use HBM, use ICI, or use DCN, each at its published peak.
+
+  A collective can keep all links of a chip busy and its bytes go to a neighbour, except in an all-to-all of a whole
+  slice, whose bytes cross as many links as two chips are apart on average.
+  """
+  chip = topology.chip
+  sent = {"ICI": 0.0, "DCN": 0.0}
+  for collective in found:
+    far = collective.kind == "all-to-all" and collective.group == topology.devices_per_slice
+    sent[collective.network] += collective.bytes * (topology.mean_hops() if far else 1)
+  return {
+    "flops": flops / (chip.peak_flops / chip.devices),
+    "hbm": hbm_bytes / (chip.hbm_bandwidth / chip.devices),
+    "ici": sent["ICI"] / (chip.ici_bandwidth / chip.devices),
+    "dcn": sent["DCN"] / (chip.dcn_bandwidth / chip.devices),
+  }
+
+
+def exchange_bounds(
+  memory: MemoryConfig, anchor: AnchorConfig, batch_size: int, mesh: dict[str, int]
+) -> dict[tuple[str, str], float]:
+  """The least that a device must receive for the fetch, and for the return of its gradient, per (tensor, network).
+
+  Of level k a device wants U_k = min(sequences per device, C_k + 1) rows, each once, of which it holds 1 / data:
+
+    U_k * row_k / model * wire * (data - 1) / data,     row_k = 3 * R_k * L * D,  wire = bytes of `anchor.dtype`
+
+  and the gradient is the same the other way. A slice has copies of the tables, so a fetch stays in it; of the
+  gradient, a device must get one sum for each row of its part, row_k / (data * model), that another slice has touched:
+
+    min((slices - 1) * batch / slices, C_k + 1) * row_k / (data * model) * wire
+
+  which an all-gather of every slice's sums reaches where the slices touch different rows.
+  """
+  slices, data, model = mesh[REPLICA_AXIS], mesh[DATA_AXIS], mesh[MODEL_AXIS]
+  wire = 2 if anchor.dtype == "bfloat16" else 4
+  bounds = {}
+  for name, (table_rows, row) in table_shapes(memory, anchor).items():
+    wanted = min(batch_size // (slices * data), table_rows)
+    inside = wanted * row / model * wire * (data - 1) / data
+    bounds[f"fetch {name}", "ICI"] = bounds[f"push {name}", "ICI"] = inside
+    if slices > 1:
+      elsewhere = min((slices - 1) * batch_size // slices, table_rows)
+      bounds[f"push {name}", "DCN"] = elsewhere * row / (data * model) * wire
+  return bounds
+
+
+def exchange_ratios(
+  found: list[Collective], report: dict, anchor: AnchorConfig, memory: MemoryConfig | None
+) -> list[dict]:
+  """What the compiled step sends for fetch and push of every level, beside `exchange_bounds`."""
+  if memory is None:
+    return []
+  rows = []
+  for (tensor, network), bound in exchange_bounds(memory, anchor, report["batch_size"], report["mesh"]).items():
+    sent = sum(c.bytes for c in found if (c.tensor, c.network) == (tensor, network) and c.dtype.startswith(("f", "bf")))
+    ratio = sent / bound if bound else None
+    rows.append({"tensor": tensor, "network": network, "bytes": sent, "bound": bound, "ratio": ratio})
+  return rows
+
+
+def remedies(report: dict, anchor: AnchorConfig, memory: MemoryConfig | None) -> list[str]:
+  """What would make a step fit, by arithmetic: the state and the batch are split over the devices of a slice."""
+  hbm, mesh = report["hbm"], report["mesh"]
+  split, shards = mesh[DATA_AXIS] * mesh[MODEL_AXIS], mesh[REPLICA_AXIS] * mesh[DATA_AXIS]
+  room, advice = hbm["usable"] - hbm["arguments"], []
+  devices = split
+  while devices * hbm["usable"] < split * hbm["peak"]:
+    devices *= 2
+  sequences = devices // mesh[MODEL_AXIS] * mesh[REPLICA_AXIS]
+  larger = f", with train.batch_size = {sequences}" if sequences > report["batch_size"] else ""
+  advice.append(f"more chips: a slice of about {devices} devices holds this state and batch{larger}")
+  if room <= 0:
+    if memory is not None:
+      advice.append(
+        "a smaller state: MemoryConfig.dtype = 'bfloat16', OptimizerConfig.bank_moment_dtype = 'bfloat16', or fewer"
+        f" MemoryConfig.rows; the state alone exceeds the device by {-room / GIB:.2f} GiB"
+      )
+    return advice
+  if anchor.remat != "full":
+    advice.append(f"remat: AnchorConfig.remat = 'full' (now '{anchor.remat}')")
+  if anchor.logits_chunk is None:
+    advice.append("fewer logits at a time: AnchorConfig.logits_chunk = 256")
+  if anchor.attention != "splash":
+    advice.append("attention without its matrix: AnchorConfig.attention = 'splash'")
+  per_shard = report["batch_size"] // shards
+  if per_shard > 1:
+    # A step that the compiler gave up on is counted after it had saved what it could, so less than in proportion fits.
+    fitting = max(1, int(0.75 * per_shard * room / hbm["temporaries"]))
+    advice.append(f"a smaller batch: train.batch_size = {fitting * shards} (now {report['batch_size']})")
+  return advice
