@@ -14,13 +14,21 @@ from hiermem_jax.data.packed.format import Manifest, PackedDataset, encode_recor
 from hiermem_jax.models.anchor import init_anchor
 
 _CACHE = tempfile.TemporaryDirectory(prefix="hiermem_jax_tests_")
+# Environment variables, so that the processes that tests start share the cache, and a developer can keep it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 def pytest_configure():
   """Compiles once per session what several tests run; most of their time is compilation."""
-  jax.config.update("jax_compilation_cache_dir", _CACHE.name)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+  jax.config.update(
+    "jax_persistent_cache_min_compile_time_secs", float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+  )
+  jax.config.update(
+    "jax_persistent_cache_min_entry_size_bytes", int(os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"])
+  )
 
 
 @pytest.fixture(scope="session")
