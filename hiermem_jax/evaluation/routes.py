@@ -16,8 +16,8 @@ import numpy as np
 from hiermem_jax.errors import InputError
 from hiermem_jax.evaluation.modes import mode_leaves
 from hiermem_jax.models.config import MemoryConfig
-from hiermem_jax.retrieval.detours import around_clusters, around_own, assign_around, ranked_leaves
 from hiermem_jax.retrieval.retriever import Retriever
+from hiermem_jax.retrieval.search import assign_excluding, exclude_clusters, exclude_own_cluster, kth_nearest_leaf
 
 _PATHS = re.compile(r"blocked [1-9]|blocked( \d+:\d+)+|rank [1-9]\d*|cut [1-9]\d?|paraphrased")
 
@@ -59,7 +59,7 @@ class Routes:
     tree = self._retriever.tree
     kind, _, rest = mode.partition(" ")
     if kind == "rank":
-      return ranked_leaves(tree, self._embeddings, int(rest))
+      return kth_nearest_leaf(tree, self._embeddings, int(rest))
     if kind == "cut":
       words = [text.split() for text in self._texts]
       return self._retriever.route([" ".join(w[: max(1, len(w) * int(rest) // 100)]) for w in words])
@@ -69,7 +69,7 @@ class Routes:
       return self._retriever.route(self._paraphrases)
     if ":" in rest:
       pairs = [tuple(map(int, pair.split(":"))) for pair in rest.split()]
-      return assign_around(tree, self._embeddings, around_clusters(tree, pairs))
+      return assign_excluding(tree, self._embeddings, exclude_clusters(tree, pairs))
     if int(rest) > tree.depth:
       raise InputError(f"mode {mode!r}: the tree has levels 1 to {tree.depth}; choose one of them")
-    return assign_around(tree, self._embeddings, around_own(tree, self.leaf, int(rest)))
+    return assign_excluding(tree, self._embeddings, exclude_own_cluster(tree, self.leaf, int(rest)))

@@ -9,6 +9,7 @@ nothing of models or of how corpora are stored.
   encoders/    texts -> float32 unit vectors; `LsaEncoder` is fitted on the corpus, `SentenceTransformer` has weights
   kmeans.py    one node's split: balanced mini-batch k-means
   tree.py      `ClusterTree`, `split_node`, `build_tree`, the greedy descent and the ancestors of a leaf
+  search.py    other leaves than the greedy descent finds: with clusters excluded, or the k-th nearest
   retriever.py both together: `Retriever`, `save_retriever`, `load_retriever`
   storage.py   arrays and their description on disk, checked when read
 """
