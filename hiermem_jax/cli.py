@@ -1,55 +1,107 @@
-"""The command line that all verbs share: flags, gin, logging, and one clear line for bad input."""
+"""The command line that all verbs share: flags, gin, logging, and one clear line for bad input.
 
+What needs jax or gin is imported where it is used, so that `hiermem VERB --help` and a refused flag answer at once.
+"""
+
+import ast
+import dataclasses
+import difflib
+import functools
+import importlib.util
 import logging as python_logging
 import os
+import pathlib
 import sys
 import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from hiermem_jax import configuration
 from hiermem_jax.errors import InputError, Preempted
+from hiermem_jax.verbs import VERBS, Verb
 
-_GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Configuration to load; may be repeated, later ones win.")
-_GIN_BINDINGS = flags.DEFINE_multi_string("gin_bindings", [], "One binding, e.g. 'train.steps = 100'; may be repeated.")
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "Directory of the run; relative paths in the configuration start here.")
-_VALIDATE_ONLY = flags.DEFINE_bool("validate_only", False, "Check the configuration, print it in full, and stop.")
-_SKIP_BAD_RECORDS = flags.DEFINE_bool(
-  "skip_bad_records", False, "Count and report malformed records, however many there are (cluster, prepare)."
-)
-_SKIP_DAMAGED = flags.DEFINE_bool(
-  "skip_damaged_checkpoints",
-  False,
-  "Set a damaged checkpoint aside and resume from the one before it (train, quickstart).",
-)
-_RUNNER = flags.DEFINE_string("runner", None, "Beam runner, e.g. DataflowRunner (cluster, prepare).")
-_PIPELINE_OPTIONS = flags.DEFINE_multi_string(
-  "pipeline_option", [], "An option of Beam's, e.g. --pipeline_option=--region=europe-west4; may be repeated."
-)
-_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of text (describe, compile_pod).")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, e.g. v5e:16x16 (compile_pod, describe).")
-_NUM_SLICES = flags.DEFINE_integer("num_slices", None, "Number of such slices (compile_pod, describe).", lower_bound=1)
-_DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "One of several processes that run the same command (train, merge, evaluate, quickstart)."
-)
-# What a Cloud TPU pod or Slurm says by itself; anywhere else all three are given.
-_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT that process 0 of --distributed listens on.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of --distributed.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of --num_processes this is, from 0.", lower_bound=0)
-_PROCESS_FLAGS = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
 _LEAVE_SECONDS = 10  # for the other processes, when this one ends early
-_FLAGS = (_GIN_FILE, _GIN_BINDINGS, _RUN_DIR, _VALIDATE_ONLY, _SKIP_BAD_RECORDS, _JSON, _TOPOLOGY, _NUM_SLICES)
-_FLAGS += (_SKIP_DAMAGED, _RUNNER, _PIPELINE_OPTIONS, _DISTRIBUTED, *_PROCESS_FLAGS)
 
 
-def main(verb: str) -> None:
-  """Runs a verb from the command line; exits with status 2 and one line on bad input."""
+@dataclasses.dataclass(frozen=True)
+class _Flag:
+  """A flag: absl's function that defines it, its default, its help, and the gin bindings that its value stands for."""
+
+  define: Callable
+  default: Any
+  help: str
+  bindings: Callable[[Any], list[str]] | None = None
+
+
+_at_least_1 = functools.partial(flags.DEFINE_integer, lower_bound=1)
+_FLAGS = {
+  "gin_file": _Flag(flags.DEFINE_multi_string, [], "Configuration to load; may be repeated, later ones win."),
+  "gin_bindings": _Flag(
+    flags.DEFINE_multi_string, [], "One binding, e.g. 'train.steps = 100'; may be repeated, and wins over the files."
+  ),
+  "run_dir": _Flag(flags.DEFINE_string, None, "Directory of the run; relative paths in the configuration start here."),
+  "validate_only": _Flag(flags.DEFINE_bool, False, "Check the configuration, print it in full, and stop."),
+  "json": _Flag(flags.DEFINE_bool, False, "Print JSON instead of text."),
+  "topology": _Flag(flags.DEFINE_string, None, "TPU slice, e.g. v5e:16x16."),
+  "num_slices": _Flag(_at_least_1, None, "Number of such slices."),
+  "skip_bad_records": _Flag(
+    flags.DEFINE_bool,
+    False,
+    "Count and report malformed records, however many there are.",
+    lambda given: ["cluster.max_bad_share = 1.0", "prepare.max_bad_share = 1.0"] if given else [],
+  ),
+  "runner": _Flag(
+    flags.DEFINE_string, None, "Beam runner, e.g. DataflowRunner.", lambda name: [f"BeamConfig.runner = {name!r}"]
+  ),
+  "pipeline_option": _Flag(
+    flags.DEFINE_multi_string,
+    [],
+    "An option of Beam's, e.g. --pipeline_option=--region=europe-west4; may be repeated.",
+    lambda options: [f"BeamConfig.options = {tuple(options)!r}"],
+  ),
+  "skip_damaged_checkpoints": _Flag(
+    flags.DEFINE_bool,
+    False,
+    "Set a damaged checkpoint aside and resume from the one before it.",
+    lambda given: ["train.skip_damaged_checkpoints = True"] if given else [],
+  ),
+  "distributed": _Flag(flags.DEFINE_bool, False, "One of several processes that run the same command."),
+  # What a Cloud TPU pod or Slurm says by itself; anywhere else all three are given.
+  "coordinator_address": _Flag(flags.DEFINE_string, None, "HOST:PORT that process 0 of --distributed listens on."),
+  "num_processes": _Flag(_at_least_1, None, "Processes of --distributed."),
+  "process_id": _Flag(
+    functools.partial(flags.DEFINE_integer, lower_bound=0), None, "Which of --num_processes this is, from 0."
+  ),
+}
+_PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
+
+
+def command(argv: Sequence[str] | None = None) -> None:
+  """The command `hiermem`: runs the verb that comes first in `argv` (by default sys.argv), or lists the verbs."""
+  program, *arguments = sys.argv if argv is None else argv
+  if not arguments or arguments[0] in ("-h", "-help", "--help", "help"):
+    print(_overview())
+  elif arguments[0] in VERBS:
+    main(arguments[0], [f"{program} {arguments[0]}", *arguments[1:]])
+  else:
+    close = difflib.get_close_matches(arguments[0], VERBS, 1)
+    meant = f" did you mean {close[0]}?" if close else ""
+    _fail(f"{arguments[0]!r}: no such verb;{meant} The verbs are {', '.join(VERBS)}")
+
+
+def main(name: str, argv: Sequence[str] | None = None) -> None:
+  """Runs a verb from the command line (by default sys.argv); exits with status 2 and one line on bad input."""
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
   logging.get_absl_handler().addFilter(_is_news)
-  for flag in _FLAGS:
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])  # so that --help lists it
-  app.run(lambda argv: _run(verb, argv), flags_parser=_parse_flags)
+  verb = VERBS[name]
+  define(verb, flags.FLAGS)
+  app.run(
+    lambda rest: run(verb, rest, flags.FLAGS),
+    argv=None if argv is None else list(argv),
+    flags_parser=lambda given: parse(verb, given, flags.FLAGS),
+  )
 
 
 def _is_news(record: python_logging.LogRecord) -> bool:
@@ -59,95 +111,129 @@ def _is_news(record: python_logging.LogRecord) -> bool:
   return "orbax" not in record.pathname or record.levelno > python_logging.INFO
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _overview() -> str:
+  width = max(map(len, VERBS))
+  lines = [f"  {verb.name:<{width}}  {verb.help}" for verb in VERBS.values()]
+  return "\n".join(
+    [
+      "hiermem VERB --gin_file=... --run_dir=..., or python -m hiermem_jax VERB ...",
+      "",
+      "Verbs, in the order of the data flow:",
+      *lines,
+      "",
+      "hiermem VERB --help shows an example and the flags of a verb.",
+    ]
+  )
+
+
+def define(verb: Verb, values: flags.FlagValues) -> None:
+  """Defines the flags of a verb, and no others."""
+  for name in verb.flags:
+    flag = _FLAGS[name]
+    flag.define(name, flag.default, flag.help, flag_values=values)
+
+
+def parse(verb: Verb, argv: list[str], values: flags.FlagValues) -> list[str]:
+  """Sets the flags; returns the program and what is no flag. Exits after --help and after a flag that is refused."""
+  if {"-h", "-help", "--help"} & set(argv[1:]):
+    print(_help(verb, values))
+    sys.exit(0)
   try:
-    return flags.FLAGS(argv)
+    return values(argv)
+  except flags.UnrecognizedFlagError as error:
+    if takers := [other.name for other in VERBS.values() if error.flagname in other.flags]:
+      _fail(f"--{error.flagname}: {verb.name} does not take it, only {', '.join(takers)}; leave it out")
+    _fail(f"{error}; --help lists the flags")
   except flags.Error as error:
     _fail(f"{error}; --help lists the flags")
 
 
-def _fail(message: str) -> None:
+def _help(verb: Verb, values: flags.FlagValues) -> str:
+  """The docstring of the verb's module, which is not imported for it, and the verb's flags."""
+  spec = importlib.util.find_spec(verb.module)
+  assert spec is not None and spec.origin is not None
+  text = ast.get_docstring(ast.parse(pathlib.Path(spec.origin).read_text(encoding="utf-8")))
+  return f"{text}\n\nflags:{values.module_help(__name__).partition(':')[2]}"
+
+
+def _fail(message: str, distributed: bool = False) -> NoReturn:
   print("error: " + " ".join(message.split()), file=sys.stderr)
-  _exit(2)
+  _exit(2, distributed)
 
 
-def _exit(status: int) -> None:
-  """Ends the process; of several, without waiting long for one that may be gone."""
-  from hiermem_jax.parallel import distributed
+def _exit(status: int, distributed: bool) -> NoReturn:
+  """Ends the process; one of several does not wait long for another that may be gone."""
+  if distributed:
+    from hiermem_jax.parallel.distributed import leave
 
-  if flags.FLAGS.is_parsed() and _DISTRIBUTED.value and distributed.leave(_LEAVE_SECONDS):
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    if leave(_LEAVE_SECONDS):
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(status)
   sys.exit(status)
 
 
-def _check_process_flags(verb: str) -> None:
-  given = [flag.name for flag in _PROCESS_FLAGS if flag.value is not None]
-  if given and not _DISTRIBUTED.value:
-    raise InputError(f"--{given[0]}: says nothing without --distributed; add that or leave this out")
-  if _DISTRIBUTED.value and verb not in ("train", "merge", "evaluate", "evaluate_tasks", "quickstart"):
-    raise InputError(f"--distributed: {verb} runs in one process; leave the flag out")
-
-
-def _how_to_run() -> list[str]:
-  """Bindings of flags that are not saved with the configuration: a run that stopped may go on with others."""
-  bindings = []
-  if _SKIP_BAD_RECORDS.value:
-    bindings += ["cluster.max_bad_share = 1.0", "prepare.max_bad_share = 1.0"]
-  if _SKIP_DAMAGED.value:
-    bindings.append("train.skip_damaged_checkpoints = True")
-  if _RUNNER.value is not None:
-    bindings.append(f"BeamConfig.runner = {_RUNNER.value!r}")
-  if _PIPELINE_OPTIONS.value:
-    bindings.append(f"BeamConfig.options = {tuple(_PIPELINE_OPTIONS.value)!r}")
-  return bindings
-
-
-def _run(verb: str, argv: list[str]) -> None:
-  from hiermem_jax.parallel import distributed  # here, so that --help is quick
-
-  if len(argv) > 1:
-    _fail(f"{argv[1]!r}: arguments are given as --flags; --help lists them")
+def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
+  """Runs a verb with parsed flags. `rest` is what `parse` returned."""
+  given = {name: values[name].value if name in verb.flags else flag.default for name, flag in _FLAGS.items()}
+  if len(rest) > 1:
+    _fail(f"{rest[1]!r}: arguments are given as --flags; --help lists them")
+  if needless := [name for name in _PROCESS_FLAGS if given[name] is not None and not given["distributed"]]:
+    _fail(f"--{needless[0]}: says nothing without --distributed; add that or leave this out")
+  if verb.has_run_dir and given["run_dir"] is None and not given["validate_only"]:
+    _fail("--run_dir is missing; name the directory that the run may fill")
   try:
-    _check_process_flags(verb)
-    configuration.load(_GIN_FILE.value, _GIN_BINDINGS.value)
-    if verb in ("describe", "compile_pod"):
-      given = {"topology": _TOPOLOGY.value, "num_slices": _NUM_SLICES.value}  # what is not given may be bound
-      given = {name: value for name, value in given.items() if value is not None}
-      configuration.call(verb, as_json=_JSON.value, **given)
-      return
-    run_dir = _RUN_DIR.value
-    if run_dir is None and not _VALIDATE_ONLY.value:
-      raise InputError("--run_dir is missing; name the directory that the run may fill")
-    text = configuration.rehearse(verb, run_dir=run_dir or "")
-    if _VALIDATE_ONLY.value:
-      print(text)
-      return
-    if _DISTRIBUTED.value:
-      trains = verb in ("train", "quickstart")
-      distributed.initialize(*(flag.value for flag in _PROCESS_FLAGS), preemptible=trains)
-    path = os.path.join(run_dir, "config.gin" if verb in ("train", "quickstart") else f"{verb}.config.gin")
-    configuration.save(path, text, replace=verb.startswith("evaluate"))  # a model may be measured in many ways
-    if how := _how_to_run():
-      configuration.load(_GIN_FILE.value, [*_GIN_BINDINGS.value, *how])
-    try:
-      configuration.call(verb, run_dir=run_dir)
-    except InputError:
-      if distributed.is_first():
-        configuration.discard(path)
-      raise
+    _fill(verb, given) if verb.has_run_dir else _print(verb, given)
   except (InputError, FloatingPointError) as error:
-    _fail(str(error))
+    _fail(str(error), given["distributed"])
   except Preempted as notice:
     logging.warning("%s", notice)
-    _exit(os.EX_TEMPFAIL)
+    _exit(os.EX_TEMPFAIL, given["distributed"])
   except OSError as error:
-    place = "" if error.filename else f"{_RUN_DIR.value}: "
+    place = "" if error.filename else f"{given['run_dir']}: "
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    _fail(f"{place}{reason}; check the path, its permissions and the space left")
+    _fail(f"{place}{reason}; check the path, its permissions and the space left", given["distributed"])
   except Exception:
-    if not _DISTRIBUTED.value:
+    if not given["distributed"]:
       raise
     traceback.print_exc()
-    _exit(1)
+    _exit(1, given["distributed"])
+
+
+def _print(verb: Verb, given: Mapping[str, Any]) -> None:
+  """Runs a verb that has no run directory."""
+  from hiermem_jax import configuration
+
+  configuration.load(given["gin_file"], given["gin_bindings"])
+  arguments = {
+    name: given[name] for name in ("topology", "num_slices") if given[name] is not None
+  }  # others may be bound
+  configuration.call(verb.name, as_json=given["json"], **arguments)
+
+
+def _fill(verb: Verb, given: Mapping[str, Any]) -> None:
+  """Runs a verb that fills a run directory, and keeps the configuration there."""
+  from hiermem_jax import configuration, run_config
+  from hiermem_jax.parallel import distributed
+
+  configuration.load(given["gin_file"], given["gin_bindings"])
+  text = configuration.dry_run(verb.name, run_dir=given["run_dir"] or "")
+  if given["validate_only"]:
+    print(text)
+    return
+  if given["distributed"]:
+    distributed.initialize(*(given[name] for name in _PROCESS_FLAGS), preemptible=verb.trains)
+  path = os.path.join(given["run_dir"], verb.saved_as)
+  run_config.save(path, text, replace=verb.replaces)
+  # These flags are not part of the run's configuration: a run that stopped may go on with others.
+  extra = [
+    line for name, flag in _FLAGS.items() if flag.bindings and given[name] for line in flag.bindings(given[name])
+  ]
+  if extra:
+    configuration.load(given["gin_file"], [*given["gin_bindings"], *extra])
+  try:
+    configuration.call(verb.name, run_dir=given["run_dir"])
+  except InputError:
+    if distributed.is_first():
+      run_config.discard(path)
+    raise

@@ -1,19 +1,23 @@
-"""gin at the edge: what can be bound, how a configuration is loaded, checked and written down.
+"""gin at the edge: what can be bound, how a configuration is loaded and checked, and how a verb is called with it.
 
-The library below is plain Python; this module registers its constructors and the verbs with gin, wrapped so that every
-bound value is checked against its annotation. A configuration is checked by *rehearsing* the verb: every argument is
-resolved, constructed and type-checked, and the body is not run. What the rehearsal leaves behind is gin's operative
-configuration, which is saved with the run, and is the text that the golden files of the named runs hold.
+The library below is plain Python. This module registers its constructors and the verbs with gin, each wrapped so that
+every bound value is checked against its annotation. A configuration is checked by a dry run of the verb: every argument
+is resolved, constructed and type-checked, and the function itself is not called. After a dry run gin holds the
+operative configuration: every parameter in effect, defaults included. That text is saved with the run, and the golden
+files of the named runs hold it.
 """
 
 import contextlib
+import dataclasses
 import functools
+import importlib
 import inspect
 import os
 import pathlib
 import re
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import gin
 from beartype import BeartypeConf
@@ -21,6 +25,7 @@ from beartype.door import is_bearable
 from gin import config_parser
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.verbs import VERBS
 
 # Where "gin/..." starts for who is not in the checkout's root.
 _ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
@@ -31,11 +36,12 @@ cluster.encoder = @LsaEncoder()
 cluster.beam = @BeamConfig()
 prepare.beam = @BeamConfig()
 """
-_rehearsing = False
+T = TypeVar("T")
+_dry = False  # whether a dry run is under way
 
 
 def _checked(target: Callable, name: str, is_verb: bool = False) -> Callable:
-  """`target` behind a check of every argument against its annotation; a verb's body is skipped in a rehearsal."""
+  """`target` behind a check of every argument against its annotation; in a dry run a verb itself is not called."""
   signature = inspect.signature(target)
 
   @functools.wraps(target)
@@ -47,7 +53,7 @@ def _checked(target: Callable, name: str, is_verb: bool = False) -> Callable:
       raise InputError(f"{', '.join(missing)}: not bound; {remedy}")
     for argument, value in bound.items():
       _check_type(f"{name}.{argument}", value, signature.parameters[argument].annotation)
-    return None if is_verb and _rehearsing else target(*args, **kwargs)
+    return None if is_verb and _dry else target(*args, **kwargs)
 
   wrapper.__signature__ = signature
   return wrapper
@@ -67,18 +73,6 @@ def _check_type(name: str, value: object, hint: object) -> None:
 @functools.cache
 def register() -> None:
   """Makes the verbs and the constructors they take known to gin, by their own names, and `include` find the parts."""
-  from hiermem_jax import (
-    cluster,
-    compile_pod,
-    describe,
-    evaluate,
-    evaluate_tasks,
-    merge,
-    prepare,
-    quickstart,
-    train,
-    train_tokenizer,
-  )
   from hiermem_jax.data.corpus.runner import BeamConfig
   from hiermem_jax.data.sources import JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource
   from hiermem_jax.data.world.generate import WorldConfig
@@ -93,11 +87,9 @@ def register() -> None:
   for constructor in constructors:
     name = constructor.__name__
     gin.external_configurable(_checked(constructor, name), name, module="hiermem_jax")
-  verbs = (cluster, compile_pod, describe, evaluate, evaluate_tasks, merge, prepare, quickstart, train, train_tokenizer)
-  for module in verbs:
-    name = module.__name__.rsplit(".", 1)[-1]
-    verb = _checked(getattr(module, name), name, is_verb=True)
-    gin.external_configurable(verb, name, module="hiermem_jax")
+  for verb in VERBS.values():
+    function = getattr(importlib.import_module(verb.module), verb.name)
+    gin.external_configurable(_checked(function, verb.name, is_verb=True), verb.name, module="hiermem_jax")
 
 
 @contextlib.contextmanager
@@ -182,13 +174,13 @@ def _check_names(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _rehearsal():
-  global _rehearsing
-  _rehearsing = True
+def _dry_run() -> Iterator[None]:
+  global _dry
+  _dry = True
   try:
     yield
   finally:
-    _rehearsing = False
+    _dry = False
 
 
 @contextlib.contextmanager
@@ -201,25 +193,37 @@ def _cause_only() -> Iterator[None]:
 
 
 def call(verb: str, **arguments):
-  """Calls a verb with its bindings; `arguments` come from the command line."""
+  """Calls a verb with its bindings.
+
+  Args:
+    verb: its name.
+    **arguments: given by the caller, as a rule from the command line. Those that the table of verbs says a verb reads
+      from another verb (`Verb.reads`) are made by `bound_arguments`, of the class that the argument is annotated with.
+
+  Raises:
+    InputError: an argument is missing or of the wrong type, and whatever the verb raises.
+  """
+  function = gin.get_configurable(verb)
+  for argument, source in VERBS[verb].reads:
+    arguments.setdefault(argument, bound_arguments(source, inspect.signature(function).parameters[argument].annotation))
   with _cause_only():
-    return gin.get_configurable(verb)(**arguments)
+    return function(**arguments)
 
 
-def rehearse(verb: str, **arguments) -> str:
-  """Resolves, constructs and type-checks everything that `verb` would be called with, without running it.
+def dry_run(verb: str, **arguments) -> str:
+  """Resolves, constructs and type-checks everything that `verb` would be called with, and does not call it.
 
-  For a chain, every stage is rehearsed. Returns gin's operative configuration: every parameter in effect, defaults
+  Of a chain, every stage gets a dry run. Returns gin's operative configuration: every parameter in effect, defaults
   included.
   """
-  with _rehearsal(), _cause_only():
+  with _dry_run(), _cause_only():
     gin.get_configurable(verb)(**arguments)
     for stage in gin.get_bindings(verb).get("stages", ()):
       stage(**arguments)
   return gin.operative_config_str(max_line_length=110)
 
 
-def bound_argument(verb: str, argument: str):
+def bound_argument(verb: str, argument: str) -> Any:
   """The value bound to a verb's argument, constructed and checked; its default, or else None, when nothing is bound."""
   with _cause_only():
     bindings = gin.get_bindings(verb)
@@ -230,53 +234,24 @@ def bound_argument(verb: str, argument: str):
   return bindings[argument]
 
 
-def save(path: str, text: str, replace: bool = False) -> None:
-  """Writes a run's configuration, or checks that the one already there is the same; with `replace` writes in any case.
+def bound_arguments(verb: str, into: type[T]) -> T:
+  """What is bound to some arguments of a verb, as one object.
 
-  Of several processes the first writes, and the others check that they were given the same.
+  Args:
+    verb: its name.
+    into: a dataclass whose fields have the names of arguments of the verb. An argument that is neither bound nor has a
+      default in the verb takes the field's default.
 
   Raises:
-    InputError: the directory belongs to a run of another configuration, or the processes do not share it.
+    InputError: such an argument has no default in the dataclass either; or a value is of the wrong type.
   """
-  from hiermem_jax.parallel import distributed
-
-  distributed.on_first(lambda: _write_or_compare(path, text, replace))
-  distributed.together(lambda: _require_same(path, text))
-
-
-def _write_or_compare(path: str, text: str, replace: bool) -> None:
-  if os.path.exists(path) and not replace:
-    _require_same(path, text)
-    return
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  temporary = f"{path}.tmp"
-  with open(temporary, "w", encoding="utf-8") as file:
-    file.write(text)
-  os.replace(temporary, path)
-
-
-def _require_same(path: str, text: str) -> None:
-  if not os.path.exists(path):
-    raise InputError(f"{path}: written by the first process and not here; --run_dir must be a directory that all share")
-  with open(path, encoding="utf-8") as file:
-    stored = file.read()
-  if stored != text:
-    before, now = _first_difference(stored, text)
-    raise InputError(
-      f"{path}: this directory is of a run with another configuration (there: {before!r}, now: {now!r}); use another"
-      " --run_dir or delete this one"
-    )
-
-
-def discard(path: str) -> None:
-  """Removes a run's configuration where it is all that the run has written, so that a corrected one may follow."""
-  directory, name = os.path.split(path)
-  if os.listdir(directory) == [name]:
-    os.remove(path)
-
-
-def _first_difference(stored: str, text: str) -> tuple[str, str]:
-  old, new = stored.splitlines(), text.splitlines()
-  removed = [line for line in old if line not in new]
-  added = [line for line in new if line not in old]
-  return (removed[0] if removed else "nothing", added[0] if added else "nothing")
+  values, missing = {}, []
+  for field in dataclasses.fields(into):
+    parameter = inspect.signature(gin.get_configurable(verb)).parameters[field.name]
+    if field.name in gin.get_bindings(verb) or parameter.default is not parameter.empty:
+      values[field.name] = bound_argument(verb, field.name)
+    elif field.default is dataclasses.MISSING:
+      missing.append(f"{verb}.{field.name}")
+  if missing:
+    raise InputError(f"{', '.join(missing)}: not bound; name a run with --gin_file, e.g. gin/runs/a2.gin")
+  return into(**values)

@@ -3,7 +3,7 @@ r"""Runs a chain of verbs from one gin file: cluster, prepare, train (several ti
   python -m hiermem_jax.quickstart --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
 
 The gin file names the stages. Every stage keeps what is already done, so the same command continues a broken run. Of
-several processes (--distributed) the first one alone clusters and prepares.
+several processes (--distributed) the first one alone runs the verbs that cannot be distributed: cluster, prepare.
 """
 
 import functools
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from absl import logging
 
-_BY_ONE_PROCESS = ("cluster", "prepare")
+from hiermem_jax.verbs import VERBS
 
 
 def quickstart(*, run_dir: str, stages: tuple[Callable, ...]) -> None:
@@ -27,10 +27,10 @@ def quickstart(*, run_dir: str, stages: tuple[Callable, ...]) -> None:
   for number, stage in enumerate(stages, start=1):
     start = time.monotonic()
     logging.info("stage %d of %d: %s", number, len(stages), stage.__name__)
-    if stage.__name__ in _BY_ONE_PROCESS:
-      distributed.on_first(functools.partial(stage, run_dir=run_dir))
-    else:
+    if VERBS[stage.__name__].distributed:
       stage(run_dir=run_dir)
+    else:
+      distributed.on_first(functools.partial(stage, run_dir=run_dir))
     logging.info("stage %d of %d: done in %.0f s", number, len(stages), time.monotonic() - start)
 
 

@@ -1,17 +1,21 @@
 """The verbs from their command line: a tiny chain on JSON lines, and one clear line for every bad input."""
 
+import importlib
+import inspect
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
+from absl import flags
 
-from hiermem_jax import cli, configuration
+from hiermem_jax import cli, configuration, run_config
 from hiermem_jax.retrieval.retriever import load_retriever
+from hiermem_jax.verbs import VERBS
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -82,12 +86,12 @@ def run(capsys):
   """Runs a verb in this process; returns exit status, standard output and standard error."""
 
   def run_verb(verb, *arguments):
-    status = 0
-    with flagsaver.flagsaver():
-      try:
-        cli._run(verb, cli._parse_flags([verb, *map(str, arguments)]))
-      except SystemExit as stop:
-        status = stop.code
+    status, values = 0, flags.FlagValues()
+    cli.define(VERBS[verb], values)
+    try:
+      cli.run(VERBS[verb], cli.parse(VERBS[verb], [verb, *map(str, arguments)], values), values)
+    except SystemExit as stop:
+      status = stop.code
     output = capsys.readouterr()
     return status, output.out, output.err
 
@@ -116,12 +120,42 @@ def python(*arguments, cwd=_ROOT):
 # Processes ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["describe", "train"])
-def test_help_shows_an_example_and_the_flags(verb):
-  result = python("-m", f"hiermem_jax.{verb}", "--help")
-  assert f"python -m hiermem_jax.{verb} --gin_file=gin/runs/a2.gin" in result.stdout
+@pytest.mark.parametrize("arguments", [["-m", "hiermem_jax", "train"], ["-m", "hiermem_jax.train"]])
+def test_help_shows_an_example_and_the_flags(arguments):
+  result = python(*arguments, "--help")
+  assert (result.returncode, result.stderr) == (0, "")
+  assert "python -m hiermem_jax.train --gin_file=gin/runs/a2.gin" in result.stdout
   assert "--gin_bindings:" in result.stdout and "--run_dir:" in result.stdout
-  assert result.stderr == ""
+  assert "--[no]skip_damaged_checkpoints:" in result.stdout and "--runner" not in result.stdout
+
+
+def test_help_and_refused_flags_import_neither_jax_nor_gin():
+  """They are to answer at once; importing jax alone takes a second."""
+  program = """
+    import contextlib, io, sys
+    from absl import flags
+    from hiermem_jax import cli
+    from hiermem_jax.verbs import VERBS
+    cli.command(["hiermem"])
+    for verb in VERBS.values():
+      for argument in ("--help", "--zzz", "positional"):
+        values = flags.FlagValues()
+        cli.define(verb, values)
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+          try:
+            cli.run(verb, cli.parse(verb, [verb.name, argument], values), values)
+          except SystemExit as stop:
+            assert stop.code == (0 if argument == "--help" else 2), (verb, argument)
+          else:
+            assert False, (verb, argument)
+        assert argument == "--help" or errors.getvalue().startswith("error: "), errors.getvalue()
+    print([name for name in ("jax", "gin", "numpy", "tensorflow", "beartype") if name in sys.modules])
+  """
+  result = python("-c", textwrap.dedent(program))
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.splitlines()[-1] == "[]"
+  for verb in VERBS.values():
+    assert f"  {verb.name} " in result.stdout and f"python -m hiermem_jax.{verb.name} " in result.stdout
 
 
 def test_real_process_from_another_directory(tmp_path):
@@ -145,12 +179,40 @@ def test_real_process_from_another_directory(tmp_path):
   "argument, message",
   [
     ("--zzz", "Unknown command line flag 'zzz'; --help lists the flags"),
+    ("--runner=x", "--runner: train does not take it, only cluster, prepare, quickstart; leave it out"),
+    ("--topology=v5e:2x2", "--topology: train does not take it, only describe, compile_pod; leave it out"),
+    ("--process_id=1", "--process_id: says nothing without --distributed; add that or leave this out"),
+    ("--num_processes=0", "flag --num_processes=0: 0 is not a positive integer; --help lists the flags"),
     ("gin/runs/a2.gin", "'gin/runs/a2.gin': arguments are given as --flags; --help lists them"),
     ("--gin_file=nope.gin", f"--gin_file=nope.gin: no such file; paths are relative to {pathlib.Path.cwd()}"),
   ],
 )
 def test_bad_command_line(fails, argument, message):
-  assert fails("train", argument) == message
+  assert fails("train", argument, "--validate_only") == message
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS.values() if not verb.distributed], ids=lambda verb: verb.name)
+def test_verbs_of_one_process_say_so(fails, verb):
+  message = fails(verb.name, "--distributed")
+  assert message.startswith(f"--distributed: {verb.name} does not take it, only train, merge, evaluate")
+
+
+def test_unknown_verb(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.command(["hiermem", "trian", "--gin_file=x"])
+  assert stop.value.code == 2
+  assert capsys.readouterr().err.startswith("error: 'trian': no such verb; did you mean train? The verbs are train_tok")
+
+
+def test_the_table_of_verbs_is_what_the_modules_are():
+  """Every module that ends in a command line is in the table, and takes a run directory where the table says so."""
+  modules = {path.stem for path in (_ROOT / "hiermem_jax").glob("*.py") if "\n  cli.main(" in path.read_text()}
+  assert modules == set(VERBS)
+  for verb in VERBS.values():
+    parameters = inspect.signature(getattr(importlib.import_module(verb.module), verb.name)).parameters
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
+    assert ("run_dir" in parameters) == verb.has_run_dir
+    assert {argument for argument, _ in verb.reads} <= set(parameters)
 
 
 def test_missing_run_dir(chain, fails):
@@ -180,7 +242,7 @@ def test_validate_only_prints_and_touches_nothing(chain, run, tmp_path, verb):
 def test_run_directory_of_another_configuration(chain, fails, tmp_path):
   arguments = ("train", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}")
   configuration.load([str(chain[0])], [])
-  configuration.save(f"{tmp_path}/config.gin", configuration.rehearse("train", run_dir=""))
+  run_config.save(f"{tmp_path}/config.gin", configuration.dry_run("train", run_dir=""))
   message = fails(*arguments, "--gin_bindings=train.steps = 3")
   assert message.startswith(f"{tmp_path}/config.gin: this directory is of a run with another configuration")
   assert "there: 'train.steps = 2', now: 'train.steps = 3'" in message

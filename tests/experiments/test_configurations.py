@@ -31,7 +31,7 @@ def test_sweeps(script, path, monkeypatch):
   jobs = [job for job in sweep.jobs(sweep.load(path), pathlib.Path("/runs")) if job.seed == 0]
   for job in jobs:
     configuration.load(*flags(job.command))
-    configuration.rehearse("quickstart", run_dir=str(job.directory))
+    configuration.dry_run("quickstart", run_dir=str(job.directory))
   settings = [json.dumps(job.settings, sort_keys=True) for job in jobs if job.name != "setup"]
   assert len(set(settings)) == len(settings)
 
@@ -42,13 +42,13 @@ def test_trainings_at_the_papers_scale(name):
   if name.endswith("paper_ratio"):
     bindings += ["MemoryConfig.rows = (3840, 336, 6, 0)", "AnchorConfig.num_layers = 12", "train.init_from = '/a'"]
   configuration.load([str(ROOT / f"experiments/{name}.gin")], bindings)
-  configuration.rehearse("train", run_dir="/runs/x")
+  configuration.dry_run("train", run_dir="/runs/x")
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_evaluations_at_the_papers_scale(name):
   configuration.load([str(ROOT / f"experiments/{name}.gin")], ["evaluate_tasks.data = '/e'", *EVALUATIONS[name]])
-  configuration.rehearse("evaluate_tasks", run_dir="/runs/x")
+  configuration.dry_run("evaluate_tasks", run_dir="/runs/x")
 
 
 def test_every_paper_configuration_is_tested():
@@ -59,6 +59,6 @@ def test_every_paper_configuration_is_tested():
 @pytest.mark.parametrize("name", ["paper", "no_reading"])
 def test_evaluation_files(name):
   configuration.load([str(ROOT / f"gin/evaluation/{name}.gin")], ["evaluate_tasks.data = '/e'"])
-  configuration.rehearse("evaluate_tasks", run_dir="/runs/x")
+  configuration.dry_run("evaluate_tasks", run_dir="/runs/x")
   tasks = configuration.bound_argument("evaluate_tasks", "tasks")
   assert len(tasks) == {"paper": 14, "no_reading": 13}[name]

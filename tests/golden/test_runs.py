@@ -28,7 +28,7 @@ _BINDINGS["real_text_small"] = ("CORPUS = '/data/train.jsonl'", "VALIDATION = '/
 def resolve(name: str) -> str:
   configuration.load([str(_ROOT / f"gin/runs/{name}.gin")], _BINDINGS.get(name, ()))
   verb = "quickstart" if "stages" in gin.get_bindings("quickstart", resolve_references=False) else "train"
-  return configuration.rehearse(verb, run_dir="")
+  return configuration.dry_run(verb, run_dir="")
 
 
 @pytest.mark.parametrize("name", _RUNS)

@@ -165,7 +165,11 @@ def test_processes_with_different_configurations_all_stop(tmp_path, start_two, f
   "verb, flags, message",
   [
     ("train", ["--process_id=1"], "--process_id: says nothing without --distributed; add that or leave this out"),
-    ("prepare", ["--distributed"], "--distributed: prepare runs in one process; leave the flag out"),
+    (
+      "prepare",
+      ["--distributed"],
+      "--distributed: prepare does not take it, only train, merge, evaluate, evaluate_tasks, quickstart; leave it out",
+    ),
     (
       "train",
       ["--distributed", "--coordinator_address=host"],

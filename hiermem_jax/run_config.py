@@ -1,0 +1,57 @@
+"""The configuration that a run directory keeps: written once, compared with what a later command is given."""
+
+import os
+
+from hiermem_jax.errors import InputError
+
+
+def save(path: str, text: str, replace: bool = False) -> None:
+  """Writes a run's configuration, or checks that the one already there is the same; with `replace` writes in any case.
+
+  Of several processes the first writes, and the others check that they were given the same.
+
+  Raises:
+    InputError: the directory belongs to a run of another configuration, or the processes do not share it.
+  """
+  from hiermem_jax.parallel import distributed
+
+  distributed.on_first(lambda: _write_or_compare(path, text, replace))
+  distributed.together(lambda: _require_same(path, text))
+
+
+def _write_or_compare(path: str, text: str, replace: bool) -> None:
+  if os.path.exists(path) and not replace:
+    _require_same(path, text)
+    return
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  temporary = f"{path}.tmp"
+  with open(temporary, "w", encoding="utf-8") as file:
+    file.write(text)
+  os.replace(temporary, path)
+
+
+def _require_same(path: str, text: str) -> None:
+  if not os.path.exists(path):
+    raise InputError(f"{path}: written by the first process and not here; --run_dir must be a directory that all share")
+  with open(path, encoding="utf-8") as file:
+    stored = file.read()
+  if stored != text:
+    before, now = _first_difference(stored, text)
+    raise InputError(
+      f"{path}: this directory is of a run with another configuration (there: {before!r}, now: {now!r}); use another"
+      " --run_dir or delete this one"
+    )
+
+
+def discard(path: str) -> None:
+  """Removes a run's configuration where it is all that the run has written, so that a corrected one may follow."""
+  directory, name = os.path.split(path)
+  if os.listdir(directory) == [name]:
+    os.remove(path)
+
+
+def _first_difference(stored: str, text: str) -> tuple[str, str]:
+  old, new = stored.splitlines(), text.splitlines()
+  removed = [line for line in old if line not in new]
+  added = [line for line in new if line not in old]
+  return (removed[0] if removed else "nothing", added[0] if added else "nothing")

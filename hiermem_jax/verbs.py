@@ -1,0 +1,95 @@
+"""The verbs of the command line, in the order of the data flow, and what each takes.
+
+A verb is a function of keyword arguments in the module of the same name: `hiermem_jax/train.py` has `train`. This table
+is all that the command line, the configuration and the tools around them need to know of a verb before it is imported.
+"""
+
+import dataclasses
+
+_EVERY = ("gin_file", "gin_bindings")
+_RUN = (*_EVERY, "run_dir", "validate_only")
+_BEAM = ("skip_bad_records", "runner", "pipeline_option")
+_PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
+_PRINTED = ("json", "topology", "num_slices")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verb:
+  """One verb.
+
+  Attributes:
+    name: of the module and of its function.
+    help: what it does, one line without a full stop.
+    flags: that it takes, by their names in `cli`; no others are accepted.
+    trains: whether it trains. Such a run owns its directory (its configuration is RUN_DIR/config.gin), and a process
+      that is told to end saves its state first.
+    replaces: whether a second run in a directory may have another configuration; the newer one is kept.
+    reads: arguments of the function that are not bound themselves: a dataclass made of what is bound to another verb,
+      whose name is given. See `configuration.call`.
+  """
+
+  name: str
+  help: str
+  flags: tuple[str, ...]
+  trains: bool = False
+  replaces: bool = False
+  reads: tuple[tuple[str, str], ...] = ()
+
+  @property
+  def module(self) -> str:
+    """Full name of its module."""
+    return f"hiermem_jax.{self.name}"
+
+  @property
+  def has_run_dir(self) -> bool:
+    """Whether it fills a run directory; otherwise it prints."""
+    return "run_dir" in self.flags
+
+  @property
+  def distributed(self) -> bool:
+    """Whether it can be one of several processes."""
+    return "distributed" in self.flags
+
+  @property
+  def saved_as(self) -> str:
+    """Name of its configuration in the run directory."""
+    return "config.gin" if self.trains else f"{self.name}.config.gin"
+
+
+_ALL = (
+  Verb(name="train_tokenizer", help="trains a SentencePiece tokenizer on a small corpus", flags=_RUN),
+  Verb(name="cluster", help="learns the cluster tree of a corpus, and a tokenizer", flags=(*_RUN, *_BEAM)),
+  Verb(name="prepare", help="routes a corpus to the tree's leaves and packs it for training", flags=(*_RUN, *_BEAM)),
+  Verb(name="describe", help="prints the parameters, FLOPs and bytes of a run", flags=(*_EVERY, *_PRINTED)),
+  Verb(
+    name="compile_pod",
+    help="compiles the training step for a TPU pod on a machine without one, and prints what it needs",
+    flags=(*_EVERY, *_PRINTED),
+  ),
+  Verb(
+    name="train",
+    help="trains an anchor, or an anchor with its memory bank, on a packed dataset",
+    flags=(*_RUN, "skip_damaged_checkpoints", *_PROCESSES),
+    trains=True,
+  ),
+  Verb(name="merge", help="assembles the bank that was trained one subtree at a time", flags=(*_RUN, *_PROCESSES)),
+  Verb(
+    name="evaluate",
+    help="measures held-out perplexity and probe accuracy in every mode of the memory",
+    flags=(*_RUN, *_PROCESSES),
+    replaces=True,
+  ),
+  Verb(
+    name="evaluate_tasks",
+    help="measures public question sets and articles in every mode of the memory",
+    flags=(*_RUN, *_PROCESSES),
+    replaces=True,
+  ),
+  Verb(
+    name="quickstart",
+    help="runs a chain of these verbs from one gin file",
+    flags=(*_RUN, *_BEAM, "skip_damaged_checkpoints", *_PROCESSES),
+    trains=True,
+  ),
+)
+VERBS = {verb.name: verb for verb in _ALL}

@@ -1,0 +1,28 @@
+"""The configuration that a run directory keeps."""
+
+import pathlib
+
+import pytest
+
+from hiermem_jax import run_config
+from hiermem_jax.errors import InputError
+
+
+def test_save_accepts_the_same_and_rejects_another(tmp_path):
+  path = str(tmp_path / "run" / "config.gin")
+  run_config.save(path, "a = 1\nb = 2\n")
+  run_config.save(path, "a = 1\nb = 2\n")
+  with pytest.raises(InputError, match=r"config\.gin: .*'b = 2'.*'b = 3'.*use another --run_dir or delete"):
+    run_config.save(path, "a = 1\nb = 3\n")
+  assert pathlib.Path(path).read_text() == "a = 1\nb = 2\n"
+
+
+def test_discard_keeps_a_run_that_has_begun(tmp_path):
+  path = tmp_path / "config.gin"
+  path.write_text("a = 1\n")
+  (tmp_path / "checkpoints").mkdir()
+  run_config.discard(str(path))
+  assert path.exists()
+  (tmp_path / "checkpoints").rmdir()
+  run_config.discard(str(path))
+  assert not path.exists()
