@@ -1,26 +1,45 @@
-"""Small files of a pipeline, local or gs://, each there whole or not at all."""
+"""Atomic writes: a file appears under its name when it is complete, or the old one stays.
+
+Everything that this project writes in one piece (reports, manifests, plots, arrays, tokenizers) goes through here. Each
+function writes a temporary file in the folder of the target, named `.NAME.XXXXXXXX.tmp`, and renames it at the end. An
+exception removes the temporary file; a killed process leaves it, and it is never read.
+
+Paths may be local or in a bucket (gs://). numpy and etils are imported when they are needed, because every command
+imports this module.
+"""
 
 import contextlib
 import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-from etils import epath
+if TYPE_CHECKING:
+  import numpy as np
+  from etils import epath
 
-Path = epath.Path
+  AnyPath = str | os.PathLike[str]
+
+
+def as_path(path: "AnyPath") -> "epath.Path":
+  """`path` as a `pathlib.Path` or its counterpart for a bucket."""
+  from etils import epath
+
+  return epath.Path(path)
 
 
 @contextlib.contextmanager
-def written(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """A file to write to that appears under `path` when the block ends well."""
-  target = Path(path)
+def replaced(path: "AnyPath") -> Iterator["epath.Path"]:
+  """Yields the path of a temporary file to create; it becomes `path` when the block ends without an exception.
+
+  Missing folders of `path` are created.
+  """
+  target = as_path(path)
+  target.parent.mkdir(parents=True, exist_ok=True)
   temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
   try:
-    with temporary.open("wb") as file:
-      yield file
+    yield temporary
     temporary.replace(target)
   except BaseException:
     with contextlib.suppress(OSError):
@@ -28,24 +47,45 @@ def written(path: str | os.PathLike) -> Iterator[BinaryIO]:
     raise
 
 
-def write_arrays(path: str | os.PathLike, **arrays: np.ndarray) -> None:
+@contextlib.contextmanager
+def written(path: "AnyPath") -> Iterator[BinaryIO]:
+  """Yields a binary file to write to; it becomes `path` when the block ends without an exception."""
+  with replaced(path) as temporary, temporary.open("wb") as file:
+    yield file
+
+
+def write_bytes(path: "AnyPath", content: bytes) -> None:
+  """Writes a file of these bytes."""
+  with written(path) as file:
+    file.write(content)
+
+
+def write_text(path: "AnyPath", text: str) -> None:
+  """Writes a file of this text in UTF-8."""
+  write_bytes(path, text.encode())
+
+
+def write_json(path: "AnyPath", value: Mapping[str, Any], *, indent: int | None = None) -> None:
+  """Writes one JSON object and a line break."""
+  write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def read_json(path: "AnyPath") -> dict[str, Any]:
+  """Reads one JSON object."""
+  return json.loads(as_path(path).read_bytes())
+
+
+def write_arrays(path: "AnyPath", **arrays: "np.ndarray") -> None:
   """Writes an npz archive."""
+  import numpy as np
+
   with written(path) as file:
     np.savez(file, **arrays)
 
 
-def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_arrays(path: "AnyPath") -> dict[str, "np.ndarray"]:
   """Reads an npz archive."""
-  with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+  import numpy as np
+
+  with as_path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
     return {name: archive[name] for name in archive.files}
-
-
-def write_json(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
-  """Writes one JSON object."""
-  with written(path) as file:
-    file.write((json.dumps(value) + "\n").encode())
-
-
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads one JSON object."""
-  return json.loads(Path(path).read_text())

@@ -6,7 +6,6 @@ temporary name and renamed; the json goes last, so an artifact without it is unf
 
 import hashlib
 import json
-import os
 import pathlib
 import zipfile
 import zlib
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hiermem_jax import files
 from hiermem_jax.errors import InputError
 
 _FORMAT = 1
@@ -33,18 +33,11 @@ def digest(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 def write_artifact(directory: str, name: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
   """Writes `directory/name.npz` and `directory/name.json`, replacing what was there."""
   folder = pathlib.Path(directory)
-  folder.mkdir(parents=True, exist_ok=True)
   header = {"format": _FORMAT, **meta, "digest": digest(meta, arrays)}
-  temporary = {kind: folder / f".{name}.{kind}.{os.getpid()}.tmp" for kind in ("npz", "json")}
-  try:
-    with temporary["npz"].open("wb") as file:
-      np.savez(file, **arrays)
-    temporary["json"].write_text(json.dumps(header, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary["npz"], folder / f"{name}.npz")
-    os.replace(temporary["json"], folder / f"{name}.json")
-  finally:
-    for path in temporary.values():
-      path.unlink(missing_ok=True)
+  # Both are complete before either is renamed; the json, which is opened first, is renamed last.
+  with files.written(folder / f"{name}.json") as description, files.written(folder / f"{name}.npz") as archive:
+    np.savez(archive, **arrays)
+    description.write((json.dumps(header, indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_meta(directory: str, name: str) -> dict[str, Any]:

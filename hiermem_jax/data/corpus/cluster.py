@@ -132,7 +132,7 @@ class KnownEmbeddings:
   def __init__(self, directory: str, number: int, inputs: dict[str, Any]):
     """Opens those of part `number` below the tree's directory; none where `inputs` are not those they were made of."""
     self._keys, self._embeddings = np.zeros(0, np.uint64), None
-    folder = files.Path(directory) / "embeddings"
+    folder = files.as_path(directory) / "embeddings"
     held = files.read_json(folder / "inputs.json") if (folder / "inputs.json").exists() else {}
     if all(held.get(name) == value for name, value in inputs.items()):
       path = folder / part_name(number, "npz")
@@ -163,7 +163,7 @@ class _EmbedPart(beam.DoFn):
     return os.path.join(self._directory, "embeddings", part_name(number, kind))
 
   def done(self, number: int) -> bool:
-    return files.Path(self.path(number, "json")).exists()
+    return files.as_path(self.path(number, "json")).exists()
 
   def process(self, element: tuple[int, str]) -> Iterator[None]:
     number, part = element
@@ -193,7 +193,7 @@ def _grow(
   levels: list[np.ndarray] = []
   for level in range(1, depth + 1):
     path = os.path.join(directory, f"level_{level}.npz")
-    if not files.Path(path).exists():
+    if not files.as_path(path).exists():
       parents = _tree(levels, config, encoder) if levels else None
       steps = {"embedded": embedded, "parents": parents, "level": level, "config": config, "dim": encoder.dim}
       runner.run(functools.partial(_split_level, path=path, **steps), num_units=len(embedded))

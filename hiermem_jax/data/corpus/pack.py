@@ -86,7 +86,7 @@ def pack_corpus(job: PackJob, chunks: Sequence[str], runner: BeamConfig) -> None
     (length, shard)
     for length in job.directories
     for shard in range(job.num_shards)
-    if files.Path(job.summary_path(length, shard)).exists()
+    if files.as_path(job.summary_path(length, shard)).exists()
   )
 
   def build(pipeline):

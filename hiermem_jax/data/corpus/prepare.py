@@ -96,7 +96,7 @@ def prepare(
     router = Router(tree, embedding_inputs(source, tokenizer, retriever.encoder.fingerprint, window_tokens))
   claim(work, inputs | {"parts": [part for _, part in parts]})
   task = RoutePart(source, tokenizer.path, router, work, 2**30 if buckets else window_tokens)
-  missing = [part for part in parts if not files.Path(task.summary(part[0])).exists()]
+  missing = [part for part in parts if not files.as_path(task.summary(part[0])).exists()]
   logging.info("%s: reading %d of %d parts of the corpus", directory, len(missing), len(parts))
   if missing:
     run_over(missing, task, runner)
@@ -170,19 +170,19 @@ def _check_settings(length: int, buckets: tuple[int, ...], num_shards: int, tail
 
 def _finished(directory: str, inputs: dict[str, Any]) -> PackedDataset | DecomposedDataset | None:
   """The dataset that the directory holds, checked by checksum; None where it holds none."""
-  if not is_decomposed(directory) and not (files.Path(directory) / "manifest.json").exists():
+  if not is_decomposed(directory) and not (files.as_path(directory) / "manifest.json").exists():
     return None
   dataset = open_dataset(directory)
   require_same_inputs(directory, dataset.manifest.inputs, inputs)
   dataset.verify()
-  files.Path(os.path.join(directory, "work")).rmtree(missing_ok=True)
+  files.as_path(os.path.join(directory, "work")).rmtree(missing_ok=True)
   logging.info("%s holds this packed dataset already (%d sequences): reusing it", directory, len(dataset))
   return dataset
 
 
 def _check_unfinished(directory: str) -> None:
   """Raises InputError where the directory holds anything but the beginnings of a dataset."""
-  folder = files.Path(directory)
+  folder = files.as_path(directory)
   if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "work").exists())):
     raise InputError(f"{directory} is not empty: give a new directory, or delete this one")
 
@@ -203,9 +203,9 @@ def _deal(per_leaf: dict[int, tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]
 def _clean(job: PackJob) -> None:
   """Removes the work directory, and what writers that were killed have left beside the shards."""
   for folder in job.directories.values():
-    for path in files.Path(folder).glob(".shard-*.tmp"):
+    for path in files.as_path(folder).glob(".shard-*.tmp"):
       path.unlink()
-  files.Path(job.work).rmtree()
+  files.as_path(job.work).rmtree()
 
 
 def _held(job: PackJob, length: int) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _held(job: PackJob, length: int) -> dict[str, Any]:
   summaries = [
     files.read_json(path)
     for shard in range(job.num_shards)
-    if files.Path(path := job.summary_path(length, shard)).exists()
+    if files.as_path(path := job.summary_path(length, shard)).exists()
   ]
   leaves = collections.Counter()
   for summary in summaries:

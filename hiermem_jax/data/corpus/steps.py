@@ -28,7 +28,7 @@ def claim(directory: str, inputs: dict[str, Any]) -> None:
     InputError: the directory holds the work of other inputs.
     OSError: it cannot be written.
   """
-  path = files.Path(directory) / "inputs.json"
+  path = files.as_path(directory) / "inputs.json"
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, inputs)

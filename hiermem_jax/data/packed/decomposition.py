@@ -71,7 +71,7 @@ class DecomposedDataset:
       InputError: the directory or one of the datasets is missing or damaged.
     """
     self.directory = str(directory)
-    path = files.Path(directory) / _FILE
+    path = files.as_path(directory) / _FILE
     try:
       lengths = json.loads(path.read_text())["lengths"]
     except OSError as error:
@@ -101,7 +101,7 @@ class DecomposedDataset:
 
 def is_decomposed(directory: str) -> bool:
   """Whether the directory holds a decomposed dataset, as far as can be seen from outside."""
-  return (files.Path(directory) / _FILE).exists()
+  return (files.as_path(directory) / _FILE).exists()
 
 
 def open_dataset(directory: str) -> PackedDataset | DecomposedDataset:

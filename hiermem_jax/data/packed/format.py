@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 import threading
-import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -141,33 +140,22 @@ def write_shard(path: str, records: Iterable[bytes]) -> Shard:
   from array_record.python import array_record_module
 
   target = pathlib.Path(path)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-  try:
+  with files.replaced(path) as temporary:
     writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
     leaves = []
     for record in records:
       writer.write(record)
       leaves.append(int.from_bytes(record[:4], "little", signed=True))
     writer.close()
-    shard = Shard(name=target.name, records=len(leaves), bytes=temporary.stat().st_size, sha256=_sha256(temporary))
+    shard = Shard(name=target.name, records=len(leaves), bytes=temporary.stat().length, sha256=_sha256(temporary))
     with files.written(_leaves_path(target)) as file:
       np.save(file, np.array(leaves, np.int32))
-    os.replace(temporary, target)
-  finally:
-    temporary.unlink(missing_ok=True)
   return shard
 
 
 def write_manifest(directory: str, manifest: Manifest) -> None:
   """Writes the manifest, which makes the shards in the directory a dataset."""
-  target = pathlib.Path(directory) / "manifest.json"
-  temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-  try:
-    temporary.write_text(manifest.to_json())
-    os.replace(temporary, target)
-  finally:
-    temporary.unlink(missing_ok=True)
+  files.write_text(os.path.join(directory, "manifest.json"), manifest.to_json())
 
 
 class PackedDataset:

@@ -21,6 +21,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from hiermem_jax import files
 from hiermem_jax.errors import InputError
 
 _EOT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
@@ -164,8 +165,7 @@ def train_sentencepiece(
   """
   import sentencepiece
 
-  target = pathlib.Path(path)
-  if target.suffix != ".model":
+  if pathlib.Path(path).suffix != ".model":
     raise InputError(f"tokenizer {path}: name the file to write with the suffix .model")
   content = io.BytesIO()
   errors: list[Exception] = []
@@ -196,10 +196,7 @@ def train_sentencepiece(
     if errors:
       raise errors[0] from None
     raise InputError(_training_problem(str(error), vocab_size)) from error
-  target.parent.mkdir(parents=True, exist_ok=True)
-  temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-  temporary.write_bytes(content.getvalue())
-  os.replace(temporary, target)
+  files.write_bytes(path, content.getvalue())
   return load_tokenizer(path)
 
 

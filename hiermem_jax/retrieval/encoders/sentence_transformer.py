@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from hiermem_jax import files
 from hiermem_jax.errors import InputError
 from hiermem_jax.retrieval import storage
 from hiermem_jax.retrieval.encoders.bert import BertEncoder
@@ -159,16 +159,8 @@ class FittedSentenceTransformer:
 
     The result is a sentence-transformers directory.
     """
-    folder = pathlib.Path(directory)
     for name, content in self._model.files.items():
-      target = folder / name
-      target.parent.mkdir(parents=True, exist_ok=True)
-      temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-      try:
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
-      finally:
-        temporary.unlink(missing_ok=True)
+      files.write_bytes(os.path.join(directory, name), content)
     meta = {"kind": "sentence_transformer", "config": dataclasses.asdict(self.config)}
     meta["sha256"] = sha256(self._model.files)
     storage.write_artifact(directory, "encoder", meta, {})

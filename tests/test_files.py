@@ -1,0 +1,103 @@
+"""Files appear whole or not at all; nothing else in the project writes a temporary file and renames it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hiermem_jax import files
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_old_content_stays_until_the_new_one_is_complete(tmp_path):
+  path = tmp_path / "a.txt"
+  files.write_text(path, "old")
+  with files.written(path) as file:
+    file.write(b"new")
+    file.flush()
+    assert path.read_text() == "old"
+  assert path.read_text() == "new"
+  assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_failure_leaves_the_old_file_and_no_temporary_one(tmp_path, error):
+  path = tmp_path / "a.txt"
+  files.write_text(path, "old")
+  with pytest.raises(error), files.written(path) as file:
+    file.write(b"half of the n")
+    raise error
+  with pytest.raises(error), files.replaced(path) as temporary:
+    temporary.write_text("half of the n")
+    raise error
+  with pytest.raises(TypeError):
+    files.write_json(path, {"a": object()})
+  with pytest.raises(AttributeError):
+    files.write_arrays(path, a=_Unwritable())
+  assert path.read_text() == "old"
+  assert os.listdir(tmp_path) == ["a.txt"]
+
+
+class _Unwritable:
+  """What no array can be made of."""
+
+  def __array__(self, *unused, **unused_names):
+    raise AttributeError("no array")
+
+
+def test_failed_rename_leaves_no_temporary_file(tmp_path):
+  (tmp_path / "a" / "b").mkdir(parents=True)  # a folder that is not empty cannot be replaced by a file
+  with pytest.raises(OSError):
+    files.write_text(tmp_path / "a", "text")
+  assert os.listdir(tmp_path) == ["a"]
+
+
+def test_killed_process_leaves_the_old_file(tmp_path):
+  path = tmp_path / "a.txt"
+  files.write_text(path, "old")
+  if (child := os.fork()) == 0:
+    with files.written(path) as file:
+      file.write(b"half of the n")
+      file.flush()
+      os._exit(9)
+  os.waitpid(child, 0)
+  assert path.read_text() == "old"
+
+
+def test_what_is_written_is_read(tmp_path):
+  value = {"b": [1, 2.5, None], "a": "Ångström ▸"}
+  files.write_json(tmp_path / "new" / "folder" / "a.json", value)
+  assert files.read_json(tmp_path / "new" / "folder" / "a.json") == value
+  arrays = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "y": np.zeros(0, np.uint64)}
+  files.write_arrays(tmp_path / "a.npz", **arrays)
+  read = files.read_arrays(tmp_path / "a.npz")
+  assert read.keys() == arrays.keys()
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(read[name], array)
+    assert read[name].dtype == array.dtype
+  files.write_text(tmp_path / "a.txt", "Ångström ▸\n")
+  assert (tmp_path / "a.txt").read_bytes() == "Ångström ▸\n".encode()
+
+
+def test_import_is_light():
+  script = "import sys, hiermem_jax.files; print(*{'numpy', 'etils', 'jax', 'tensorflow'} & set(sys.modules))"
+  done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=_ROOT)
+  assert done.stdout.strip() == ""
+
+
+def test_no_other_module_renames_a_temporary_file():
+  allowed = {
+    "hiermem_jax/files.py",
+    "hiermem_jax/training/checkpoint.py",  # moves a damaged checkpoint, a folder, out of the way
+  }
+  found = {
+    str(path.relative_to(_ROOT))
+    for folder in ("hiermem_jax", "experiments", "tpu_setup")
+    for path in (_ROOT / folder).rglob("*.py")
+    if any(word in path.read_text() for word in ("os.replace(", "os.rename(", ".rename(", "temporary.replace("))
+  }
+  assert found <= allowed
