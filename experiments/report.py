@@ -30,6 +30,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hiermem_jax import files
 from hiermem_jax.errors import InputError
 
 Line = Mapping[str, Any]
@@ -179,9 +180,8 @@ def draw(lines: Sequence[Line], spec: Mapping[str, Any], directory: pathlib.Path
     if len(axis.get_legend_handles_labels()[1]) > 1:
       axis.legend(frameon=False, fontsize=8)
   for kind in ("png", "svg"):
-    temporary = directory / f"{spec['file']}.{kind}.tmp"
-    figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    temporary.replace(directory / f"{spec['file']}.{kind}")
+    with files.written(directory / f"{spec['file']}.{kind}") as file:
+      figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
   plt.close(figure)
 
 
@@ -246,7 +246,7 @@ def replace_section(readme: pathlib.Path, text: str) -> None:
   _, end, after = rest.partition(_END)
   if not start or not end:
     raise InputError(f"{readme}: no section for results; add the lines {_START} and {_END}")
-  readme.write_text(f"{before}{_START}\n{text}\n{_END}{after}")
+  files.write_text(readme, f"{before}{_START}\n{text}\n{_END}{after}")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -22,7 +22,6 @@ term for how many tokens a block sees, so it holds where banks are small beside 
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,6 +31,7 @@ import numpy as np
 from report import COLORS, load, measure, replace_section
 from scipy.optimize import least_squares
 
+from hiermem_jax import files
 from hiermem_jax.errors import InputError
 
 AXES = ("anchor", "fetched", "bank", "tokens", "vocabulary")  # settings of a run: N, F, M, T, exp(L0)
@@ -234,9 +234,8 @@ def draw(lines: Sequence[Mapping[str, Any]], result: Mapping[str, Any], director
   for axis in axes:
     axis.spines[["top", "right"]].set_visible(False)
   for kind in ("png", "svg"):
-    temporary = directory / f"scaling.{kind}.tmp"
-    figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    temporary.replace(directory / f"scaling.{kind}")
+    with files.written(directory / f"scaling.{kind}") as file:
+      figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
   plt.close(figure)
 
 
@@ -248,7 +247,7 @@ def main(argv: Sequence[str]) -> int:
   try:
     lines = load(folder / "results.jsonl")
     result = analyse(lines)
-    (folder / "fit.json").write_text(json.dumps(result, indent=2) + "\n")
+    files.write_json(folder / "fit.json", result, indent=2)
     draw(lines, result, folder)
     print(page(result))
     replace_section(folder / "README.md", page(result))

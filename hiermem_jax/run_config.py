@@ -2,6 +2,7 @@
 
 import os
 
+from hiermem_jax import files
 from hiermem_jax.errors import InputError
 
 
@@ -23,11 +24,7 @@ def _write_or_compare(path: str, text: str, replace: bool) -> None:
   if os.path.exists(path) and not replace:
     _require_same(path, text)
     return
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  temporary = f"{path}.tmp"
-  with open(temporary, "w", encoding="utf-8") as file:
-    file.write(text)
-  os.replace(temporary, path)
+  files.write_text(path, text)
 
 
 def _require_same(path: str, text: str) -> None:

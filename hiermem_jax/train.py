@@ -8,12 +8,12 @@ command in the same directory resumes.
 """
 
 import functools
-import json
 import os
 
 import numpy as np
 from absl import logging
 
+from hiermem_jax import files
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig
 from hiermem_jax.parallel.mesh import ALL_DEVICES, MeshConfig
@@ -134,11 +134,7 @@ def train(
   )
   if scalars and distributed.is_first():
     report = {"steps": int(state.step), **scalars}
-    path = os.path.join(directory, "report.json")
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-      json.dump(report, file, indent=2)
-      file.write("\n")
-    os.replace(f"{path}.tmp", path)
+    files.write_json(os.path.join(directory, "report.json"), report, indent=2)
     logging.info("%s: done\n%s", directory, "\n".join(f"  {name:<24} {value:,.6g}" for name, value in report.items()))
 
 

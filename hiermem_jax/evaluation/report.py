@@ -2,11 +2,12 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from hiermem_jax import files
 
 _LABELS = {
   "baseline": "baseline (no memory, same tokens)",
@@ -72,20 +73,12 @@ def write_json(report: dict[str, Any], path: str) -> None:
       return [clean(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
-  write_text(json.dumps(clean(report), indent=2) + "\n", path)
+  files.write_json(path, clean(report), indent=2)
 
 
 def write_jsonl(lines: Iterable[dict[str, Any]], path: str) -> None:
   """Writes one JSON object a line."""
-  write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), path)
-
-
-def write_text(text: str, path: str) -> None:
-  """Writes a file that is there whole or not at all."""
-  temporary = f"{path}.tmp"
-  with open(temporary, "w", encoding="utf-8") as file:
-    file.write(text)
-  os.replace(temporary, path)
+  files.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def plot(report: dict[str, Any], path: str, title: str) -> None:
@@ -124,7 +117,6 @@ def plot(report: dict[str, Any], path: str, title: str) -> None:
   right.set_ylabel("held-out perplexity" + (" (axis does not start at 0)" if bottom else ""))
   right.spines[["top", "right"]].set_visible(False)
   figure.suptitle(title)
-  temporary = f"{path}.tmp"
-  figure.savefig(temporary, format="png", dpi=150)
+  with files.written(path) as file:
+    figure.savefig(file, format="png", dpi=150)
   plt.close(figure)
-  os.replace(temporary, path)

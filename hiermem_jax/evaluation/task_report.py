@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from hiermem_jax.evaluation.report import style, write_json, write_text
+from hiermem_jax import files
+from hiermem_jax.evaluation.report import style, write_json
 
 
 def assemble(
@@ -115,7 +116,7 @@ def write(report: Mapping[str, Any], directory: str) -> None:
   """Writes report.json, report.md and report.png, and prints the page."""
   write_json(dict(report), os.path.join(directory, "report.json"))
   page = markdown(report)
-  write_text(page, os.path.join(directory, "report.md"))
+  files.write_text(os.path.join(directory, "report.md"), page)
   plot(report, os.path.join(directory, "report.png"))
   print(page)
   print(f"written: {directory}/report.json, report.md and report.png")
@@ -156,7 +157,6 @@ def plot(report: Mapping[str, Any], path: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
   handles, labels = axes[0, 0].get_legend_handles_labels()
   figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
-  temporary = f"{path}.tmp"
-  figure.savefig(temporary, format="png", dpi=150)
+  with files.written(path) as file:
+    figure.savefig(file, format="png", dpi=150)
   plt.close(figure)
-  os.replace(temporary, path)

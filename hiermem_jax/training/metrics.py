@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from absl import logging
 
+from hiermem_jax import files
+
 # What two runs of the same steps need not share.
 CLOCK_SCALARS = frozenset(
   ("tokens_per_second", "mfu", "data_wait", "checkpoint_wait", "validation_wait", "device_memory_gib")
@@ -67,10 +69,7 @@ class JsonlWriter:
             break  # a kill cut the last line short
           if json.loads(line)["step"] <= start_step:
             kept.append(line)
-    temporary = path + ".tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-      file.writelines(kept)
-    os.replace(temporary, path)
+    files.write_text(path, "".join(kept))
     self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - kept open for the run
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
