@@ -1,3 +1,3 @@
 """Language models with hierarchical parametric memories, in JAX and Flax."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

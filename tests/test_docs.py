@@ -1,0 +1,131 @@
+"""The documentation: links lead somewhere, commands name files, bindings and verbs that exist, versions agree."""
+
+import functools
+import pathlib
+import re
+import shlex
+
+import pytest
+
+import hiermem_jax
+from hiermem_jax import configuration
+from hiermem_jax.models.memory import KINDS
+from hiermem_jax.verbs import VERBS
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = sorted(
+  path
+  for path in ROOT.rglob("*.md")
+  if not any(part[0] == "." or part == "runs" for part in path.relative_to(ROOT).parts)
+)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def page_id(path):
+  return str(path.relative_to(ROOT))
+
+
+def heading_anchors(path):
+  """The anchors that GitHub gives a page's headings."""
+  prose = FENCED.sub("", path.read_text())
+  titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+  shown = [re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", title) for title in titles]
+  return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in shown}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_relative_links_lead_somewhere(page):
+  links = [link for link in LINK.findall(FENCED.sub("", page.read_text())) if "://" not in link]
+  for link in links:
+    name, _, anchor = link.partition("#")
+    target = (page.parent / name).resolve() if name else page
+    assert target.exists(), f"{page_id(page)}: {link} is not there"
+    assert not anchor or anchor in heading_anchors(target), f"{page_id(page)}: {link} names no heading there"
+
+
+def shell_lines(text):
+  """Command lines of the bash blocks of a page, continued lines joined, variables that a block sets replaced."""
+  for language, block in FENCED.findall(text):
+    if language == "bash":
+      block = re.sub(r" *\\\n *", " ", block)
+      for name, value in re.findall(r'^(\w+)="(.*)"$', block, re.MULTILINE):
+        block = block.replace(f"${name}", value)
+      for line in re.sub(r"\$\w+", "0", block).splitlines():
+        yield from re.split(r"; (?:do )?| && | \| | &(?= )", line.partition("  #")[0].strip())
+
+
+def verb_commands(text):
+  """Verb and flags of each command line that runs a verb: directly, through make, or on a pod."""
+  for line in shell_lines(text):
+    words = shlex.split(line)
+    for before, word, *rest in (words[i - 1 :] for i in range(1, len(words))):
+      if before == "-m" and word.removeprefix("hiermem_jax.") in VERBS:
+        yield word.removeprefix("hiermem_jax."), rest
+      elif word in VERBS and (before in ("hiermem", "hiermem_jax") or (before == "--" and "tpu_setup" in words)):
+        yield word, rest
+      elif (before, word) == ("make", "quickstart"):
+        arguments = [flag for value in rest if value.startswith("ARGS=") for flag in shlex.split(value[5:])]
+        yield word, ["--gin_file=gin/runs/quickstart.gin", "--run_dir=runs/quickstart", *arguments]
+
+
+def values(flags, name):
+  return [flag.partition("=")[2] for flag in flags if flag.startswith(f"--{name}=")]
+
+
+@functools.cache
+def commands():
+  """(page, verb, flags) of every command in the documentation."""
+  return [(page_id(page), verb, flags) for page in PAGES for verb, flags in verb_commands(page.read_text())]
+
+
+def test_the_commands_are_found():
+  pages = {page for page, _, _ in commands()}
+  assert {"README.md", "docs/manual.md", "docs/pods.md", "docs/data.md", "docs/evaluation.md"} <= pages
+  assert {"train", "evaluate_tasks", "describe", "compile_pod", "quickstart"} <= {verb for _, verb, _ in commands()}
+  assert len(commands()) > 30
+
+
+def test_gin_files_named_in_the_documentation_exist():
+  for page in PAGES:
+    for path in re.findall(r"--gin_file=([\w./]+)", page.read_text()):
+      assert (ROOT / path).is_file(), f"{page_id(page)}: --gin_file={path} is not there"
+
+
+def test_commands_are_accepted(monkeypatch):
+  """Names, types and required bindings of every complete command ('...' stands for what a reader fills in)."""
+  monkeypatch.chdir(ROOT)
+  seen = set()
+  for page, verb, flags in commands():
+    names = {flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")}
+    assert names <= set(VERBS[verb].flags), f"{page}: {verb} has no flag {names - set(VERBS[verb].flags)}"
+    key = (verb, *flags)
+    if "..." in " ".join(flags) or key in seen:
+      continue
+    seen.add(key)
+    try:
+      configuration.load(values(flags, "gin_file"), values(flags, "gin_bindings"))
+      if VERBS[verb].has_run_dir:
+        configuration.dry_run(verb, run_dir="/runs/x")
+    except Exception as error:
+      raise AssertionError(f"{page}: {verb} {' '.join(flags)}") from error
+  assert len(seen) > 20
+
+
+def test_the_manual_names_every_verb_phase_and_kind():
+  manual = (ROOT / "docs/manual.md").read_text()
+  phases = {path.name for path in (ROOT / "gin/phases").glob("*.gin")} - {"common.gin", "chain.gin"}
+  missing = {f"`{name}`" for name in (*VERBS, *phases)} | {f"`'{kind}'`" for kind in KINDS}
+  assert not {name for name in missing if name not in manual}
+
+
+def test_the_index_has_every_page():
+  index = (ROOT / "docs/README.md").read_text()
+  assert all(f"({path.name})" in index for path in ROOT.glob("docs/*.md") if path.name != "README.md")
+
+
+def test_versions_agree():
+  version = hiermem_jax.__version__
+  assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+  newest = re.search(r"^## \[?(\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+  assert newest and newest[1] == version
