@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.sweep import interruptible
+from hiermem_jax.verbs import VERBS
 from tpu_setup import config as configuration
 from tpu_setup import costs, gke, jobs
 from tpu_setup.gcloud import GcloudSlice
@@ -23,15 +25,15 @@ from tpu_setup.slices import ACTIVE, Slice, TroubleError
 from tpu_setup.sweep import run as run_sweep
 from tpu_setup.watch import watch
 
-_VERBS = ("train", "merge", "evaluate", "evaluate_tasks", "quickstart")
+_VERBS = [verb.name for verb in VERBS.values() if verb.distributed]
 _COMMANDS = {
   "create": "ask for the slice and wait until it is there",
   "bootstrap": "code, environment and bucket on every host, which must then agree",
   "launch": "start a verb on every host: launch --run_dir=... -- train --gin_file=...",
   "status": "state of the slice and of the run on each host",
   "logs": "the last lines of every host's log",
-  "watch": "see a run through: whatever is missing is created, whatever ended is started again (as launch)",
-  "sweep": "every run of a sweep file of experiments/, several slices at a time",
+  "watch": "create, set up and start whatever is missing or has ended, until the run has finished (as launch)",
+  "sweep": "the runs of a sweep file of experiments/, several slices at a time",
   "stop": "end the run on every host, after it has saved",
   "delete": "give the slice back",
   "costs": "chip-hours and price of a training: costs -- --gin_file=gin/runs/a2.gin",
@@ -139,7 +141,8 @@ def main(argv: Sequence[str]) -> int:
   at = argv.index("--") if "--" in argv else len(argv)
   arguments = _parser().parse_args(argv[:at])
   try:
-    return _run(arguments, argv[at + 1 :])
+    with interruptible():
+      return _run(arguments, argv[at + 1 :])
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

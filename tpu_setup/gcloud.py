@@ -9,7 +9,9 @@ from tpu_setup.config import CHIPS, Config
 from tpu_setup.shell import CommandError, Shell
 from tpu_setup.slices import ACTIVE, LOST, MISSING, WAITING, Host, TroubleError
 
-_COMING = {"CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES"}
+# States of a queued resource that is still on its way; all others but ACTIVE are only good for deletion.
+_COMING = {"STATE_UNSPECIFIED", "CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING"}
+# States of a node that will be READY again without our doing.
 _NODE_COMING = {"CREATING", "STARTING", "RESTARTING", "REIMAGING", "REPAIRING"}
 MOUNT = "/gcs"
 
@@ -138,7 +140,7 @@ class GcloudSlice:
         ) from None
 
   def _take_back(self) -> None:
-    print(f"{self.config.name}: taking the request back", flush=True)
+    self.shell.say(f"{self.config.name}: taking the request back")
     self.delete()
 
   def hosts(self) -> list[Host]:

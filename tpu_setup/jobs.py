@@ -72,7 +72,7 @@ def bootstrap(slice_: Slice, archive: pathlib.Path | None = None) -> None:
     if archive is None:
       archive = pathlib.Path(directory if not dry_run else ".") / _ARCHIVE
       name = "(not made)" if dry_run else source.archive(config.commit, archive)
-      print(f"code: {name}", flush=True)
+      slice_.shell.say(f"code: {name}")
     send = lambda host: slice_.send(host, str(archive), _ARCHIVE)  # noqa: E731
     everywhere(slice_, send, hosts[:1])  # the first connection makes the ssh key that all others use
     everywhere(slice_, send, hosts[1:])
@@ -89,7 +89,7 @@ def bootstrap(slice_: Slice, archive: pathlib.Path | None = None) -> None:
           f" {config.chips_per_host}; delete the slice and create it again"
         )
   check_agreement(facts)
-  print(f"{len(hosts)} hosts are ready: jax {facts[0]['jax']}, Python {facts[0]['python']}", flush=True)
+  slice_.shell.say(f"{len(hosts)} hosts are ready: jax {facts[0]['jax']}, Python {facts[0]['python']}")
 
 
 def _facts(host: Host, text: str) -> dict:
@@ -126,7 +126,7 @@ def launch(slice_: Slice, job: Job) -> None:
     stop(slice_, seconds=0)
     raise
   if not slice_.shell.dry_run:
-    print(f"{slice_.config.name}: started on {len(hosts)} hosts", flush=True)
+    slice_.shell.say(f"{slice_.config.name}: started on {len(hosts)} hosts")
 
 
 def statuses(slice_: Slice, hosts: Sequence[Host] | None = None) -> list[Status]:

@@ -59,7 +59,7 @@ class LocalSlice:
     """In a shell whose home is the host's directory."""
     home = self._home(host.worker)
     if self.shell.dry_run:
-      print(f"cd {home} && HOME={home} bash -c {script!r}")
+      self.shell.say(f"cd {home} && HOME={home} bash -c {script!r}")
       return ""
     done = subprocess.run(
       ["bash", "-c", script],

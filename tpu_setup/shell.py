@@ -1,5 +1,6 @@
 """Runs command lines: retries what may pass, prints instead of running with --dry_run."""
 
+import functools
 import shlex
 import subprocess
 import time
@@ -24,12 +25,21 @@ class CommandError(Exception):
 
 
 class Shell(NamedTuple):
-  """How commands are run."""
+  """How commands are run.
+
+  Attributes:
+    dry_run: print the commands and run none.
+    tries: how often a command is run that fails and may be tried again.
+    backoff_seconds: pause before the second try; it doubles with each further try, up to 15 minutes.
+    sleep: pauses.
+    say: shows a line of progress.
+  """
 
   dry_run: bool
   tries: int
   backoff_seconds: float
   sleep: Callable[[float], None] = time.sleep
+  say: Callable[[str], None] = functools.partial(print, flush=True)
 
   def run(self, command: Sequence[str], *, again: Callable[[CommandError], bool] | None = None) -> str:
     """Runs a command and returns its standard output; with --dry_run prints it and returns nothing.
@@ -42,7 +52,7 @@ class Shell(NamedTuple):
       CommandError: it failed, `tries` times if it may pass.
     """
     if self.dry_run:
-      print(shlex.join(command), flush=True)
+      self.say(shlex.join(command))
       return ""
     for number in range(self.tries):
       done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")

@@ -24,7 +24,7 @@ def watch(slice_: Slice, job: jobs.Job, clock: Callable[[], float] = time.monoto
   config, tries, started = slice_.config, 0, None
   with tempfile.TemporaryDirectory() as directory:
     archive = pathlib.Path(directory) / "code.tar.gz"
-    print(f"code: {source.archive(config.commit, archive)}", flush=True)
+    slice_.shell.say(f"code: {source.archive(config.commit, archive)}")
     while slice_.read(job.mark) is None:
       state = slice_.state()
       if state == WAITING:
@@ -40,17 +40,17 @@ def watch(slice_: Slice, job: jobs.Job, clock: Callable[[], float] = time.monoto
         tries = 0
       if tries == config.tries:
         raise InputError(f"{job.run_dir}: gave up after {tries} tries, {trouble}; look at the logs, then watch again")
-      print(f"{config.name}: {trouble}; try {tries + 1} of {config.tries}", flush=True)
+      slice_.shell.say(f"{config.name}: {trouble}; try {tries + 1} of {config.tries}")
       if tries:
-        print(f"{config.name}: waiting {slice_.shell.pause(tries - 1):.0f} s", flush=True)
+        slice_.shell.say(f"{config.name}: waiting {slice_.shell.pause(tries - 1):.0f} s")
       tries += 1
       try:
         _bring_up(slice_, job, archive, state, first=tries == 1 and state == MISSING)
         started = clock()
       except TroubleError as error:
         started = None
-        print(f"{config.name}: {error}", flush=True)
-  print(f"{job.run_dir}: finished, {slice_.read(job.mark).strip()}", flush=True)
+        slice_.shell.say(f"{config.name}: {error}")
+  slice_.shell.say(f"{job.run_dir}: finished, {slice_.read(job.mark).strip()}")
 
 
 def _trouble(slice_: Slice, job: jobs.Job, ours: bool) -> str | None:

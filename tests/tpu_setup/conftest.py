@@ -1,96 +1,96 @@
-"""A gcloud that records how it is called and fails when told to, in front of the real one on PATH."""
+"""A gcloud that records how it is called and fails when told to, in place of the one on PATH."""
 
 import json
-import os
-import sys
+import subprocess
+import threading
+import types
 
 import pytest
 
 from tpu_setup.__main__ import main
 
-FAKE = '''#!{python}
-"""Answers as gcloud does; FAKE/answers.json says what goes wrong: [part of the command, status, text, times] each."""
-import json, os, pathlib, sys
-folder = pathlib.Path(os.environ["FAKE"])
-command = " ".join(sys.argv[1:])
-fd = os.open(folder / "calls", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-os.write(fd, (json.dumps(sys.argv) + "\\n").encode())
-for number, (part, status, text, times) in enumerate(json.loads((folder / "answers.json").read_text())):
-  if all(word in command for word in part.split("&")):
-    used = folder / f"used_{{number}}"
-    count = len(used.read_bytes()) if used.exists() else 0
-    if count < times:
-      with open(used, "ab") as file: file.write(b"x")
-      print(text, file=sys.stderr if status else sys.stdout)
-      sys.exit(status)
-if "queued-resources describe" in command:
-  if not (folder / "exists").exists():
-    print("ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: no such resource", file=sys.stderr)
-    sys.exit(1)
-  print("ACTIVE")
-elif "queued-resources create" in command:
-  (folder / "exists").touch()
-elif "queued-resources delete" in command:
-  if not (folder / "exists").exists():
-    print("ERROR: NOT_FOUND: no such resource", file=sys.stderr)
-    sys.exit(1)
-  (folder / "exists").unlink()
-elif "tpu-vm describe" in command:
-  print(json.dumps({{"state": "READY", "networkEndpoints": [{{}}] * int(os.environ.get("FAKE_HOSTS", "8"))}}))
-elif "buckets describe" in command:
-  print("True")
-elif "storage cat" in command:
-  mark = folder / f"finished_{{next(a for a in sys.argv if a.startswith('gs://')).split('/')[-2]}}"
-  if not mark.exists():
-    print("ERROR: (gcloud.storage.cat) The following URLs matched no objects or files", file=sys.stderr)
-    sys.exit(1)
-  print(mark.read_text())
-elif "bootstrap.sh" in command:
-  print(json.dumps({{"host": "t1v", "chips": 4, "python": "3.12.1", "jax": "0.12.0"}}))
-elif "start.sh" in command:
-  (folder / "started").write_text(command.split("start.sh ")[1])
-elif "status.sh" in command:
-  job = (folder / "started").read_text() if (folder / "started").exists() else ""
-  state = "running" if job else "none"
-  if job and (folder / "finish_when_asked").exists():
-    name = job.split("--run_dir=")[1].split()[0].split("/")[-1]
-    (folder / f"finished_{{name}}").write_text("today")
-    state = "exited 0"
-  print(state, job, "step 7", sep="\\n")
-elif "stop.sh" in command:
-  (folder / "started").unlink(missing_ok=True)
-'''
-
 
 class Cloud:
-  """The fake, and the command line that meets it."""
+  """The fake, and the command line that meets it.
+
+  Its folder has a file `exists` while the slice does (`exists_NAME` of a slice with another name than hiermem), and
+  `finished_NAME` when the run NAME has finished. A run finishes when it is asked for its status, if `finish_when_asked`
+  is there. `on_status` is called whenever a host is asked for its status.
+  """
 
   def __init__(self, folder, monkeypatch, capsys):
-    self.folder, self._capsys, self._set = folder, capsys, monkeypatch.setenv
-    self._set("FAKE", str(folder))
-    self._set("PATH", f"{folder}:{os.environ['PATH']}")
-    for name in ("gcloud", "gsutil"):
-      (folder / name).write_text(FAKE.format(python=sys.executable))
-      (folder / name).chmod(0o755)
+    self.folder, self.calls, self._capsys, self._lock = folder, [], capsys, threading.Lock()
+    self.on_status = lambda: None
+    fake = types.SimpleNamespace(run=self._run, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr("tpu_setup.shell.subprocess", fake)
     self.answer()
 
   def answer(self, *wrong):
     """What goes wrong: (words of the command joined by &, status, text, how often)."""
-    (self.folder / "answers.json").write_text(json.dumps(wrong))
+    self._wrong = [[words.split("&"), status, text, times] for words, status, text, times in wrong]
 
-  @property
-  def calls(self):
-    """Commands so far, without program, project and zone, in order."""
-    path = self.folder / "calls"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [" ".join(json.loads(line)[1:]).replace(" --project=p --zone=z", "") for line in lines]
+  def _run(self, command, **_):
+    """What subprocess.run would return for a command line of gcloud."""
+    assert command[0] == "gcloud"
+    text = " ".join(map(str, command[1:]))
+    if "status.sh" in text:
+      self.on_status()
+    with self._lock:  # hosts are reached in threads
+      self.calls.append(text.replace(" --project=p --zone=z", ""))
+      status, output = self._wrong_answer(text) or self._right_answer(text, command)
+    return subprocess.CompletedProcess(command, status, "" if status else f"{output}\n", output if status else "")
+
+  def _wrong_answer(self, text):
+    for wrong in self._wrong:
+      words, status, output, times = wrong
+      if times and all(word in text for word in words):
+        wrong[3] -= 1
+        return status, output
+    return None
+
+  def _right_answer(self, text, command):
+    name = command[5] if "queued-resources" in text or "tpu-vm" in text else ""  # of the slice
+    exists = self.folder / ("exists" if name == "hiermem" else f"exists_{name}")
+    started = self.folder / f"started_{name.partition(':')[0]}"
+    if "queued-resources describe" in text:
+      return (0, "ACTIVE") if exists.exists() else (1, "ERROR: NOT_FOUND: no such resource")
+    if "queued-resources create" in text:
+      exists.touch()
+    elif "queued-resources delete" in text:
+      if not exists.exists():
+        return 1, "ERROR: NOT_FOUND: no such resource"
+      exists.unlink()
+    elif "tpu-vm describe" in text:
+      return 0, json.dumps({"state": "READY", "networkEndpoints": [{}] * self._hosts})
+    elif "buckets describe" in text:
+      return 0, "True"
+    elif "storage cat" in text:
+      mark = self.folder / f"finished_{command[-1].split('/')[-2]}"
+      return (0, mark.read_text()) if mark.exists() else (1, "ERROR: The following URLs matched no objects or files")
+    elif "bootstrap.sh" in text:
+      return 0, json.dumps({"host": "t1v", "chips": 4, "python": "3.12.1", "jax": "0.12.0"})
+    elif "start.sh" in text:
+      started.write_text(text.split("start.sh ")[1])
+    elif "status.sh" in text:
+      return 0, self._status(started.read_text() if started.exists() else "")
+    elif "stop.sh" in text:
+      started.unlink(missing_ok=True)
+    return 0, ""
+
+  def _status(self, job):
+    state = "running" if job else "none"
+    if job and (self.folder / "finish_when_asked").exists():
+      name = job.split("--run_dir=")[1].split()[0].split("/")[-1]
+      (self.folder / f"finished_{name}").write_text("today")
+      state = "exited 0"
+    return f"{state}\n{job}\nstep 7"
 
   def named(self, *words):
     return [call for call in self.calls if all(word in call for word in words)]
 
   def __call__(self, command, *flags, status=0, hosts=8):
     defaults = ["--project=p", "--zone=z", "--topology=v5e:4x8", "--backoff_seconds=0", "--poll_seconds=0", "--tries=3"]
-    self._set("FAKE_HOSTS", str(hosts))
+    self._hosts = hosts
     found = main([command, *defaults, *flags])
     output = "".join(self._capsys.readouterr())
     assert found == status, output

@@ -78,11 +78,62 @@ def test_taken_name_is_not_deleted(cloud):
   assert cloud.calls == [CREATE]
 
 
-@pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
-def test_request_that_fails_later_is_deleted(cloud, state):
-  cloud.answer(("queued-resources describe", 0, "PROVISIONING", 1), ("queued-resources describe", 0, state, 2))
-  assert f"became {state}, and was deleted" in cloud("create", status=1)
-  assert cloud.calls[-1] == DELETE and not (cloud.folder / "exists").exists()
+# All values of QueuedResourceState.State in the Cloud TPU API, and whether `watch` waits for the slice in that state. In
+# the others it is gone or useless: it is deleted and asked for again.
+QUEUED = {
+  "STATE_UNSPECIFIED": True,
+  "CREATING": True,
+  "ACCEPTED": True,
+  "PROVISIONING": True,
+  "FAILED": False,
+  "DELETING": False,
+  "ACTIVE": True,
+  "SUSPENDING": False,
+  "SUSPENDED": False,
+  "WAITING_FOR_RESOURCES": True,
+}
+# The same for Node.State, of a slice whose queued resource is ACTIVE.
+NODES = {
+  "CREATING": True,
+  "READY": True,
+  "RESTARTING": True,
+  "REIMAGING": True,
+  "REPAIRING": True,
+  "STARTING": True,
+  "DELETING": False,
+  "STOPPED": False,
+  "STOPPING": False,
+  "PREEMPTED": False,
+  "TERMINATED": False,
+  "HIDING": False,
+  "HIDDEN": False,
+  "UNHIDING": False,
+}
+
+
+@pytest.mark.parametrize(
+  "question, state, waits",
+  [("queued-resources describe", *each) for each in QUEUED.items()]
+  + [("tpu-vm describe", *each) for each in NODES.items()],
+)
+def test_watch_waits_for_what_comes_and_replaces_what_does_not(cloud, question, state, waits):
+  (cloud.folder / "exists").touch()
+  (cloud.folder / "finish_when_asked").touch()
+  text = state if question.startswith("queued") else f'{{"state": "{state}", "networkEndpoints": [{{}}]}}'
+  cloud.answer((question, 0, text, 1))
+  output = cloud("watch", *RUN, hosts=1)
+  assert "gs://bkt/runs/a2: finished, today" in output
+  assert len(cloud.named("queued-resources delete")) == len(cloud.named("queued-resources create")) == (not waits)
+  assert ("the slice is lost" in output) == (not waits)
+
+
+@pytest.mark.parametrize("state, waits", [(state, waits) for state, waits in QUEUED.items() if state != "ACTIVE"])
+def test_create_waits_for_what_comes_and_takes_the_rest_back(cloud, state, waits):
+  cloud.answer(("queued-resources describe", 0, state, 2))
+  output = cloud("create", status=0 if waits else 1)
+  assert ("hiermem: active" in output) == waits
+  assert (f"became {state}, and was deleted" in output) == (not waits)
+  assert len(cloud.named("queued-resources delete")) == (not waits)
 
 
 def test_request_that_never_comes_is_deleted(cloud):

@@ -4,8 +4,11 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 import tomllib
 
 import pytest
@@ -16,6 +19,7 @@ from hiermem_jax.errors import InputError
 from hiermem_jax.parallel import hosts
 from tpu_setup import config, costs, source
 from tpu_setup.__main__ import main
+from tpu_setup.shell import CommandError, Shell
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHELLCHECK = pathlib.Path(sys.executable).with_name("shellcheck")
@@ -205,6 +209,74 @@ def test_sweep_on_slices(cloud, tmp_path):
   started = cloud.named("start.sh", "--worker=0 ")
   assert "-m hiermem_jax.quickstart --distributed --run_dir=/gcs/bkt/sweep/setup_0" in started[0]
   assert not cloud.named("start.sh", "a_0")  # its mark was there
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+  """A sweep of two runs without a setup, as arguments of the command."""
+  runs = [{"name": name, "settings": {}} for name in "ab"]
+  sweep = {"seeds": [0], "result": "report.json", "runs": runs}
+  (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+  return ["--bucket=gs://bkt", "--runs_root=gs://bkt/sweep", "--parallel=2", str(tmp_path / "sweep.json")]
+
+
+def test_parallel_runs_have_a_slice_and_a_log_each(cloud, two_runs, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(source, "archive", lambda commit, path: "code")
+  (cloud.folder / "finish_when_asked").touch()
+
+  def both_are_under_way():  # so that neither run has finished before the other is watched
+    deadline = time.monotonic() + 60
+    while len(cloud.named("queued-resources create")) < 2 and time.monotonic() < deadline:
+      time.sleep(0.01)
+
+  cloud.on_status = both_are_under_way
+  cloud.answer(("storage cat&report.json", 0, "{}", 2))
+  output = cloud("sweep", *two_runs, hosts=1)
+  assert "2 runs, 0 done before" in output and "[2/2]" in output and "started on" not in output
+  slices = {}
+  for name in "ab":
+    (line,) = [call for call in cloud.named("start.sh") if f"--run_dir=/gcs/bkt/sweep/{name}_0" in call]
+    slices[name] = re.search(r"hiermem-\d", line).group()
+    log = (tmp_path / f"runs/sweep_logs/{name}_0.log").read_text()
+    assert f"{slices[name]}: started on 1 hosts" in log and f"gs://bkt/sweep/{name}_0: finished, today" in log
+    assert len(log.splitlines()) == 5, log
+  assert sorted(slices.values()) == ["hiermem-0", "hiermem-1"]
+  assert len(cloud.named("queued-resources delete")) == 2
+
+
+def test_interrupted_sweep_ends_and_gives_the_slices_back(cloud, two_runs, tmp_path, monkeypatch):
+  """Where the signal is inherited as ignored, too. The runs were waiting for their next look, ten minutes away."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(source, "archive", lambda commit, path: "code")
+  once = threading.Lock()
+
+  def interrupt():
+    if cloud.named("start.sh") and once.acquire(blocking=False):
+      os.kill(os.getpid(), signal.SIGINT)
+
+  cloud.on_status = interrupt
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    output = cloud("sweep", *two_runs, "--poll_seconds=600", hosts=1, status=130)
+  finally:
+    assert signal.signal(signal.SIGINT, before) is signal.SIG_IGN
+  assert "interrupted" in output and not (tmp_path / "results.jsonl").exists()
+  assert not list(cloud.folder.glob("exists*"))
+
+
+def test_shell_tries_again_and_says_what_failed(tmp_path):
+  pauses = []
+  shell = Shell(dry_run=False, tries=3, backoff_seconds=2, sleep=pauses.append)
+  assert shell.run(["sh", "-c", "echo out; echo err >&2"]) == "out\n"
+  counted = f"echo x >> {tmp_path}/count; echo 'ERROR: no luck' >&2; echo after >&2; exit 3"
+  with pytest.raises(CommandError) as caught:
+    shell.run(["sh", "-c", counted], again=lambda error: error.status == 3)
+  assert caught.value.line == "ERROR: no luck" and (tmp_path / "count").read_text() == "x\n" * 3 and pauses == [2, 4]
+  with pytest.raises(CommandError):
+    shell.run(["sh", "-c", counted], again=lambda error: False)
+  assert (tmp_path / "count").read_text() == "x\n" * 4
+  assert [shell.pause(number) for number in (0, 3, 30)] == [2, 16, 900]
 
 
 def test_sweep_dry_run(cloud, tmp_path):

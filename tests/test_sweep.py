@@ -1,0 +1,131 @@
+"""The sweep runner on commands that take no time: order, resuming, failures, preemption."""
+
+import json
+import sys
+
+import pytest
+
+from hiermem_jax import sweep
+from hiermem_jax.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+  (tmp_path / "a.gin").write_text("")
+  (tmp_path / "setup.gin").write_text("")
+  spec = {
+    "gin_files": [str(tmp_path / "a.gin")],
+    "bindings": ["SEED = {seed}", "ANCHOR = '{setup}/anchor'"],
+    "seeds": [0, 1],
+    "setup": str(tmp_path / "setup.gin"),
+    "result": "report.json",
+    "runs": [{"name": "one", "settings": {"x": 1}, "bindings": ["X = 1"]}, {"name": "two", "settings": {"x": 2}}],
+  }
+  (tmp_path / "sweep.json").write_text(json.dumps(spec))
+  return tmp_path
+
+
+class Launcher:
+  """Writes what a run would leave; statuses by name, the first of each list first."""
+
+  def __init__(self, statuses=()):
+    self.started, self.statuses = [], {name: list(values) for name, values in dict(statuses).items()}
+
+  def __call__(self, job, log, worker, started):
+    directory = job.directory
+    self.started.append(directory.name)
+    log.write_text("line before\nerror: no such thing\n")
+    status = self.statuses.get(directory.name, [0]).pop(0) if self.statuses.get(directory.name) else 0
+    if status == 0:
+      directory.mkdir(parents=True, exist_ok=True)
+      (directory / "report.json").write_text(json.dumps({"of": directory.name}))
+    return status
+
+
+def run(folder, launcher, jobs=2, only=""):
+  spec = sweep.load(folder / "sweep.json")
+  todo = list(sweep.jobs(spec, folder / "runs", only))
+  return sweep.Runner(spec, folder / "results.jsonl", jobs, launcher).run(todo)
+
+
+def results(folder):
+  return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_setups_come_first_and_results_are_kept(folder, jobs):
+  launcher = Launcher()
+  assert run(folder, launcher, jobs) == []
+  assert sorted(launcher.started) == ["one_0", "one_1", "setup_0", "setup_1", "two_0", "two_1"]
+  for seed in "01":
+    assert launcher.started.index(f"setup_{seed}") < min(
+      launcher.started.index(f"{name}_{seed}") for name in ("one", "two")
+    )
+  lines = {(line["name"], line["seed"]): line for line in results(folder)}
+  assert lines.keys() == {("one", 0), ("one", 1), ("two", 0), ("two", 1)}
+  assert lines["two", 1]["settings"] == {"x": 2} and lines["two", 1]["result"] == {"of": "two_1"}
+  again = Launcher()
+  assert run(folder, again, jobs) == []
+  assert again.started == []
+
+
+def test_what_is_not_done_is_run_with_its_setup(folder):
+  run(folder, Launcher(), only="one")
+  launcher = Launcher()
+  run(folder, launcher)
+  assert sorted(launcher.started) == ["setup_0", "setup_1", "two_0", "two_1"]
+  assert len(results(folder)) == 4
+
+
+def test_commands(folder):
+  jobs = list(sweep.jobs(sweep.load(folder / "sweep.json"), folder / "runs"))
+  setup, one = (next(job for job in jobs if (job.name, job.seed) == key) for key in (("setup", 1), ("one", 1)))
+  assert setup.command[1:] == [
+    "-m", "hiermem_jax.quickstart", f"--gin_file={folder}/setup.gin", "--gin_bindings=SEED = 1", f"--run_dir={folder}/runs/setup_1",
+  ]  # fmt: skip
+  assert one.command[3:] == [
+    f"--gin_file={folder}/a.gin", "--gin_bindings=SEED = 1", f"--gin_bindings=ANCHOR = '{folder}/runs/setup_1/anchor'",
+    "--gin_bindings=X = 1", f"--run_dir={folder}/runs/one_1",
+  ]  # fmt: skip
+
+
+def test_failures_are_shown_and_the_rest_goes_on(folder, capsys):
+  launcher = Launcher({"one_0": [2], "setup_1": [1]})
+  assert sorted(run(folder, launcher)) == ["one_0", "setup_1"]
+  assert "one_0 FAILED with status 2" in (said := capsys.readouterr().out) and "error: no such thing" in said
+  assert [(line["name"], line["seed"]) for line in results(folder)] == [("two", 0)]  # seed 1 has no setup
+  assert run(folder, Launcher()) == []
+  assert len(results(folder)) == 4
+
+
+def test_a_preempted_run_is_started_again(folder):
+  launcher = Launcher({"one_0": [75, 75, 0]})
+  assert run(folder, launcher) == []
+  assert launcher.started.count("one_0") == 3
+
+
+def test_local_runs_are_processes_with_a_log(tmp_path, monkeypatch):
+  program = "print('hello'); raise SystemExit(7)"
+  monkeypatch.setattr(sweep.Job, "command", property(lambda job: [sys.executable, "-c", program]))
+  children, log = [], tmp_path / "log"
+  job = sweep.Job("one", 0, {}, [], tmp_path / "run")
+  assert sweep.run_local(job, log, 0, children.append) == 7
+  assert log.read_text() == "hello\n" and len(children) == 1
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"seed": 1}, "unknown seed"),
+    ({"runs": [{"name": "a"}, {"name": "a"}]}, "runs of the same name, a"),
+    ({"gin_files": ["nowhere.gin"]}, "nowhere.gin: no such file"),
+    ({"setup": "nowhere.gin"}, "nowhere.gin: no such file"),
+    ({"runs": [{"name": "a", "binding": []}]}, "a run: unknown binding"),
+    ({"seeds": None}, "seeds missing"),
+  ],
+)
+def test_bad_sweeps_are_named(folder, change, message):
+  spec = json.loads((folder / "sweep.json").read_text()) | change
+  (folder / "sweep.json").write_text(json.dumps({key: value for key, value in spec.items() if value is not None}))
+  with pytest.raises(InputError, match=message):
+    sweep.load(folder / "sweep.json")
