@@ -1,5 +1,6 @@
 # Two commands set everything up: `make quickstart` trains a small model and draws what its memory bought,
-# `make test` runs the test suite. Each creates .venv when it is not there and reuses it after.
+# `make test` runs the test suite, `make lint` the checks beside it. Each creates .venv when it is not there and reuses it
+# after.
 #   make quickstart RUN_DIR=runs/other PYTHON=python3.12 ARGS="--gin_bindings='SEED = 1'"
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 RUN_DIR ?= runs/quickstart
 ARGS ?=
 
-.PHONY: quickstart test
+.PHONY: quickstart test lint
 .DEFAULT_GOAL := quickstart
 
 # Large pages make the step's big buffers cheaper to allocate on a CPU.
@@ -17,6 +18,13 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed-tests
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+# Style, types, and no eight lines that stand in two modules.
+lint: $(VENV)/installed-tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pylint hiermem_jax tpu_setup
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
