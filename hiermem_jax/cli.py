@@ -175,7 +175,9 @@ def _exit(status: int, distributed: bool) -> NoReturn:
 
 def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
   """Runs a verb with parsed flags. `rest` is what `parse` returned."""
-  given = {name: values[name].value if name in verb.flags else flag.default for name, flag in _FLAGS.items()}
+  given: dict[str, Any] = {
+    name: values[name].value if name in verb.flags else flag.default for name, flag in _FLAGS.items()
+  }
   if len(rest) > 1:
     _fail(f"{rest[1]!r}: arguments are given as --flags; --help lists them")
   if needless := [name for name in _PROCESS_FLAGS if given[name] is not None and not given["distributed"]]:

@@ -17,7 +17,7 @@ import pathlib
 import re
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gin
 from beartype import BeartypeConf
@@ -26,6 +26,11 @@ from gin import config_parser
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.verbs import VERBS
+
+if TYPE_CHECKING:
+  from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 # Where "gin/..." starts for who is not in the checkout's root.
 _ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
@@ -36,7 +41,6 @@ cluster.encoder = @LsaEncoder()
 cluster.beam = @BeamConfig()
 prepare.beam = @BeamConfig()
 """
-T = TypeVar("T")
 _dry = False  # whether a dry run is under way
 
 
@@ -45,7 +49,7 @@ def _checked(target: Callable, name: str, is_verb: bool = False) -> Callable:
   signature = inspect.signature(target)
 
   @functools.wraps(target)
-  def wrapper(*args, **kwargs):
+  def call(*args, **kwargs):
     bound = signature.bind_partial(*args, **kwargs).arguments
     required = [p.name for p in signature.parameters.values() if p.default is p.empty]
     if missing := [f"{name}.{argument}" for argument in required if argument not in bound]:
@@ -55,11 +59,12 @@ def _checked(target: Callable, name: str, is_verb: bool = False) -> Callable:
       _check_type(f"{name}.{argument}", value, signature.parameters[argument].annotation)
     return None if is_verb and _dry else target(*args, **kwargs)
 
-  wrapper.__signature__ = signature
-  return wrapper
+  checked: Any = call
+  checked.__signature__ = signature  # which gin reads
+  return checked
 
 
-def _check_type(name: str, value: object, hint: object) -> None:
+def _check_type(name: str, value: Any, hint: Any) -> None:
   # beartype looks at one element of a tuple, drawn at random: so at each as a tuple[X, ...] of its own.
   parts = [value, *((element,) for element in value)] if isinstance(value, tuple) else [value]
   if all(is_bearable(part, hint, conf=_NUMBERS) for part in parts):
@@ -82,9 +87,9 @@ def register() -> None:
   from hiermem_jax.training.optimizer import OptimizerConfig
 
   gin.add_config_file_search_path(_ROOT)
-  constructors = (AnchorConfig, MemoryConfig, MeshConfig, OptimizerConfig, LsaEncoder, WorldConfig)
-  constructors += (BeamConfig, SentenceTransformer, JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource)
-  for constructor in constructors:
+  models = (AnchorConfig, MemoryConfig, MeshConfig, OptimizerConfig)
+  sources = (JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource)
+  for constructor in (*models, *sources, LsaEncoder, SentenceTransformer, WorldConfig, BeamConfig):
     name = constructor.__name__
     gin.external_configurable(_checked(constructor, name), name, module="hiermem_jax")
   for verb in VERBS.values():
@@ -245,7 +250,8 @@ def bound_arguments(verb: str, into: type[T]) -> T:
   Raises:
     InputError: such an argument has no default in the dataclass either; or a value is of the wrong type.
   """
-  values, missing = {}, []
+  values: dict[str, Any] = {}
+  missing = []
   for field in dataclasses.fields(into):
     parameter = inspect.signature(gin.get_configurable(verb)).parameters[field.name]
     if field.name in gin.get_bindings(verb) or parameter.default is not parameter.empty:

@@ -203,19 +203,24 @@ class Runner:
     self._left = self._total = len(todo)
     self._begin = time.monotonic()
     print(f"{self._total} runs, {len(self._done)} done before", flush=True)
+    setups: dict[int, concurrent.futures.Future[bool]] = {}
+    rest: list[concurrent.futures.Future[None]] = []
     with concurrent.futures.ThreadPoolExecutor(self._pool_size) as pool:
       try:
         setups = {job.seed: pool.submit(self._one, job) for job in todo if job.name == "setup"}
         rest = [pool.submit(self._after, setups.get(job.seed), job) for job in todo if job.name != "setup"]
-        concurrent.futures.wait([*setups.values(), *rest])
+        concurrent.futures.wait(setups.values())
+        concurrent.futures.wait(rest)
       except KeyboardInterrupt:
         self._stopping.set()
         pool.shutdown(wait=False, cancel_futures=True)
         for child in list(self._children):
           child.terminate()
         raise
-    for future in [*setups.values(), *rest]:
-      future.result()
+    for setup in setups.values():
+      setup.result()
+    for run in rest:
+      run.result()
     return self._failed
 
   def _after(self, setup: concurrent.futures.Future | None, job: Job) -> None:
@@ -230,7 +235,7 @@ class Runner:
     log.parent.mkdir(parents=True, exist_ok=True)
     status = _PREEMPTED
     while status == _PREEMPTED and not self._stopping.is_set():
-      status = self._launch(job, log, worker, self._children.add)
+      status = self._launch(job, log, worker, self._started)
     self._workers.put(worker)
     if self._stopping.is_set():
       return False
@@ -250,6 +255,11 @@ class Runner:
       elif job.name != "setup":
         self._store(job, seconds)
     return status == 0
+
+  def _started(self, child: Child) -> None:
+    self._children.add(child)
+    if self._stopping.is_set():
+      child.terminate()
 
   def _store(self, job: Job, seconds: float) -> None:
     line = {"name": job.name, "seed": job.seed, "settings": job.settings, "seconds": round(seconds, 1)}

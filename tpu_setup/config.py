@@ -121,6 +121,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     elif field.type is bool:
       group.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, default=None)
     else:
+      assert isinstance(field.type, type)
       group.add_argument(f"--{field.name}", type=field.type, metavar=field.type.__name__.upper())
 
 
@@ -149,7 +150,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     values = tomllib.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise InputError(f"{path}: {error}; give a file like {DEFAULTS}") from None
-  types = {field.name: dict if field.name == "labels" else field.type for field in dataclasses.fields(Config)}
+  types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Config)} | {"labels": dict}
   for name, value in values.items():
     if name not in types:
       close = difflib.get_close_matches(name, types, 1)

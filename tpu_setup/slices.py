@@ -1,8 +1,9 @@
 """What every kind of slice can do, and how a command reaches all of its hosts."""
 
 import concurrent.futures
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from tpu_setup.config import Config
 from tpu_setup.shell import CommandError, Shell
@@ -17,7 +18,8 @@ ACTIVE = "active"
 LOST = "lost"  # preempted, suspended, failed: only good for deletion
 
 
-class Host(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Host:
   """A machine of a slice."""
 
   node: str  # the slice's name; of several slices, this one's
@@ -87,12 +89,15 @@ def everywhere(slice_: Slice, function: Callable[[Host], T], hosts: Sequence[Hos
   with concurrent.futures.ThreadPoolExecutor(AT_A_TIME) as pool:
     futures = [pool.submit(function, host) for host in hosts]
     concurrent.futures.wait(futures)
-  failed = [(host, future.exception()) for host, future in zip(hosts, futures) if future.exception()]
-  for _, error in failed:
-    if not isinstance(error, CommandError):
+  failed = []
+  for host, future in zip(hosts, futures):
+    error = future.exception()
+    if isinstance(error, CommandError):
+      failed.append((host, error))
+    elif error is not None:
       raise error
   if failed:
-    host, error = failed[0]
+    host, first = failed[0]
     others = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
-    raise TroubleError(f"{host}{others} of {len(hosts)} hosts: {error.line}")
+    raise TroubleError(f"{host}{others} of {len(hosts)} hosts: {first.line}")
   return [future.result() for future in futures]

@@ -25,7 +25,7 @@ def watch(slice_: Slice, job: jobs.Job, clock: Callable[[], float] = time.monoto
   with tempfile.TemporaryDirectory() as directory:
     archive = pathlib.Path(directory) / "code.tar.gz"
     slice_.shell.say(f"code: {source.archive(config.commit, archive)}")
-    while slice_.read(job.mark) is None:
+    while (mark := slice_.read(job.mark)) is None:
       state = slice_.state()
       if state == WAITING:
         slice_.shell.sleep(config.poll_seconds)
@@ -35,7 +35,7 @@ def watch(slice_: Slice, job: jobs.Job, clock: Callable[[], float] = time.monoto
         slice_.shell.sleep(config.poll_seconds)
         continue
       if slice_.read(job.mark) is not None:  # it ended between the two questions
-        break
+        continue
       if started is not None and clock() - started >= 60 * config.healthy_minutes:
         tries = 0
       if tries == config.tries:
@@ -50,7 +50,7 @@ def watch(slice_: Slice, job: jobs.Job, clock: Callable[[], float] = time.monoto
       except TroubleError as error:
         started = None
         slice_.shell.say(f"{config.name}: {error}")
-  slice_.shell.say(f"{job.run_dir}: finished, {slice_.read(job.mark).strip()}")
+  slice_.shell.say(f"{job.run_dir}: finished, {mark.strip()}")
 
 
 def _trouble(slice_: Slice, job: jobs.Job, ours: bool) -> str | None:
