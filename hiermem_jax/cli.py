@@ -49,7 +49,7 @@ _FLAGS = {
     flags.DEFINE_bool,
     False,
     "Count and report malformed records, however many there are.",
-    lambda given: ["cluster.max_bad_share = 1.0", "prepare.max_bad_share = 1.0"] if given else [],
+    lambda given: ["ReadConfig.max_bad_share = 1.0"] if given else [],
   ),
   "runner": _Flag(
     flags.DEFINE_string, None, "Beam runner, e.g. DataflowRunner.", lambda name: [f"BeamConfig.runner = {name!r}"]

@@ -2,80 +2,64 @@ r"""Learns the cluster tree of a corpus, and the tokenizer when there is none ye
 
   python -m hiermem_jax.cluster --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
 
-Writes RUN_DIR/tokenizer.model and RUN_DIR/tree/ (encoder, embeddings, tree, report.json with the sizes of all
-clusters). The work is a series of Beam pipelines, here on all cores, elsewhere with --runner and --pipeline_option;
-what is finished is kept, so the same command goes on after a crash.
+Writes RUN_DIR/tokenizer.model and RUN_DIR/tree/ (encoder, embeddings, tree, and report.json with the sizes of all
+clusters). The work is done by Beam pipelines: on all cores of this machine, or elsewhere with --runner and
+--pipeline_option. Finished parts are kept, so the same command goes on after a crash.
 """
 
 import os
 
 from absl import logging
 
+from hiermem_jax.data.corpus.config import ReadConfig
 from hiermem_jax.data.corpus.runner import BeamConfig
-from hiermem_jax.data.sources import Source, under
+from hiermem_jax.data.sources import Source, resolve_data_dir
 from hiermem_jax.errors import InputError
-from hiermem_jax.retrieval.encoders import LsaEncoder, SentenceTransformer
+from hiermem_jax.retrieval.build import TreeConfig
+from hiermem_jax.retrieval.encoders import EncoderConfig, LsaEncoder
 
 
 def cluster(
   *,
   run_dir: str,
   corpus: Source,
-  encoder: LsaEncoder | SentenceTransformer = LsaEncoder(),  # noqa: B008 (frozen)
+  encoder: EncoderConfig = LsaEncoder(),  # noqa: B008 (frozen)
   tokenizer: str = "tokenizer.model",
   tokenizer_vocab_size: int | None = None,
   directory: str = "tree",
-  branching: int = 16,
-  depth: int = 4,
-  steps: int = 20,
-  batch_size: int = 6400,
-  balance: float | None = 1.5,
-  window_tokens: int = 2048,
+  tree: TreeConfig = TreeConfig(),  # noqa: B008 (frozen)
+  read: ReadConfig = ReadConfig(),  # noqa: B008 (frozen)
   sample: float = 1.0,
-  max_bad_share: float = 0.001,
   beam: BeamConfig = BeamConfig(),  # noqa: B008 (frozen)
-  seed: int = 0,
 ) -> None:
-  """Cuts the corpus into windows, embeds them and grows the tree (paper, Section 2.1 and Appendix C).
+  """Cuts the corpus into windows, embeds them and builds the tree (paper, Section 2.1 and Appendix C).
 
   Args:
-    run_dir: where relative output paths start.
+    run_dir: directory that relative output paths start from.
     corpus: documents with the field `text`.
-    encoder: the sentence encoder; `LsaEncoder` is fitted on the corpus, `SentenceTransformer` has weights.
-    tokenizer: path of the tokenizer; trained there on the corpus when it does not exist.
-    tokenizer_vocab_size: pieces of a tokenizer to be trained; None means that the tokenizer must exist.
-    directory: where the tree and the encoder go.
-    branching: children of a node.
-    depth: levels of the tree.
-    steps: EM steps per node.
-    batch_size: examples per EM step.
-    balance: largest share of a cluster during EM, in multiples of the mean; None for no limit.
-    window_tokens: greatest size of a window, the unit that is clustered.
-    sample: share of the documents that are embedded and clustered. `prepare` embeds the rest.
-    max_bad_share: share of malformed records above which the run fails.
+    encoder: the sentence encoder. `LsaEncoder` is fitted to the corpus, `SentenceTransformer` has pretrained weights.
+    tokenizer: path of the tokenizer. If there is no such file, a tokenizer is trained on the corpus and written there.
+    tokenizer_vocab_size: number of pieces of a tokenizer to be trained. None means that the tokenizer must exist.
+    directory: where the encoder and the tree go.
+    tree: shape of the tree and settings of k-means.
+    read: how documents are read.
+    sample: share of the documents that are embedded and clustered, above 0. `prepare` embeds the others.
     beam: where the pipelines run.
-    seed: of k-means.
 
   Raises:
-    InputError: the corpus is empty or malformed, has fewer windows than leaves, or there is no tokenizer to use; or the
-      directory holds the tree of other inputs.
+    InputError: the corpus is empty or malformed, has fewer windows than the tree has leaves, or there is no tokenizer;
+      or the directory holds the tree of other inputs.
   """
-  from hiermem_jax.data.corpus.cluster import TreeConfig, cluster_corpus
+  from hiermem_jax.data.corpus.cluster import cluster_corpus
   from hiermem_jax.data.corpus.reading import good_texts, sample_texts
   from hiermem_jax.data.text.tokenizer import load_tokenizer, train_sentencepiece
   from hiermem_jax.retrieval.encoders import load_encoder
-  from hiermem_jax.retrieval.retriever import load_retriever
 
   if not 0 < sample <= 1:
-    raise InputError(f"cluster.sample = {sample}: a share of the documents, above 0 and at most 1; bind another")
-  tree = TreeConfig(branching=branching, depth=depth, steps=steps, batch_size=batch_size, balance=balance, seed=seed)
-  corpus = under(corpus, run_dir)
+    raise InputError(f"cluster.sample = {sample}: give a share of the documents, above 0 and at most 1")
+  corpus = resolve_data_dir(corpus, run_dir)
   tokenizer = os.path.join(run_dir, tokenizer)
   directory = os.path.join(run_dir, directory)
-  if os.path.exists(os.path.join(directory, "report.json")) and os.path.exists(tokenizer):
-    leaves = load_retriever(directory).tree.num_leaves
-    logging.info("%s holds a tree already (%d leaves): reusing it", directory, leaves)
-    return
   if not os.path.exists(tokenizer):
     if tokenizer_vocab_size is None:
       raise InputError(
@@ -87,21 +71,25 @@ def cluster(
   fitted_path = os.path.join(directory, "encoder")
   if os.path.exists(os.path.join(fitted_path, "encoder.json")):
     fitted = load_encoder(fitted_path)
+    if fitted.config != encoder:
+      raise InputError(
+        f"{fitted_path} holds {fitted.config}, asked for is {encoder}: give another directory or delete this one"
+      )
   else:
-    fitted = encoder.fit(sample_texts(corpus, loaded_tokenizer, window_tokens=window_tokens, sample=sample))
+    texts = sample_texts(corpus, loaded_tokenizer, window_tokens=read.window_tokens, sample=sample)
+    fitted = encoder.fit(texts)
     fitted.save(fitted_path)
-  grown = cluster_corpus(
+  built = cluster_corpus(
     source=corpus,
     tokenizer=loaded_tokenizer,
     encoder=fitted,
-    tree=tree,
     directory=directory,
-    window_tokens=window_tokens,
+    tree=tree,
+    read=read,
     sample=sample,
-    max_bad_share=max_bad_share,
-    runner=beam,
+    beam_config=beam,
   )
-  logging.info("%s: %d leaves, fingerprint %s", directory, grown.num_leaves, grown.fingerprint)
+  logging.info("%s: %d leaves, fingerprint %s", directory, built.num_leaves, built.fingerprint)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ _NUMBERS = BeartypeConf(is_pep484_tower=True)  # an int is welcome where a float
 # Defaults that gin constructs, so that what is bound to them counts.
 _DEFAULTS = """
 cluster.encoder = @LsaEncoder()
+cluster.tree = @TreeConfig()
+cluster.read = @ReadConfig()
 cluster.beam = @BeamConfig()
+prepare.pack = @PackConfig()
+prepare.read = @ReadConfig()
 prepare.beam = @BeamConfig()
 """
 _dry = False  # whether a dry run is under way
@@ -78,18 +82,21 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
 @functools.cache
 def register() -> None:
   """Makes the verbs and the constructors they take known to gin, by their own names, and `include` find the parts."""
+  from hiermem_jax.data.corpus.config import PackConfig, ReadConfig
   from hiermem_jax.data.corpus.runner import BeamConfig
   from hiermem_jax.data.sources import JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource
   from hiermem_jax.data.world.generate import WorldConfig
   from hiermem_jax.models.config import AnchorConfig, MemoryConfig
   from hiermem_jax.parallel import MeshConfig
+  from hiermem_jax.retrieval.build import TreeConfig
   from hiermem_jax.retrieval.encoders import LsaEncoder, SentenceTransformer
   from hiermem_jax.training.optimizer import OptimizerConfig
 
   gin.add_config_file_search_path(_ROOT)
   models = (AnchorConfig, MemoryConfig, MeshConfig, OptimizerConfig)
   sources = (JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource)
-  for constructor in (*models, *sources, LsaEncoder, SentenceTransformer, WorldConfig, BeamConfig):
+  corpus = (BeamConfig, PackConfig, ReadConfig, TreeConfig, WorldConfig)
+  for constructor in (*models, *sources, *corpus, LsaEncoder, SentenceTransformer):
     name = constructor.__name__
     gin.external_configurable(_checked(constructor, name), name, module="hiermem_jax")
   for verb in VERBS.values():

@@ -47,8 +47,8 @@ def describe(
   sizes = arithmetic(anchor, memory, context_length)
   training = {name: configuration.bound_argument("train", name) for name in ("steps", "batch_size", "frozen_anchor")}
   if training["steps"] and training["batch_size"]:
-    buckets, length = (configuration.bound_argument("prepare", name) for name in ("buckets", "length"))
-    tokens = training["steps"] * training["batch_size"] * max(buckets or (length,))
+    pack = configuration.bound_argument("prepare", "pack")
+    tokens = training["steps"] * training["batch_size"] * max(pack.lengths)
     sizes["training"] = whole_training(anchor, memory, tokens, context_length, training["frozen_anchor"])
   if topology is not None or devices is not None:
     names = ("optimizer", "steps", "batch_size", "mesh", "frozen_anchor")

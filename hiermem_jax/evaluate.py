@@ -11,7 +11,7 @@ import os
 import numpy as np
 from absl import logging
 
-from hiermem_jax.data.sources import Source, under
+from hiermem_jax.data.sources import Source, resolve_data_dir
 from hiermem_jax.errors import InputError
 
 
@@ -64,7 +64,7 @@ def evaluate(
   Raises:
     InputError: a checkpoint or a dataset is missing, or they belong to different trees or tokenizers.
   """
-  from hiermem_jax.data.packed.format import PackedDataset
+  from hiermem_jax.data.packed.reading import PackedDataset
   from hiermem_jax.data.text.tokenizer import load_tokenizer
   from hiermem_jax.evaluation import check_mode, report
   from hiermem_jax.evaluation.attribution import ablations
@@ -93,7 +93,7 @@ def evaluate(
     raise InputError(f"{model}: has no bank, which evaluate.routes and evaluate.attribution are about; bind neither")
   for mode in (*modes, *rag) if trained.memory else rag:
     check_mode(mode, trained.memory, "evaluate.modes")
-  records = [] if probes is None else list(under(probes, run_dir).records())
+  records = [] if probes is None else list(resolve_data_dir(probes, run_dir).records())
   questions = route_probes(records, loaded_tokenizer, retriever)
   logging.info("%d probes", len(questions))
 
@@ -105,7 +105,7 @@ def evaluate(
   if questions:
     result["probes"] = {"buckets": report.bucket_labels(buckets), "first_counts": list(buckets)}
   if rag:
-    texts = [record["text"] for record in under(documents, run_dir).records()]
+    texts = [record["text"] for record in resolve_data_dir(documents, run_dir).records()]
     found = Documents(texts, retriever, loaded_tokenizer, document_level)
     measured, result["documents"] = _measure_rag(trained, rag, records, questions, buckets, found, mesh, settings)
     series |= measured

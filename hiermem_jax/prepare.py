@@ -1,16 +1,17 @@
-r"""Writes the packed dataset: windows routed to leaves, tokenised, grouped by leaf, packed, shuffled.
+r"""Writes the packed dataset: windows routed to leaves, tokenised, grouped by leaf, packed and shuffled.
 
   python -m hiermem_jax.prepare --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
 
-Needs what `cluster` wrote. Writes RUN_DIR/packed/train and RUN_DIR/packed/validation. The work is a series of Beam
-pipelines, here on all cores, elsewhere with --runner and --pipeline_option; what is finished is kept, so the same
-command goes on after a crash, and a directory that holds the result of the same inputs is left as it is.
+Needs what `cluster` wrote. Writes RUN_DIR/packed/train and RUN_DIR/packed/validation. The work is done by Beam
+pipelines: on all cores of this machine, or elsewhere with --runner and --pipeline_option. Finished parts are kept, so
+the same command goes on after a crash; a directory that holds the result of the same inputs is left as it is.
 """
 
 import os
 
+from hiermem_jax.data.corpus.config import PackConfig, ReadConfig
 from hiermem_jax.data.corpus.runner import BeamConfig
-from hiermem_jax.data.sources import Source, under
+from hiermem_jax.data.sources import Source, resolve_data_dir
 
 
 def prepare(
@@ -21,40 +22,25 @@ def prepare(
   tokenizer: str = "tokenizer.model",
   tree: str | None = "tree",
   directory: str = "packed",
-  length: int = 2048,
-  buckets: tuple[int, ...] = (),
-  window_tokens: int = 2048,
-  tails: str = "pad",
-  num_shards: int = 8,
-  max_bad_share: float = 0.001,
+  pack: PackConfig = PackConfig(),  # noqa: B008 (frozen)
+  read: ReadConfig = ReadConfig(),  # noqa: B008 (frozen)
   beam: BeamConfig = BeamConfig(),  # noqa: B008 (frozen)
-  seed: int = 0,
-  shuffle_leaves: bool = False,
 ) -> None:
   """Prepares the splits of a corpus (paper, Appendix A.2).
 
   Args:
-    run_dir: where relative paths start.
+    run_dir: directory that relative paths start from.
     train: documents to train on.
     validation: held-out documents.
     tokenizer: path of the tokenizer.
-    tree: directory of the tree and its encoder; None packs all documents together, for an anchor alone.
+    tree: directory of the tree and its encoder. None packs all documents together, for an anchor alone.
     directory: where the splits go.
-    length: positions of a sequence.
-    buckets: lengths of the sequences for dataset decomposition (paper, Appendix A.1), instead of `length`; needs tree =
-      None.
-    window_tokens: greatest size of a window.
-    tails: what becomes of a leaf's last, incomplete sequence: 'pad', 'drop', or 'mix' with its siblings' tails. With
-      `buckets`, what becomes of the rest of a document below the shortest: 'pad' packs the rests, 'drop' leaves them
-      out.
-    num_shards: files per split.
-    max_bad_share: share of malformed records above which the run fails.
+    pack: how windows become sequences.
+    read: how documents are read.
     beam: where the pipelines run.
-    seed: of all shuffles.
-    shuffle_leaves: control experiment: deal the leaves out to the windows at random.
 
   Raises:
-    InputError: an artefact is missing, a corpus is empty or malformed, or the directory holds something else.
+    InputError: tokenizer or tree is missing, a corpus is empty or malformed, or the directory holds something else.
   """
   from hiermem_jax.data.corpus.prepare import prepare as prepare_split
   from hiermem_jax.data.text.tokenizer import load_tokenizer
@@ -63,19 +49,13 @@ def prepare(
   for split, source in (("train", train), ("validation", validation)):
     if source is not None:
       prepare_split(
-        source=under(source, run_dir),
+        source=resolve_data_dir(source, run_dir),
         tokenizer=loaded_tokenizer,
         tree=None if tree is None else os.path.join(run_dir, tree),
         directory=os.path.join(run_dir, directory, split),
-        length=length,
-        buckets=buckets,
-        window_tokens=window_tokens,
-        tails=tails,
-        seed=seed,
-        num_shards=num_shards,
-        max_bad_share=max_bad_share,
-        runner=beam,
-        shuffle_leaves=shuffle_leaves,
+        pack=pack,
+        read=read,
+        beam_config=beam,
       )
 
 

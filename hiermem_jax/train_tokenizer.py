@@ -12,7 +12,7 @@ import os
 
 from absl import logging
 
-from hiermem_jax.data.sources import Source, under
+from hiermem_jax.data.sources import Source, resolve_data_dir
 
 
 def train_tokenizer(
@@ -42,7 +42,7 @@ def train_tokenizer(
   if os.path.exists(path):
     logging.info("%s: is there already (%d ids): keeping it", path, load_tokenizer(path).vocab_size)
     return
-  texts = good_texts(under(corpus, run_dir))
+  texts = good_texts(resolve_data_dir(corpus, run_dir))
   trained = train_sentencepiece(texts, path, vocab_size=vocab_size, max_characters=max_characters)
   logging.info("%s: %d ids, fingerprint %s", path, trained.vocab_size, trained.fingerprint)
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from hiermem_jax.data.packed.decomposition import DecomposedDataset, write_decomposition
-from hiermem_jax.data.packed.format import Manifest, PackedDataset, encode_record, write_manifest, write_shard
+from hiermem_jax.data.packed.format import Manifest, encode_record, write_manifest, write_shard
+from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.models.anchor import init_anchor
 
 _CACHE = tempfile.TemporaryDirectory(prefix="hiermem_jax_tests_")

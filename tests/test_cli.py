@@ -33,11 +33,11 @@ probes/JsonlSource.required = ('prompt', 'answer')
 LsaEncoder.dim = 8
 cluster.corpus = @JsonlSource()
 cluster.tokenizer_vocab_size = 300
-cluster.branching = 2
-cluster.depth = 2
+TreeConfig.branching = 2
+TreeConfig.depth = 2
 prepare.train = @JsonlSource()
 prepare.validation = @JsonlSource()
-prepare.length = 32
+PackConfig.length = 32
 AnchorConfig.num_layers = 1
 AnchorConfig.width = 16
 AnchorConfig.num_heads = 2
@@ -293,8 +293,10 @@ def test_empty_corpus(chain, fails, tmp_path):
 
 
 def test_fewer_documents_than_clusters(chain, fails, tmp_path):
-  message = fails("cluster", f"--gin_file={chain[0]}", "--gin_bindings=cluster.depth = 12", f"--run_dir={tmp_path}/run")
-  assert "cannot fill the 4096 leaves of branching 2, depth 12: lower depth or branching" in message
+  message = fails(
+    "cluster", f"--gin_file={chain[0]}", "--gin_bindings=TreeConfig.depth = 12", f"--run_dir={tmp_path}/run"
+  )
+  assert "cannot fill the 4096 leaves of a tree with branching 2 and depth 12: lower TreeConfig.depth" in message
 
 
 # Training and evaluation -------------------------------------------------------------------------------------------------

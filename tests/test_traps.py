@@ -42,7 +42,7 @@ def world(tmp_path_factory):
     run_dir,
     [
       "prepare.directory = 'shuffled'",
-      "prepare.shuffle_leaves = True",
+      "PackConfig.shuffle_leaves = True",
       "cotrain/train.dataset = 'shuffled/train'",
       "cotrain/train.directory = 'cotrain_shuffled'",
       "evaluate.model = 'cotrain_shuffled'",

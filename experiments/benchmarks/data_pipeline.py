@@ -39,13 +39,13 @@ from common import require_positive, table
 from hiermem_jax.data.corpus.prepare import prepare
 from hiermem_jax.data.corpus.runner import BeamConfig
 from hiermem_jax.data.packed.batches import Batches
-from hiermem_jax.data.packed.format import PackedDataset
+from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.data.sources import JsonlSource
 from hiermem_jax.data.text.tokenizer import load_tokenizer, train_sentencepiece
 from hiermem_jax.data.text.windows import windows_of
 from hiermem_jax.errors import InputError
+from hiermem_jax.retrieval.build import TreeConfig, build_tree
 from hiermem_jax.retrieval.encoders import LsaEncoder, SentenceTransformer
-from hiermem_jax.retrieval.tree import build_tree
 
 _LENGTH, _BATCH = 2048, 8
 _TOKENS = 4.3e12  # of DCLM-Baseline (paper, Section 3 and Appendix C)
@@ -111,14 +111,14 @@ def measure_stages(flags: argparse.Namespace, folder: str) -> tuple[dict, Packed
     encoder.encode(window_texts)  # compiles
   embeddings = timed(seconds, "embed", lambda: encoder.encode(window_texts))
   depth = int(np.log(len(windows)) / np.log(4))
-  tree = build_tree(embeddings, branching=4, depth=depth, encoder_fingerprint=encoder.fingerprint)
+  tree = build_tree(embeddings, config=TreeConfig(branching=4, depth=depth), encoder_fingerprint=encoder.fingerprint)
   tree.assign(embeddings[:1])
   timed(seconds, "assign", lambda: tree.assign(embeddings))
 
   # Without a tree, less reading and tokenising: what is left of prepare.
   here = BeamConfig(options=("--direct_running_mode=in_memory", "--direct_num_workers=1"))
-  arguments = {"source": source, "tokenizer": tokenizer, "tree": None, "directory": f"{folder}/packed", "runner": here}
-  dataset = timed(seconds, "prepare", lambda: prepare(**arguments))
+  arguments = {"source": source, "tokenizer": tokenizer, "tree": None, "directory": f"{folder}/packed"}
+  dataset = timed(seconds, "prepare", lambda: prepare(**arguments, beam_config=here))
   seconds["pack"] = max(seconds.pop("prepare") - seconds["read"] - seconds["tokenise"], 1e-9)
   stages = [
     {"stage": name, "seconds": seconds[name], "tokens_per_second": tokens / seconds[name]}

@@ -33,8 +33,9 @@ import numpy as np
 from common import in_turns, require_positive, table
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.retrieval.build import TreeConfig, build_tree, level_report
 from hiermem_jax.retrieval.kmeans import balanced_kmeans
-from hiermem_jax.retrieval.tree import ClusterTree, build_tree, level_report
+from hiermem_jax.retrieval.tree import ClusterTree
 
 BATCH = 6400
 STEPS = (2, 3, 5, 7, 10, 14, 20, 40)
@@ -172,7 +173,7 @@ def measure_leaves(x: np.ndarray, branching: int) -> list[dict]:
   """Sizes of the leaves of trees of depth 4, with the balance rule and without it."""
   rows = []
   for balance in (1.5, None):
-    tree = build_tree(x, branching=branching, depth=4, balance=balance, encoder_fingerprint="")
+    tree = build_tree(x, config=TreeConfig(branching=branching, depth=4, balance=balance), encoder_fingerprint="")
     sizes = np.bincount(tree.assign(x), minlength=tree.num_leaves)
     rows.append({"balance": str(balance), **level_report(sizes, branching)})
   return rows
@@ -181,7 +182,7 @@ def measure_leaves(x: np.ndarray, branching: int) -> list[dict]:
 def measure_descent(x: np.ndarray, queries: np.ndarray, branching: int, rounds: int) -> dict:
   """The descent against a comparison with all leaves."""
   # Few steps: how good the centroids are does not change the time, and the nodes of the last level are small.
-  tree = build_tree(x, branching=branching, depth=4, steps=5, encoder_fingerprint="")
+  tree = build_tree(x, config=TreeConfig(branching=branching, depth=4, steps=5), encoder_fingerprint="")
   times = in_turns({"descent": lambda: tree.assign(queries), "brute": lambda: nearest_leaves(tree, queries)}, rounds)
   leaves = tree.centroids[-1]
   # By centroid, as a small node's missing children repeat its first one.

@@ -36,7 +36,7 @@ RARE = 16  # a fact is rare below this many statements
 
 def measure(run_dir: str, corpus: str) -> dict:
   """One line of results.jsonl: regime -> mode of the memory -> measures."""
-  from hiermem_jax.data.packed.format import PackedDataset
+  from hiermem_jax.data.packed.reading import PackedDataset
   from hiermem_jax.data.text.tokenizer import load_tokenizer
   from hiermem_jax.evaluation import Scorer
   from hiermem_jax.parallel import make_mesh
@@ -97,16 +97,16 @@ def text_measures(held_out, train) -> Callable:
 def world_measures(run_dir: str, seed: int, tokenizer, retriever) -> Callable:
   """Perplexity of everyday documents, and rare facts that are answered."""
   from hiermem_jax import configuration
-  from hiermem_jax.data.sources import under
+  from hiermem_jax.data.sources import resolve_data_dir
   from hiermem_jax.evaluate import route_probes
   from hiermem_jax.evaluation import mode_leaves, probe_accuracy
 
   configuration.load([str(pathlib.Path(__file__).with_name("world.gin"))], [f"SEED = {seed}"])
   source = configuration.bound_argument("prepare", "validation")
-  texts = [record["text"] for record in under(source, run_dir).records() if record["kind"] == "common"]
+  texts = [record["text"] for record in resolve_data_dir(source, run_dir).records() if record["kind"] == "common"]
   documents = [[*ids, tokenizer.eot_id] for ids in tokenizer.encode_batch(texts)]
   leaves = retriever.route(texts)
-  records = list(under(dataclasses.replace(source, split="probes"), run_dir).records())
+  records = list(resolve_data_dir(dataclasses.replace(source, split="probes"), run_dir).records())
   probes = [probe for probe in route_probes(records, tokenizer, retriever) if probe.count < RARE]
 
   def special(scorer, mode):

@@ -22,7 +22,7 @@ import seqio
 import tensorflow as tf
 
 from hiermem_jax.data.corpus.reading import good_texts
-from hiermem_jax.data.packed.format import PackedDataset
+from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.data.sources import Source
 from hiermem_jax.data.text.vocabulary import TokenizerVocabulary
 from hiermem_jax.errors import InputError

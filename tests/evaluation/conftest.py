@@ -10,9 +10,9 @@ from hiermem_jax.data.text.tokenizer import train_sentencepiece
 from hiermem_jax.models import AnchorConfig, MemoryConfig
 from hiermem_jax.models.bank import table_shapes
 from hiermem_jax.parallel import make_mesh
+from hiermem_jax.retrieval.build import TreeConfig, build_tree
 from hiermem_jax.retrieval.encoders import LsaEncoder
 from hiermem_jax.retrieval.retriever import save_retriever
-from hiermem_jax.retrieval.tree import build_tree
 from hiermem_jax.training.checkpoint import CheckpointStore, describe_model
 
 ANIMALS = ("owl", "fox", "cat", "dog", "elk", "bee", "ant", "hen", "pig", "ram", "yak", "cod")
@@ -33,7 +33,7 @@ def toy_run(tmp_path_factory, random_anchor):
   tokenizer = train_sentencepiece(texts, str(run_dir / "tokenizer.model"), vocab_size=360)
   encoder = LsaEncoder(dim=8).fit(texts)
   embeddings = encoder.encode(texts)
-  tree = build_tree(embeddings, branching=2, depth=2, encoder_fingerprint=encoder.fingerprint)
+  tree = build_tree(embeddings, config=TreeConfig(branching=2, depth=2), encoder_fingerprint=encoder.fingerprint)
   save_retriever(str(run_dir / "tree"), encoder, tree)
   anchor = AnchorConfig(
     num_layers=2, width=16, num_heads=2, head_dim=8, mlp_width=24, vocab_size=tokenizer.vocab_size, dtype="float32"

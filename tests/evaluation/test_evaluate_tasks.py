@@ -166,11 +166,11 @@ def test_bad_input_is_one_line(toy_run, tmp_path, names, bindings, message):
 
 
 def _other_tree(toy_run):
+  from hiermem_jax.retrieval.build import TreeConfig, build_tree
   from hiermem_jax.retrieval.retriever import save_retriever
-  from hiermem_jax.retrieval.tree import build_tree
 
   retriever = load_retriever(str(toy_run / "tree"))
   embeddings = np.random.default_rng(0).standard_normal((50, retriever.tree.centroids[0].shape[1])).astype(np.float32)
   fingerprint = retriever.encoder.fingerprint
-  tree = build_tree(embeddings, branching=2, depth=2, encoder_fingerprint=fingerprint)
+  tree = build_tree(embeddings, config=TreeConfig(branching=2, depth=2), encoder_fingerprint=fingerprint)
   save_retriever(str(toy_run / "other_tree"), retriever.encoder, tree)

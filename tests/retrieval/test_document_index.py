@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from hiermem_jax.retrieval.build import TreeConfig, build_tree
 from hiermem_jax.retrieval.document_index import DocumentIndex
 from hiermem_jax.retrieval.encoders import LsaEncoder
 from hiermem_jax.retrieval.retriever import Retriever
-from hiermem_jax.retrieval.tree import build_tree
 
 WORDS = [
   "owl",
@@ -39,7 +39,9 @@ def retriever():
   rng = np.random.default_rng(0)
   texts = [" ".join(rng.choice(WORDS, 6)) for _ in range(200)]
   encoder = LsaEncoder(dim=8).fit(texts)
-  tree = build_tree(encoder.encode(texts), branching=3, depth=2, encoder_fingerprint=encoder.fingerprint)
+  tree = build_tree(
+    encoder.encode(texts), config=TreeConfig(branching=3, depth=2), encoder_fingerprint=encoder.fingerprint
+  )
   return Retriever(encoder=encoder, tree=tree)
 
 

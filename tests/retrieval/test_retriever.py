@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.retrieval.build import TreeConfig, build_tree
 from hiermem_jax.retrieval.encoders import LsaEncoder
 from hiermem_jax.retrieval.retriever import Retriever, load_retriever, save_retriever
-from hiermem_jax.retrieval.tree import build_tree
 
 TOPICS = [
   ["atomic", "metal", "ore", "alloy", "melting"],
@@ -29,7 +29,7 @@ def _texts():
 def cluster_texts(texts):
   fitted = LsaEncoder(dim=8).fit(texts)
   settings = {"branching": 4, "depth": 2, "batch_size": 64, "seed": 0}
-  return fitted, build_tree(fitted.encode(texts), encoder_fingerprint=fitted.fingerprint, **settings)
+  return fitted, build_tree(fitted.encode(texts), config=TreeConfig(**settings), encoder_fingerprint=fitted.fingerprint)
 
 
 @pytest.fixture(scope="module")

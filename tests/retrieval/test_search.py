@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.retrieval.build import TreeConfig, build_tree
 from hiermem_jax.retrieval.search import assign_excluding, exclude_clusters, exclude_own_cluster, kth_nearest_leaf
-from hiermem_jax.retrieval.tree import build_tree
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def tree_and_examples():
   rng = np.random.default_rng(0)
   embeddings = rng.standard_normal((400, 6)).astype(np.float32)
   embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-  return build_tree(embeddings, branching=3, depth=3, encoder_fingerprint="x"), embeddings[:60]
+  return build_tree(embeddings, config=TreeConfig(branching=3, depth=3), encoder_fingerprint="x"), embeddings[:60]
 
 
 def descend(tree, example, excluded):

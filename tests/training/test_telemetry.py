@@ -151,7 +151,7 @@ def test_the_verb_measures_every_held_out_sequence_once(toy, packed, tmp_path):
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   (loss,) = [line["loss/validation"] for line in lines if "loss/validation" in line]
   from hiermem_jax.data.packed.batches import in_order
-  from hiermem_jax.data.packed.format import PackedDataset
+  from hiermem_jax.data.packed.reading import PackedDataset
   from hiermem_jax.evaluation import Scorer, held_out_loss
 
   model = load_model(str(tmp_path), toy.mesh)

@@ -1,19 +1,23 @@
-"""64-bit keys of windows: who they are, and every random order that the pipelines need.
+"""64-bit keys of windows. All random orders and choices of the pipelines follow from them.
 
-A pipeline must not depend on how many workers it has, so nothing is drawn from a generator: a window's key is a
-bijection of its place in the source, and an order is what sorting by a hash of the key gives.
+What a pipeline writes must not depend on the number of its workers, so no random generator is used. Instead each window
+has a key, a hash of its position in the source. To put windows in a random order, a pipeline sorts them by another hash
+of their keys; to choose some of them at random, it takes those whose hash is below a threshold.
 """
 
 import numpy as np
 
-# Bits of a window's place in the source: part, document of the part, window of the document.
+# Bits of a window's position in the source: part, document of the part, window of the document.
 _DOCUMENT_BITS, _WINDOW_BITS = 30, 14
 _PART_BITS = 64 - _DOCUMENT_BITS - _WINDOW_BITS
 _LARGEST = 2**64 - 1
 
 
 def mix(values: np.ndarray | int, seed: int = 0) -> np.ndarray:
-  """A bijection of 64-bit numbers per seed that looks random (the finaliser of splitmix64): uint64 [...]."""
+  """Hashes 64-bit numbers with the finaliser of splitmix64: uint64 [...].
+
+  Different numbers have different hashes. Each seed (non-negative) gives another hash function.
+  """
   x = np.asarray(values, np.uint64)
   with np.errstate(over="ignore"):
     x = x + np.uint64(0x9E3779B97F4A7C15) * np.uint64(2 * seed + 1)
@@ -23,12 +27,15 @@ def mix(values: np.ndarray | int, seed: int = 0) -> np.ndarray:
 
 
 def window_keys(part: int, documents: np.ndarray, windows: np.ndarray | int = 0) -> np.ndarray:
-  """Keys of windows, all different: uint64 [n].
+  """Keys of windows, different for different windows: uint64 [n].
 
   Args:
     part: number of the part of the source, below 2^20.
     documents: integer [n], numbers of the documents within the part, below 2^30.
     windows: integer [n], numbers of the windows within their documents, below 2^14.
+
+  Raises:
+    ValueError: a number is out of range.
   """
   documents, windows = np.asarray(documents, np.uint64), np.asarray(windows, np.uint64)
   if part >> _PART_BITS or np.any(documents >> np.uint64(_DOCUMENT_BITS)) or np.any(windows >> np.uint64(_WINDOW_BITS)):
@@ -40,14 +47,18 @@ def window_keys(part: int, documents: np.ndarray, windows: np.ndarray | int = 0)
   return mix(place)
 
 
-def below(share: float, hashes: np.ndarray) -> np.ndarray:
-  """Whether each hash falls in the first `share` of all: bool [...]."""
+def in_sample(hashes: np.ndarray, share: float) -> np.ndarray:
+  """Chooses that share of the hashes: bool [...]. A smaller share is a subset of a larger one."""
   if share >= 1:
     return np.ones(np.shape(hashes), bool)
   return np.asarray(hashes, np.uint64) < np.uint64(int(share * _LARGEST))
 
 
-def slot(hashes: np.ndarray, num_slots: int) -> np.ndarray:
-  """The equal range of the hashes, of `num_slots`, that each falls in, in ascending order: int64 [...]."""
-  # 32 bits are plenty, and keep the product within 64.
-  return ((np.asarray(hashes, np.uint64) >> np.uint64(32)) * np.uint64(num_slots) >> np.uint64(32)).astype(np.int64)
+def partition(hashes: np.ndarray, num_partitions: int | np.ndarray) -> np.ndarray:
+  """Cuts the range of all hashes into equal parts and tells which part each hash falls in: int64 [...].
+
+  Parts ascend: a larger hash never falls in a part of smaller number.
+  """
+  # The upper 32 bits are enough, and keep the product within 64 bits.
+  upper = np.asarray(hashes, np.uint64) >> np.uint64(32)
+  return (upper * np.asarray(num_partitions, np.uint64) >> np.uint64(32)).astype(np.int64)

@@ -1,11 +1,13 @@
-"""Source to packed dataset: window, route, tokenize, group by leaf, pack, shuffle, write (paper, A.2).
+"""From a source to a packed dataset: cut documents into windows, route, tokenise, group by leaf, pack, shuffle, write.
 
-Two Beam pipelines (route_corpus.py, pack_corpus.py) that leave finished work under `DIRECTORY/work/`. A directory
-without a manifest is unfinished; the same call again does what is missing, and the result is the same, byte for byte,
-whatever the number of workers and however often it was interrupted.
+Two Beam pipelines (route.py, then pack.py) that keep finished work under `DIRECTORY/work/` (paper, Appendix A.2). A
+directory without a manifest is unfinished. The same call again does what is missing; the result is the same, byte for
+byte, whatever the number of workers and however often the work was interrupted.
 """
 
 import collections
+import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,20 +16,23 @@ import numpy as np
 from absl import logging
 
 from hiermem_jax import files
-from hiermem_jax.data.corpus.cluster import embedding_inputs
+from hiermem_jax.data.corpus.config import PackConfig, ReadConfig
+from hiermem_jax.data.corpus.embed import embedding_inputs, parts_fingerprint
 from hiermem_jax.data.corpus.pack import PIECE_TOKENS, PackJob, pack_corpus
 from hiermem_jax.data.corpus.reading import Counts
 from hiermem_jax.data.corpus.route import RoutePart, Router, token_dtype
 from hiermem_jax.data.corpus.runner import BeamConfig
-from hiermem_jax.data.corpus.steps import claim, describe, require_same_inputs, run_over
+from hiermem_jax.data.corpus.steps import claim, require_same_inputs, run_over, source_repr
 from hiermem_jax.data.packed.decomposition import DecomposedDataset, is_decomposed, open_dataset, write_decomposition
-from hiermem_jax.data.packed.format import Manifest, PackedDataset, Shard, write_manifest
+from hiermem_jax.data.packed.format import Manifest, Shard, write_manifest
+from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.data.sources import Source
 from hiermem_jax.data.text.tokenizer import Tokenizer
 from hiermem_jax.errors import InputError
-from hiermem_jax.retrieval.retriever import load_retriever
+from hiermem_jax.retrieval.retriever import Retriever, load_retriever
+from hiermem_jax.retrieval.tree import ClusterTree
 
-TAILS = ("pad", "drop", "mix")
+_WHOLE_DOCUMENTS = 2**30  # tokens in a window, so that no document is cut
 
 
 def prepare(
@@ -36,90 +41,115 @@ def prepare(
   tokenizer: Tokenizer,
   tree: str | None,
   directory: str,
-  length: int = 2048,
-  buckets: tuple[int, ...] = (),
-  window_tokens: int = 2048,
-  tails: str = "pad",
-  num_shards: int = 8,
-  seed: int = 0,
-  shuffle_leaves: bool = False,
-  max_bad_share: float = 0.001,
-  runner: BeamConfig = BeamConfig(),  # noqa: B008 (frozen)
+  pack: PackConfig = PackConfig(),  # noqa: B008 (frozen)
+  read: ReadConfig = ReadConfig(),  # noqa: B008 (frozen)
+  beam_config: BeamConfig = BeamConfig(),  # noqa: B008 (frozen)
 ) -> PackedDataset | DecomposedDataset:
   """Writes the packed dataset of a source, or opens it if `directory` already holds it.
 
   Args:
-    source: documents.
+    source: the documents.
     tokenizer: of the language model.
-    tree: directory of the cluster tree and its encoder, which give each window its leaf; None packs all documents
+    tree: directory of the cluster tree and its encoder, which give each window its leaf. None packs all documents
       together, for training an anchor alone.
-    directory: where to write; new, empty, or holding the result of the same inputs, finished or not.
-    length: positions of a sequence.
-    buckets: for dataset decomposition (see decomposition.py): lengths of the sequences, instead of `length`. Documents
-      are not cut into windows, and there is no tree.
-    window_tokens: greatest size of a window.
-    tails: what becomes of a leaf's last, incomplete sequence: "pad", "drop", or "mix" with its siblings' tails. With
-      `buckets`, what becomes of the rest of a document below the shortest: "pad" packs the rests, "drop" leaves them
-      out.
-    num_shards: files to write, of each bucket; fewer where there are few sequences.
-    seed: of the order of a leaf's windows and of the sequences.
-    shuffle_leaves: for the trap control only. Windows are dealt leaves at random, as often as leaves have windows:
-      a leaf no longer says anything about its text. What fetched memories still gain on such a dataset does not come
-      from retrieval.
-    max_bad_share: share of malformed records above which the run fails.
-    runner: where the pipelines run.
+    directory: where to write. It must be new, empty, or hold the result of the same inputs, finished or not.
+    pack: how windows become sequences.
+    read: how documents are read.
+    beam_config: where the pipelines run.
 
   Raises:
-    InputError: a setting out of range, too many bad records, no documents, or a directory that holds something else.
+    InputError: settings that do not go together, too many malformed records, no documents, or a directory that holds
+      something else.
   """
-  _check_settings(length, buckets, num_shards, tails, tree)
+  pack.check_tree(tree is not None)
   retriever = None if tree is None else load_retriever(tree)
-  inputs = {
-    "source": describe(source),
-    "tokenizer": tokenizer.fingerprint,
-    "tree": "" if retriever is None else retriever.tree.fingerprint,
-    "length": length,
-    "buckets": list(buckets),
-    "window_tokens": window_tokens,
-    "tails": tails,
-    "num_shards": num_shards,
-    "seed": seed,
-    "shuffle_leaves": shuffle_leaves,
-  }
+  inputs = _inputs(source, tokenizer, retriever, pack, read)
   if (dataset := _finished(directory, inputs)) is not None:
     return dataset
   work = os.path.join(directory, "work")
   _check_unfinished(directory)
   parts = list(enumerate(source.parts()))
+  names = [part for _, part in parts]
+  claim(work, inputs | {"parts": names})
   router = None
   if retriever is not None:
-    router = Router(tree, embedding_inputs(source, tokenizer, retriever.encoder.fingerprint, window_tokens))
-  claim(work, inputs | {"parts": [part for _, part in parts]})
-  task = RoutePart(source, tokenizer.path, router, work, 2**30 if buckets else window_tokens)
+    embedded = embedding_inputs(source, tokenizer, retriever.encoder.fingerprint, read)
+    router = Router(tree, embedded | {"parts": parts_fingerprint(names)})
+  window_tokens = _WHOLE_DOCUMENTS if pack.buckets else read.window_tokens
+  task = RoutePart(source, tokenizer.path, router, work, window_tokens)
   missing = [part for part in parts if not files.as_path(task.summary(part[0])).exists()]
   logging.info("%s: reading %d of %d parts of the corpus", directory, len(missing), len(parts))
   if missing:
-    run_over(missing, task, runner)
-  read = [files.read_json(task.summary(number)) for number, _ in parts]
-  counts = Counts.total(part["counts"] for part in read)
-  counts.check(source, max_bad_share)
+    run_over(missing, task, beam_config)
+  summaries = [files.read_json(task.summary(number)) for number, _ in parts]
+  counts = Counts.total(summary["counts"] for summary in summaries)
+  counts.check(source, read.max_bad_share)
   logging.info("%s: %d documents, %d windows, %d tokens", directory, counts.documents, counts.windows, counts.tokens)
+  job = _pack_job(directory, tokenizer, None if retriever is None else retriever.tree, pack, _sum_leaves(summaries))
+  pack_corpus(job, [chunk for summary in summaries for chunk in summary["chunks"]], beam_config)
+  _write_manifests(directory, job, tokenizer, retriever, counts, inputs)
+  _clean(job)
+  dataset = open_dataset(directory)
+  logging.info("%s: %d sequences of %d tokens", directory, len(dataset), counts.tokens)
+  return dataset
 
-  per_leaf = _sum_leaves(read)
-  job = PackJob(
-    work=work,
-    directories={n: os.path.join(directory, str(n)) for n in buckets} or {length: directory},
+
+def _inputs(
+  source: Source, tokenizer: Tokenizer, retriever: Retriever | None, pack: PackConfig, read: ReadConfig
+) -> dict[str, Any]:
+  """Everything that the dataset is a function of, as it is stored in JSON."""
+  inputs = {
+    "source": source_repr(source),
+    "tokenizer": tokenizer.fingerprint,
+    "tree": "" if retriever is None else retriever.tree.fingerprint,
+    **dataclasses.asdict(pack),
+    **read.identity(),
+  }
+  return json.loads(json.dumps(inputs))
+
+
+def _pack_job(
+  directory: str,
+  tokenizer: Tokenizer,
+  tree: ClusterTree | None,
+  pack: PackConfig,
+  per_leaf: dict[int, tuple[int, int]],
+) -> PackJob:
+  """The second pipeline's task, given (windows, tokens) of each leaf."""
+  directories = {length: os.path.join(directory, str(length)) for length in pack.buckets} or {pack.length: directory}
+  windows = [count for count, _ in per_leaf.values()]
+  return PackJob(
+    work=os.path.join(directory, "work"),
+    directories=directories,
+    config=pack,
     eot_id=tokenizer.eot_id,
-    dtype=np.dtype(token_dtype(max(tokenizer.vocab_size, max(buckets, default=length) + 1))).name,
-    tails=tails,
-    branching=1 if retriever is None else retriever.tree.branching,
-    num_shards=num_shards,
+    # A record holds tokens, and segment ids of up to the length.
+    dtype=np.dtype(token_dtype(max(tokenizer.vocab_size, max(pack.lengths) + 1))).name,
+    branching=1 if tree is None else tree.branching,
     pieces={leaf: -(-tokens // PIECE_TOKENS) for leaf, (_, tokens) in per_leaf.items() if tokens > PIECE_TOKENS},
-    dealt=_deal(per_leaf) if shuffle_leaves else None,
-    seed=seed,
+    random_leaves=(np.array(list(per_leaf)), np.cumsum(windows)) if pack.shuffle_leaves else None,
   )
-  pack_corpus(job, [chunk for part in read for chunk in part["chunks"]], runner)
-  described = {
+
+
+def _write_manifests(
+  directory: str,
+  job: PackJob,
+  tokenizer: Tokenizer,
+  retriever: Retriever | None,
+  counts: Counts,
+  inputs: dict[str, Any],
+) -> None:
+  """Writes the manifest of each length, and for several lengths the file that makes them one dataset.
+
+  Raises:
+    ValueError: tokens were lost.
+  """
+  dropped = files.read_json(job.dropped_path)
+  held = {length: _held(job, length) for length in job.directories}
+  tokens = sum(fields["num_tokens"] for fields in held.values())
+  if counts.tokens != tokens + sum(dropped.values()):
+    raise ValueError(f"{directory}: {counts.tokens} tokens in, {tokens} out, dropped {dropped}")
+  common = {
     "dtype": job.dtype,
     "vocab_size": tokenizer.vocab_size,
     "eot_id": tokenizer.eot_id,
@@ -133,43 +163,20 @@ def prepare(
     "bad_records": counts.bad_records,
     "inputs": inputs,
   }
-  dropped = files.read_json(job.dropped_path)
-  held = {length: _held(job, length) for length in job.directories}
-  tokens = sum(fields["num_tokens"] for fields in held.values())
-  if counts.tokens != tokens + sum(dropped.values()):
-    raise ValueError(f"{directory}: {counts.tokens} tokens in, {tokens} out, dropped {dropped}")
-  for n, fields in held.items():
-    # Of several lengths each has its own tokens, and what was dropped is in the file that makes them one.
-    alone = {"input_tokens": fields["num_tokens"], "dropped_tokens": {}}
-    balance = alone if buckets else {"input_tokens": counts.tokens, "dropped_tokens": dropped}
-    write_manifest(job.directories[n], Manifest(length=n, **described, **fields, **balance))
-  if buckets:
-    write_decomposition(directory, buckets, counts.tokens, dropped)
-  _clean(job)
-  dataset = open_dataset(directory)
-  logging.info(
-    "%s: %d sequences, %d tokens of %d, %.1f%% padding",
-    directory, len(dataset), tokens, counts.tokens,
-    100 - 100 * tokens / sum(n * fields["num_sequences"] for n, fields in held.items()),
-  )  # fmt: skip
-  return dataset
-
-
-def _check_settings(length: int, buckets: tuple[int, ...], num_shards: int, tails: str, tree: str | None) -> None:
-  if length < 1 or num_shards < 1:
-    raise InputError(f"length {length} and num_shards {num_shards} must be at least 1: correct the binding")
-  if tails not in TAILS:
-    raise InputError(f"tails = {tails!r}: give one of {', '.join(TAILS)}")
-  if buckets and (tree is not None or list(buckets) != [buckets[0] << i for i in range(len(buckets))]):
-    raise InputError(
-      f"buckets = {buckets}: give lengths that double, e.g. (256, 512, 1024), and tree = None, or () for one length"
-    )
-  if tails == "mix" and tree is None:
-    raise InputError("tails = 'mix': without a tree no leaf has siblings; give 'pad' or 'drop'")
+  for length, fields in held.items():
+    if job.config.buckets:  # what was dropped cannot be ascribed to a length: decomposition.json has it
+      balance = {"input_tokens": fields["num_tokens"], "dropped_tokens": {}}
+    else:
+      balance = {"input_tokens": counts.tokens, "dropped_tokens": dropped}
+    write_manifest(job.directories[length], Manifest(length=length, **common, **fields, **balance))
+  if job.config.buckets:
+    write_decomposition(directory, job.config.buckets, counts.tokens, dropped)
+  positions = sum(length * fields["num_sequences"] for length, fields in held.items())
+  logging.info("%s: %.1f%% of the positions are padding", directory, 100 - 100 * tokens / positions)
 
 
 def _finished(directory: str, inputs: dict[str, Any]) -> PackedDataset | DecomposedDataset | None:
-  """The dataset that the directory holds, checked by checksum; None where it holds none."""
+  """The dataset that the directory holds, after a check of its inputs and checksums; None if it holds none."""
   if not is_decomposed(directory) and not (files.as_path(directory) / "manifest.json").exists():
     return None
   dataset = open_dataset(directory)
@@ -181,27 +188,23 @@ def _finished(directory: str, inputs: dict[str, Any]) -> PackedDataset | Decompo
 
 
 def _check_unfinished(directory: str) -> None:
-  """Raises InputError where the directory holds anything but the beginnings of a dataset."""
+  """Raises InputError if the directory holds anything but an unfinished dataset."""
   folder = files.as_path(directory)
   if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "work").exists())):
     raise InputError(f"{directory} is not empty: give a new directory, or delete this one")
 
 
-def _sum_leaves(read: Sequence[dict[str, Any]]) -> dict[int, tuple[int, int]]:
-  """Windows and tokens of each leaf over all parts, in the order of the leaves."""
+def _sum_leaves(summaries: Sequence[dict[str, Any]]) -> dict[int, tuple[int, int]]:
+  """Leaf -> (windows, tokens) over all parts, in the order of the leaves."""
   totals: dict[int, np.ndarray] = collections.defaultdict(lambda: np.zeros(2, np.int64))
-  for part in read:
-    for leaf, windows, tokens in part["leaves"]:
+  for summary in summaries:
+    for leaf, windows, tokens in summary["leaves"]:
       totals[leaf] += (windows, tokens)
   return {leaf: (int(windows), int(tokens)) for leaf, (windows, tokens) in sorted(totals.items())}
 
 
-def _deal(per_leaf: dict[int, tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-  return np.array(list(per_leaf)), np.cumsum([windows for windows, _ in per_leaf.values()])
-
-
 def _clean(job: PackJob) -> None:
-  """Removes the work directory, and what writers that were killed have left beside the shards."""
+  """Removes the work directory, and temporary files that killed processes have left beside the shards."""
   for folder in job.directories.values():
     for path in files.as_path(folder).glob(".shard-*.tmp"):
       path.unlink()
@@ -209,12 +212,9 @@ def _clean(job: PackJob) -> None:
 
 
 def _held(job: PackJob, length: int) -> dict[str, Any]:
-  """What the shards of one length hold, as fields of a manifest."""
-  summaries = [
-    files.read_json(path)
-    for shard in range(job.num_shards)
-    if files.as_path(path := job.summary_path(length, shard)).exists()
-  ]
+  """Fields of the manifest that say what the shards of one length hold."""
+  paths = [files.as_path(job.summary_path(length, shard)) for shard in range(job.config.num_shards)]
+  summaries = [files.read_json(path) for path in paths if path.exists()]
   leaves = collections.Counter()
   for summary in summaries:
     leaves.update(dict(summary["leaves"]))

@@ -1,6 +1,6 @@
-"""One part of a source as batches of windows, and the count of what was in it.
+"""Reads one part of a source as batches of windows, and counts documents, tokens and malformed records.
 
-Both verbs read in this way: `cluster` embeds the windows of a sample of the documents, `prepare` routes and keeps all.
+`cluster` reads a sample of the documents in this way, `prepare` all of them.
 """
 
 import collections
@@ -12,26 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from hiermem_jax.data.corpus.keys import below, mix, window_keys
+from hiermem_jax.data.corpus.keys import in_sample, mix, window_keys
 from hiermem_jax.data.sources import BadRecord, Source
 from hiermem_jax.data.text.tokenizer import Tokenizer
 from hiermem_jax.data.text.windows import windows_of
 from hiermem_jax.errors import InputError
 
 _BATCH = 1024  # documents tokenised at once
-_PLACES = 5  # bad records named per kind
-_SAMPLE_SEED = 1  # the sample is drawn by another hash than the order of a node's examples
+_PLACES = 5  # malformed records of a kind whose positions are kept
+_SAMPLE_SEED = 1  # of the hash that chooses documents; other choices use other hashes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WindowBatch:
-  """Windows of some documents, in order; window i has the next `sizes[i]` of `tokens`.
+  """Windows of several documents, in order.
 
   Attributes:
     texts: of the windows.
-    tokens: int32 [sum of sizes], without end-of-text tokens.
-    sizes: int32 [n].
-    ends: bool [n]; last of its document, so an end-of-text token follows it.
+    tokens: int32 [sum of sizes], the tokens of all windows one after the other, without end-of-text tokens.
+    sizes: int32 [n], number of tokens of each window.
+    ends: bool [n], whether the window is the last of its document, so that an end-of-text token follows it.
     keys: uint64 [n], see keys.py.
   """
 
@@ -44,15 +44,15 @@ class WindowBatch:
 
 @dataclasses.dataclass(kw_only=True)
 class Counts:
-  """What was read.
+  """Number of things read so far.
 
   Attributes:
-    documents: with at least one token.
-    empty_documents: good records whose text has no tokens.
-    characters: of the documents.
+    documents: documents with at least one token.
+    empty_documents: well-formed records whose text has no tokens.
+    characters: in the texts of the documents.
     windows: of the documents.
     tokens: of the windows, end-of-text tokens included.
-    bad_records: kind -> {"count": how many, "places": where the first ones are}.
+    bad_records: kind of defect -> {"count": number of malformed records, "places": positions of the first ones}.
   """
 
   documents: int = 0
@@ -63,14 +63,14 @@ class Counts:
   bad_records: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
   def add_bad(self, kind: str, count: int, places: Iterable[str]) -> None:
-    """Counts bad records; the first few places of a kind are kept."""
+    """Counts malformed records of one kind; the first few places are kept."""
     entry = self.bad_records.setdefault(kind, {"count": 0, "places": []})
     entry["count"] += count
     entry["places"] = [*entry["places"], *places][:_PLACES]
 
   @classmethod
   def total(cls, parts: Iterable[Mapping[str, Any]]) -> "Counts":
-    """Sum of counts that were written as dicts."""
+    """The sum of counts given as dictionaries, as they are stored in JSON files."""
     total = cls()
     for part in parts:
       for name in ("documents", "empty_documents", "characters", "windows", "tokens"):
@@ -80,7 +80,7 @@ class Counts:
     return total
 
   def check(self, source: Source, max_bad_share: float) -> None:
-    """Raises InputError when more than `max_bad_share` of the records are bad, or none has text."""
+    """Raises InputError when more than `max_bad_share` of the records are malformed, or when no record has text."""
     kinds = collections.Counter({kind: entry["count"] for kind, entry in self.bad_records.items()})
     bad = kinds.total()
     records = bad + self.documents + self.empty_documents
@@ -88,8 +88,8 @@ class Counts:
       listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
       place = self.bad_records[kinds.most_common(1)[0][0]]["places"][0]
       raise InputError(
-        f"{bad} of {records} records are malformed ({listed}), e.g. {place}: mend them, raise max_bad_share"
-        f" ({max_bad_share:g}) or pass --skip_bad_records"
+        f"{bad} of {records} records are malformed ({listed}), e.g. {place}: mend them, raise"
+        f" ReadConfig.max_bad_share ({max_bad_share:g}) or pass --skip_bad_records"
       )
     if not self.documents:
       raise InputError(f"empty corpus: {source} has no text; check the pattern and the files")
@@ -105,16 +105,16 @@ def read_part(
   window_tokens: int,
   sample: float = 1.0,
 ) -> Iterator[WindowBatch]:
-  """Yields the windows of one part of a source and counts into `counts` what goes by.
+  """Yields the windows of one part of a source in batches.
 
   Args:
-    source: documents.
-    number: of the part among `source.parts()`; decides the keys.
-    part: its name.
-    tokenizer: of the language model; windows are measured in its tokens.
-    counts: filled in; complete when the iterator is exhausted.
-    window_tokens: greatest size of a window.
-    sample: share of the documents to take, chosen by a hash of their place; the others are not tokenised.
+    source: the documents.
+    number: of the part among `source.parts()`. The windows' keys depend on it.
+    part: name of the part.
+    tokenizer: of the language model; its tokens are the unit of `window_tokens`.
+    counts: everything that is read is added to it. It is complete when the iterator is exhausted.
+    window_tokens: largest number of tokens in a window.
+    sample: share of the documents to read, chosen by a hash of their position. The others are not tokenised.
 
   Raises:
     InputError: the part cannot be read.
@@ -145,7 +145,7 @@ def read_part(
 
 
 def _good_records(source: Source, part: str, counts: Counts) -> Iterator[tuple[int, str]]:
-  """Number and text of each good record."""
+  """Number and text of each well-formed record; malformed ones are counted."""
   for number, record in enumerate(source.read(part)):
     if not isinstance(record, BadRecord):
       text = record.get("text")
@@ -163,16 +163,16 @@ def _sampled(documents: Iterator[tuple[int, str]], part: int, sample: float) -> 
     return
   while batch := list(itertools.islice(documents, _BATCH)):
     hashes = mix(window_keys(part, np.array([number for number, _ in batch])), _SAMPLE_SEED)
-    yield from itertools.compress(batch, below(sample, hashes))
+    yield from itertools.compress(batch, in_sample(hashes, sample))
 
 
 def sample_texts(
   source: Source, tokenizer: Tokenizer, *, window_tokens: int, sample: float = 1.0, max_windows: int = 200_000
 ) -> Iterator[str]:
-  """Yields texts of at most `max_windows` windows, those of smallest hash, to fit an encoder on.
+  """Yields the texts of at most `max_windows` windows, chosen at random by a hash, to fit an encoder to.
 
-  Nothing is read before the first text is asked for: an encoder with weights of its own does not ask. Bad records are
-  passed over here; whoever reads the corpus in earnest counts them.
+  Nothing is read until the first text is asked for, so a pretrained encoder, which asks for none, costs nothing.
+  Malformed records are skipped and not counted: the pipelines that read the whole corpus count them.
   """
   windows = (
     (int(key), text)
@@ -184,10 +184,14 @@ def sample_texts(
 
 
 def good_texts(source: Source, *parts: str) -> Iterator[str]:
-  """Yields the texts of the good records of some parts, or of all, in order.
+  """Yields the texts of the well-formed records, in order; malformed records are skipped.
+
+  Args:
+    source: the documents.
+    *parts: names of the parts to read; all parts by default.
 
   Raises:
-    InputError: there are none in the whole source.
+    InputError: all parts are read and there is no text.
   """
   empty = True
   for part in parts or source.parts():

@@ -1,9 +1,9 @@
-"""First half of `prepare`: every part of a source to windows of tokens with their leaves.
+"""First pipeline of `prepare`: reads every part of a source and finds the leaf of each window.
 
-  WORK/part-00012.0000.npz   a chunk of the windows of part 12
-  WORK/part-00012.json       what the part held, its chunks, and windows and tokens per leaf; written last
+  WORK/part-00012.0000.npz   a chunk of the windows of part 12 (see `Chunk`)
+  WORK/part-00012.json       what was read, the names of the chunks, and windows and tokens per leaf; written last
 
-This is the dear half (it embeds), and each part is done once: a pipeline that was killed goes on with the others.
+Most of the work of `prepare` is done here, because the windows are embedded. A part that is finished is not read again.
 """
 
 import dataclasses
@@ -16,28 +16,28 @@ import numpy as np
 from absl import logging
 
 from hiermem_jax import files
-from hiermem_jax.data.corpus.cluster import KnownEmbeddings
+from hiermem_jax.data.corpus.embed import KnownEmbeddings
 from hiermem_jax.data.corpus.reading import Counts, WindowBatch, read_part
 from hiermem_jax.data.corpus.steps import cached_retriever, cached_tokenizer, part_name
 from hiermem_jax.data.sources import Source
 
-_CHUNK_TOKENS = 2**25  # held by a worker before they are written
-NO_LEAF = -1  # of windows that no tree has routed
+_CHUNK_TOKENS = 2**25  # a worker holds so many tokens in memory before it writes them
+NO_LEAF = -1  # of every window when there is no tree
 
 
 def token_dtype(num_values: int) -> type[np.integer]:
-  """Smallest type of the chunks and records that holds ids below `num_values`."""
+  """The smallest type used on disk that holds all numbers below `num_values`: uint16 or int32."""
   return np.uint16 if num_values <= 2**16 else np.int32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chunk:
-  """Windows as they lie in a chunk file; window i has the next `sizes[i]` of `tokens`.
+  """Windows as they are stored.
 
   Attributes:
-    tokens: uint16 or int32 [sum of sizes].
-    sizes: int32 [n].
-    ends: bool [n]; last of its document.
+    tokens: uint16 or int32 [sum of sizes], the tokens of all windows one after the other.
+    sizes: int32 [n], number of tokens of each window.
+    ends: bool [n], whether the window is the last of its document.
     keys: uint64 [n], see keys.py.
     leaves: int32 [n]; NO_LEAF without a tree.
   """
@@ -48,29 +48,34 @@ class Chunk:
   keys: np.ndarray
   leaves: np.ndarray
 
+  @property
+  def starts(self) -> np.ndarray:
+    """Where the tokens of each window begin: int64 [n]."""
+    return np.cumsum(self.sizes, dtype=np.int64) - self.sizes
+
 
 class RoutePart(beam.DoFn):
-  """Writes the chunks of one part, and yields nothing."""
+  """Writes the chunks of one part; yields nothing."""
 
   def __init__(self, source: Source, tokenizer: str, router: "Router | None", work: str, window_tokens: int):
-    """Takes places rather than things: workers load them.
+    """Takes paths where an object would be costly to send: each worker loads what they name.
 
     Args:
-      source: documents.
-      tokenizer: its file.
-      router: gives windows their leaves; None leaves them without.
-      work: where to write.
-      window_tokens: greatest size of a window.
+      source: the documents.
+      tokenizer: path of the tokenizer.
+      router: finds the leaves of windows; None if there is no tree.
+      work: directory to write to.
+      window_tokens: largest number of tokens in a window.
     """
     self._source, self._tokenizer, self._router, self._work = source, tokenizer, router, work
     self._window_tokens = window_tokens
 
   def summary(self, number: int) -> str:
-    """Path of the file that says that the part is done."""
+    """Path of the file that is written when the part is finished."""
     return os.path.join(self._work, part_name(number, "json"))
 
   def process(self, element: tuple[int, str]) -> Iterator[None]:
-    """Reads, routes and writes one part."""
+    """Reads, routes and writes one part, given as (number, name)."""
     number, part = element
     tokenizer = cached_tokenizer(self._tokenizer)
     leaves_of = _no_leaves if self._router is None else self._router.of_part(number)
@@ -97,6 +102,7 @@ class RoutePart(beam.DoFn):
     yield from ()
 
   def _write(self, number: int, chunk: int, held: Sequence[Chunk]) -> str:
+    """Writes one chunk file and returns its name."""
     name = part_name(number, f"{chunk:04d}.npz")
     arrays = {f.name: np.concatenate([getattr(c, f.name) for c in held]) for f in dataclasses.fields(Chunk)}
     files.write_arrays(os.path.join(self._work, name), **arrays)
@@ -105,11 +111,12 @@ class RoutePart(beam.DoFn):
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-  """Gives windows their leaves.
+  """Finds the leaves of windows.
 
   Attributes:
     tree: directory of the tree and its encoder.
-    inputs: see `embedding_inputs`; embeddings in that directory are used where they were made of the same.
+    inputs: what the embeddings are a function of; those stored in the directory are used if theirs are the same (see
+      `KnownEmbeddings`).
   """
 
   tree: str
@@ -127,7 +134,7 @@ def _no_leaves(batch: WindowBatch) -> np.ndarray:
 
 
 def _by_leaf(leaves: np.ndarray, batch: WindowBatch) -> Iterator[tuple[int, np.ndarray]]:
-  """Windows and tokens (end-of-text included) of each leaf: (leaf, int64 [2])."""
+  """Number of windows and of tokens (end-of-text tokens included) of each leaf: (leaf, int64 [2])."""
   present, inverse = np.unique(leaves, return_inverse=True)
   windows = np.bincount(inverse)
   tokens = np.bincount(inverse, batch.sizes + batch.ends).astype(np.int64)

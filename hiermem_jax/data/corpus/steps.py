@@ -1,4 +1,4 @@
-"""What the pipelines of both verbs share: a pass over the parts of a source, directories that know their inputs."""
+"""What the pipelines of `cluster` and `prepare` share: passes over parts, inputs of directories, cached objects."""
 
 import functools
 import re
@@ -17,23 +17,24 @@ from hiermem_jax.retrieval.retriever import Retriever, load_retriever
 
 
 def run_over(items: Sequence[Any], task: beam.DoFn, runner: BeamConfig) -> None:
-  """Runs a task that yields nothing over the items, each on whichever worker is free."""
+  """Runs a task on each item, in parallel. The task writes files and yields nothing."""
   runner.run(lambda p: p | beam.Create(items) | beam.Reshuffle() | beam.ParDo(task), num_units=len(items))
 
 
 def claim(directory: str, inputs: dict[str, Any]) -> None:
-  """Writes `directory/inputs.json`, or compares with the one there: half-finished work goes on with equal inputs only.
+  """Marks a directory as holding unfinished work on these inputs.
+
+  The first call writes `directory/inputs.json`; later calls compare with it, so that only work on equal inputs goes on.
 
   Raises:
-    InputError: the directory holds the work of other inputs.
-    OSError: it cannot be written.
+    InputError: the directory holds work on other inputs.
+    OSError: the file cannot be written.
   """
   path = files.as_path(directory) / "inputs.json"
-  if not path.exists():
-    path.parent.mkdir(parents=True, exist_ok=True)
+  if path.exists():
+    require_same_inputs(directory, files.read_json(path), inputs)
+  else:
     files.write_json(path, inputs)
-    return
-  require_same_inputs(directory, files.read_json(path), inputs)
 
 
 def require_same_inputs(directory: str, held: dict[str, Any], inputs: dict[str, Any]) -> None:
@@ -47,31 +48,35 @@ def require_same_inputs(directory: str, held: dict[str, Any], inputs: dict[str, 
 
 
 def part_name(number: int, kind: str) -> str:
-  """Name of a file of one part."""
+  """Name of a file of one part, e.g. part-00012.json."""
   return f"part-{number:05d}.{kind}"
 
 
-def describe(source: Source) -> str:
-  """What a source reads, for the records of what was made of it."""
-  description = repr(source)
-  if re.search(r" at 0x[0-9a-f]+>", description):
+def source_repr(source: Source) -> str:
+  """The `repr` of a source, which stands for the documents in the records of what was made of them.
+
+  Raises:
+    TypeError: the source's class has no `repr` of its own.
+  """
+  text = repr(source)
+  if re.search(r" at 0x[0-9a-f]+>", text):
     raise TypeError(f"{type(source).__name__} needs a __repr__ that says what it reads, for the manifest")
-  return description
+  return text
 
 
 @functools.lru_cache(maxsize=2)
 def cached_encoder(directory: str) -> Encoder:
-  """The encoder in a directory, loaded once per worker."""
+  """The encoder in a directory; each worker process loads it once."""
   return load_encoder(directory)
 
 
 @functools.lru_cache(maxsize=2)
 def cached_tokenizer(path: str) -> Tokenizer:
-  """A tokenizer, loaded once per worker."""
+  """The tokenizer in a file; each worker process loads it once."""
   return load_tokenizer(path)
 
 
 @functools.lru_cache(maxsize=2)
 def cached_retriever(directory: str) -> Retriever:
-  """The encoder and the tree in a directory, loaded once per worker."""
+  """The encoder and the tree in a directory; each worker process loads them once."""
   return load_retriever(directory)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from hiermem_jax.data.packed.format import PackedDataset
+from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.errors import InputError
 
 

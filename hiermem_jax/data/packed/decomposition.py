@@ -32,7 +32,8 @@ import numpy as np
 
 from hiermem_jax import files
 from hiermem_jax.data.packed.batches import epoch_order, read_ahead, to_batch
-from hiermem_jax.data.packed.format import Manifest, PackedDataset
+from hiermem_jax.data.packed.format import Manifest
+from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.errors import InputError
 
 _FILE = "decomposition.json"

@@ -23,11 +23,11 @@ from hiermem_jax.data.sources.tfds import TfdsSource, WorldSource
 Source = JsonlSource | ParquetSource | TextSource | TfdsSource | WorldSource
 
 __all__ = ["BadRecord", "JsonlSource", "ParquetSource", "Record", "Source", "TextSource", "TfdsSource", "WorldSource",
-           "under"]  # fmt: skip
+           "resolve_data_dir"]  # fmt: skip
 
 
-def under(source: Source, directory: str) -> Source:
-  """The same source with a relative `data_dir` taken to start in `directory`."""
+def resolve_data_dir(source: Source, directory: str) -> Source:
+  """The same source with its `data_dir`, if that is a relative path, below `directory`."""
   if getattr(source, "data_dir", None) is None:
     return source
   return dataclasses.replace(source, data_dir=os.path.join(directory, source.data_dir))

@@ -11,7 +11,7 @@ import numpy as np
 from hiermem_jax.data.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"  # what decoders put where bytes do not make a character
-_LONGEST_CHARACTER = 4  # bytes in UTF-8
+LONGEST_CHARACTER = 4  # bytes in UTF-8
 _CONTEXT = 8  # tokens looked at on each side of a cut
 
 
@@ -37,8 +37,8 @@ def windows_of(texts: Sequence[str], tokenizer: Tokenizer, window_tokens: int = 
   several byte tokens moves back by up to three tokens, so with a tokenizer that decodes exactly the
   windows' texts, joined, are the text.
   """
-  if window_tokens < _LONGEST_CHARACTER:
-    raise ValueError(f"window_tokens is {window_tokens}; it must be at least {_LONGEST_CHARACTER}")
+  if window_tokens < LONGEST_CHARACTER:
+    raise ValueError(f"window_tokens is {window_tokens}; it must be at least {LONGEST_CHARACTER}")
   for text, encoded in zip(texts, tokenizer.encode_batch(texts), strict=True):
     ids = np.asarray(encoded, np.int32)
     if len(ids) <= window_tokens:
@@ -59,7 +59,7 @@ def _cut(ids: np.ndarray, start: int, window_tokens: int, tokenizer: Tokenizer) 
   full_text = tokenizer.decode(ids[start:full])
   if full == len(ids) or not _splits_character(ids, full, full_text, tokenizer):
     return full, full_text
-  for stop in range(full - 1, full - _LONGEST_CHARACTER, -1):
+  for stop in range(full - 1, full - LONGEST_CHARACTER, -1):
     text = tokenizer.decode(ids[start:stop])
     if not _splits_character(ids, stop, text, tokenizer):
       return stop, text

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 
 from hiermem_jax import files
-from hiermem_jax.data.corpus import cluster as cluster_lib
-from hiermem_jax.data.corpus.cluster import KnownEmbeddings, TreeConfig, cluster_corpus, embedding_inputs
+from hiermem_jax.data.corpus.cluster import cluster_corpus
+from hiermem_jax.data.corpus.config import PackConfig, ReadConfig
+from hiermem_jax.data.corpus.embed import KnownEmbeddings, embedding_inputs, parts_fingerprint
 from hiermem_jax.data.corpus.keys import mix, window_keys
 from hiermem_jax.data.corpus.prepare import prepare
 from hiermem_jax.data.corpus.runner import BeamConfig
 from hiermem_jax.data.sources import JsonlSource
 from hiermem_jax.data.text.tokenizer import train_sentencepiece
 from hiermem_jax.errors import InputError
+from hiermem_jax.retrieval.build import TreeConfig, build_tree, level_report
 from hiermem_jax.retrieval.encoders import FittedLsaEncoder, LsaEncoder
 from hiermem_jax.retrieval.retriever import load_retriever
-from hiermem_jax.retrieval.tree import build_tree
 
 HERE = BeamConfig(options=("--direct_num_workers=1", "--direct_running_mode=in_memory"))
 TWO = BeamConfig(options=("--direct_num_workers=2", "--direct_running_mode=multi_processing"))
@@ -49,13 +50,19 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def grow(corpus, tokenizer, tmp_path_factory):
-  def run(directory=None, source=corpus, tree=TREE, **kwargs):
+  def run(directory=None, source=corpus, tree=TREE, sample=1.0, runner=HERE, **read):
     directory = str(directory or tmp_path_factory.mktemp("tree") / "tree")
     encoder = LsaEncoder(dim=8).fit(TEXTS)
     encoder.save(f"{directory}/encoder")
-    settings = {"window_tokens": 512, "runner": HERE} | kwargs
     return directory, cluster_corpus(
-      source=source, tokenizer=tokenizer, encoder=encoder, tree=tree, directory=directory, **settings
+      source=source,
+      tokenizer=tokenizer,
+      encoder=encoder,
+      tree=tree,
+      directory=directory,
+      read=ReadConfig(**{"window_tokens": 512} | read),
+      sample=sample,
+      beam_config=runner,
     )
 
   return run
@@ -85,8 +92,7 @@ def test_embeddings_are_those_of_the_windows(grown, corpus):
 def test_it_is_the_tree_that_is_grown_in_memory(grown):
   directory, tree = grown
   keys, embeddings = embedded(directory)
-  settings = dataclasses.asdict(TREE)
-  expected = build_tree(embeddings, mix(keys, TREE.seed), encoder_fingerprint=tree.encoder_fingerprint, **settings)
+  expected = build_tree(embeddings, mix(keys, TREE.seed), config=TREE, encoder_fingerprint=tree.encoder_fingerprint)
   for level, other in zip(tree.centroids, expected.centroids, strict=True):
     np.testing.assert_array_equal(level, other)
   assert load_retriever(directory).tree.fingerprint == tree.fingerprint
@@ -157,7 +163,8 @@ def test_prepare_encodes_only_what_cluster_has_not(grow, corpus, tokenizer, tmp_
   seen = []
   real = FittedLsaEncoder.encode
   monkeypatch.setattr(FittedLsaEncoder, "encode", lambda self, texts: (seen.extend(texts), real(self, texts))[1])
-  kwargs = {"source": corpus, "tokenizer": tokenizer, "length": 32, "window_tokens": 512, "runner": HERE}
+  kwargs = {"source": corpus, "tokenizer": tokenizer, "beam_config": HERE}
+  kwargs |= {"pack": PackConfig(length=32), "read": ReadConfig(window_tokens=512)}
   reused = prepare(tree=directory, directory=str(tmp_path / "a"), **kwargs)
   assert len(seen) == 400 - clustered
   monkeypatch.setattr(KnownEmbeddings, "__init__", _knows_nothing)
@@ -172,10 +179,11 @@ def _knows_nothing(self, *arguments):
 
 def test_embeddings_of_other_windows_are_not_used(grow, corpus, tokenizer):
   directory, tree = grow()
-  inputs = embedding_inputs(corpus, tokenizer, tree.encoder_fingerprint, 512)
-  assert len(KnownEmbeddings(directory, 0, inputs)._keys) > 0
+  inputs = embedding_inputs(corpus, tokenizer, tree.encoder_fingerprint, ReadConfig(window_tokens=512))
+  inputs["parts"] = parts_fingerprint(corpus.parts())
+  assert len(KnownEmbeddings(directory, 0, inputs)) > 0
   for name, value in (("window_tokens", 32), ("source", "another"), ("parts", "others"), ("encoder", "another")):
-    assert len(KnownEmbeddings(directory, 0, inputs | {name: value})._keys) == 0
+    assert len(KnownEmbeddings(directory, 0, inputs | {name: value})) == 0
 
 
 def test_directories_of_other_inputs_are_refused(grow, tmp_path):
@@ -199,16 +207,8 @@ def test_too_many_bad_records(grow, tmp_path):
   assert grow(source=source, max_bad_share=0.01)[1].num_leaves == 9
 
 
-@pytest.mark.parametrize("setting", [{"branching": 1}, {"depth": 0}])
-def test_settings_out_of_range(setting):
-  with pytest.raises(InputError, match="set at least 2 and 1"):
-    TreeConfig(**setting)
-
-
 def test_nodes_without_examples_pass_on_their_centroid(grow):
   """Three different texts cannot fill nine leaves: the rest of the tree repeats, and every path has an end."""
   _, tree = grow(tree=TreeConfig(branching=4, depth=4, steps=1, batch_size=16))
   assert tree.num_leaves == 256 and np.isfinite(tree.centroids[-1]).all()
-  assert (
-    cluster_lib.level_report(np.bincount(tree.assign(np.eye(8, dtype=np.float32)), minlength=256), 4)["empty"] > 200
-  )
+  assert level_report(np.bincount(tree.assign(np.eye(8, dtype=np.float32)), minlength=256), 4)["empty"] > 200

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hiermem_jax.data.corpus.keys import below, mix, slot, window_keys
+from hiermem_jax.data.corpus.keys import in_sample, mix, partition, window_keys
 
 
 def test_mix_is_splitmix64():
@@ -18,7 +18,7 @@ def test_keys_differ_and_look_random():
   assert len(np.unique(keys)) == len(keys) == 6000
   for hashes in (keys, mix(keys, 7)):
     assert abs(np.mean(hashes / 2**64) - 0.5) < 0.02  # standard error 0.0037
-    assert np.all(np.abs(np.bincount(slot(hashes, 10), minlength=10) - 600) < 120)  # standard deviation 23
+    assert np.all(np.abs(np.bincount(partition(hashes, 10), minlength=10) - 600) < 120)  # standard deviation 23
   assert np.corrcoef(keys, mix(keys, 7))[0, 1] < 0.05
 
 
@@ -33,16 +33,16 @@ def test_places_out_of_range_are_refused(place):
     window_keys(part, np.array(documents), windows)
 
 
-def test_below_takes_a_nested_share():
+def test_a_smaller_sample_is_a_subset():
   hashes = mix(np.arange(10_000))
-  third, half = below(1 / 3, hashes), below(0.5, hashes)
+  third, half = in_sample(hashes, 1 / 3), in_sample(hashes, 0.5)
   assert abs(third.mean() - 1 / 3) < 0.02 and np.all(half[third])
-  assert below(1.0, hashes).all() and not below(0.0, hashes).any()
+  assert in_sample(hashes, 1.0).all() and not in_sample(hashes, 0.0).any()
 
 
-def test_slots_are_ascending_ranges():
+def test_partitions_are_ascending_ranges():
   hashes = np.sort(mix(np.arange(1000)))
-  slots = slot(hashes, 7)
-  assert np.all(np.diff(slots) >= 0) and slots.min() == 0 and slots.max() == 6
-  assert slot(np.array([2**64 - 1], np.uint64), 2**20)[0] == 2**20 - 1
-  assert slot(hashes, 1).max() == 0
+  parts = partition(hashes, 7)
+  assert np.all(np.diff(parts) >= 0) and parts.min() == 0 and parts.max() == 6
+  assert partition(np.array([2**64 - 1], np.uint64), 2**20)[0] == 2**20 - 1
+  assert partition(hashes, 1).max() == 0

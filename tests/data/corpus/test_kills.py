@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import random
 import signal
 import subprocess
@@ -11,20 +12,20 @@ import time
 import numpy as np
 import pytest
 
-from hiermem_jax.data.packed.format import PackedDataset
+from hiermem_jax.data.packed.reading import PackedDataset
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_ROOT = str(pathlib.Path(__file__).resolve().parents[3])
 _CONFIG = """
 JsonlSource.pattern = '{folder}/*.jsonl'
 cluster.corpus = @JsonlSource()
 cluster.tokenizer_vocab_size = 400
-cluster.branching = 3
-cluster.depth = 2
-cluster.batch_size = 200
+TreeConfig.branching = 3
+TreeConfig.depth = 2
+TreeConfig.batch_size = 200
 prepare.train = @JsonlSource()
-prepare.length = 64
-prepare.num_shards = 3
-prepare.tails = 'mix'
+PackConfig.length = 64
+PackConfig.num_shards = 3
+PackConfig.tails = 'mix'
 """
 
 

@@ -1,6 +1,7 @@
 """From documents to the packed dataset: what is in it, that it does not depend on how it was made, what is refused."""
 
 import collections
+import dataclasses
 import gzip
 import json
 import pathlib
@@ -10,18 +11,20 @@ import pytest
 
 from hiermem_jax.data.corpus import pack as pack_corpus
 from hiermem_jax.data.corpus import prepare as prepare_lib
+from hiermem_jax.data.corpus.config import PackConfig, ReadConfig
 from hiermem_jax.data.corpus.prepare import prepare
 from hiermem_jax.data.corpus.runner import BeamConfig
-from hiermem_jax.data.packed.format import PackedDataset
+from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.data.sources import JsonlSource
 from hiermem_jax.data.text.tokenizer import train_sentencepiece
 from hiermem_jax.data.text.windows import windows_of
 from hiermem_jax.errors import InputError
+from hiermem_jax.retrieval.build import TreeConfig, build_tree
 from hiermem_jax.retrieval.encoders import LsaEncoder
 from hiermem_jax.retrieval.retriever import load_retriever
-from hiermem_jax.retrieval.tree import build_tree
 
 LENGTH, WINDOW = 24, 16
+PACK, READ = PackConfig(length=LENGTH, num_shards=3, seed=5), ReadConfig(window_tokens=WINDOW)
 HERE = BeamConfig(options=("--direct_num_workers=1", "--direct_running_mode=in_memory"))
 TWO = BeamConfig(options=("--direct_num_workers=2", "--direct_running_mode=multi_processing"))
 WORDS = ["apple", "boat", "cat", "dune", "elm", "fog", "gate", "hut"]
@@ -56,19 +59,24 @@ def tree(tmp_path_factory):
   directory = str(tmp_path_factory.mktemp("retriever"))
   encoder = LsaEncoder(dim=6).fit(TEXTS)
   encoder.save(f"{directory}/encoder")
-  grown = build_tree(
-    encoder.encode(TEXTS), branching=2, depth=3, steps=2, batch_size=64, encoder_fingerprint=encoder.fingerprint
-  )
-  grown.save(directory)
+  config = TreeConfig(branching=2, depth=3, steps=2, batch_size=64)
+  build_tree(encoder.encode(TEXTS), config=config, encoder_fingerprint=encoder.fingerprint).save(directory)
   return directory
 
 
 @pytest.fixture(scope="module")
 def build(corpus, tokenizer, tree, tmp_path_factory):
-  def run(directory=None, **kwargs):
+  def run(directory=None, source=corpus, tree=tree, runner=HERE, read=READ, **pack):
     directory = directory or tmp_path_factory.mktemp("packed") / "set"
-    defaults = {"source": corpus, "tree": tree, "length": LENGTH, "window_tokens": WINDOW, "num_shards": 3, "seed": 5}
-    return prepare(tokenizer=tokenizer, directory=str(directory), **{"runner": HERE} | defaults | kwargs)
+    return prepare(
+      source=source,
+      tokenizer=tokenizer,
+      tree=tree,
+      directory=str(directory),
+      pack=dataclasses.replace(PACK, **pack),
+      read=read,
+      beam_config=runner,
+    )
 
   return run
 
@@ -311,7 +319,7 @@ def test_unfinished_work_of_other_inputs_is_refused(build, tmp_path, monkeypatch
 @pytest.mark.parametrize(
   "settings, message",
   [
-    ({"length": 0}, "at least 1"),
+    ({"length": 0}, "PackConfig.length = 0: give at least 1"),
     ({"tails": "keep"}, "one of pad, drop, mix"),
     ({"tree": None, "tails": "mix"}, "no leaf has siblings"),
     ({"buckets": (8, 16)}, "tree = None"),
@@ -334,7 +342,9 @@ def test_bad_records_are_counted_up_to_a_share(build, tmp_path):
   source = write_lines(tmp_path / "a.jsonl", [*good, *bad])
   with pytest.raises(InputError, match=r"6 of 96 records are malformed \(2 malformed JSON, .*\), e\.g\. .*:95: mend"):
     build(tmp_path / "set", source=source)
-  manifest = build(tmp_path / "set", source=source, max_bad_share=0.1).manifest  # goes on where the other stopped
+  manifest = build(
+    tmp_path / "set", source=source, read=dataclasses.replace(READ, max_bad_share=0.1)
+  ).manifest  # goes on where the other stopped
   assert manifest.num_documents == 90
   assert {kind: entry["count"] for kind, entry in manifest.bad_records.items()} == {
     "not UTF-8": 1, "field 'text' missing": 1, "field 'text' empty": 1, "field 'text' over 1000 characters": 1,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hiermem_jax.data.packed.decomposition import DecomposedBatches, DecomposedDataset, decompose, open_dataset
-from hiermem_jax.data.packed.format import PackedDataset
+from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.errors import InputError
 
 LENGTHS = (4, 8, 16)

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from hiermem_jax.data.packed.format import Manifest, PackedDataset, decode_records, encode_record, write_shard
+from hiermem_jax.data.packed.format import Manifest, decode_records, encode_record, write_shard
+from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.errors import InputError
 
 S = 16
