@@ -1,5 +1,7 @@
-"""From nothing to a finished run on a TPU pod, and back to nothing: `python -m tpu_setup --help`, or README.md here.
+"""Creates TPU slices, sets up their hosts, runs verbs on them, and deletes the slices; see README.md in this folder.
 
-Knows the `gcloud` command line and this repository's files; the training code knows nothing of it. `config` holds what
-is asked for, `slices` what every kind of slice can do, `gcloud` and `local` the two kinds, `host/` what runs on a host.
+`config` reads the configuration. `slices` declares what every kind of slice can do; `gcloud` and `local` are the two
+kinds. `jobs` sets up the hosts and starts, watches and stops a run on them, `watch` repeats that until the run has
+finished, and `sweep` does it for many runs. The scripts in `host/` run on the hosts. The training code knows nothing of
+this folder.
 """

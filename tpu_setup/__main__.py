@@ -1,10 +1,10 @@
-r"""TPU slices for hiermem_jax: created, set up, used, given back.
+r"""Creates TPU slices, runs hiermem_jax on them, and deletes them.
 
   python -m tpu_setup create --topology=v5e:16x16
   python -m tpu_setup bootstrap
   python -m tpu_setup launch --run_dir=gs://BUCKET/runs/a2 -- train --gin_file=gin/runs/a2.gin ...
 
-README.md in this folder leads from an empty project to a finished run. --dry_run prints what would be run.
+README.md in this folder leads from an empty project to a finished run. --dry_run prints the commands and runs none.
 """
 
 import argparse
@@ -136,7 +136,10 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-  """The command line; returns the exit status: 2 for what must be mended, 1 for what may pass."""
+  """Runs a command line and returns the exit status.
+
+  The status is 2 when the user must change something, and 1 when the same command may succeed later.
+  """
   argv = list(argv)
   at = argv.index("--") if "--" in argv else len(argv)
   arguments = _parser().parse_args(argv[:at])

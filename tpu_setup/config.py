@@ -1,4 +1,4 @@
-"""What every command needs to know: one TOML file of defaults, any value of which is a flag as well."""
+"""The configuration of all commands: defaults in config.toml, then a file, then flags; the last one wins."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,7 @@ CAPACITIES = ("spot", "reserved", "on-demand")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """See config.toml, which explains and gives every value."""
+  """All values of the configuration. config.toml explains each and gives its default."""
 
   provider: str
   name: str
@@ -66,14 +66,14 @@ class Config:
       raise InputError(f"bucket = {self.bucket!r}: give the bucket alone, e.g. gs://my-bucket")
 
   def require_project(self) -> None:
-    """Raises InputError when it is not known where the slice is."""
+    """Raises InputError when the project or the zone of a slice in the cloud is missing."""
     missing = [field for field in ("project", "zone") if not getattr(self, field)]
     if self.provider == "gcloud" and missing:
       raise InputError(f"{' and '.join(missing)} missing; set it in {DEFAULTS.name}, or give --{missing[0]}=...")
 
   @property
   def parsed(self) -> Topology:
-    """The topology, checked."""
+    """The topology of one slice. Raises InputError where there is no such topology."""
     return parse_topology(self.topology, self.slices)
 
   @property
@@ -88,16 +88,16 @@ class Config:
 
   @property
   def chips_per_host(self) -> int:
-    """Chips of one host; slices of 8 or fewer v5e or v6e chips are one host."""
+    """Chips of one host: 4, or all chips of a slice that is a single host (up to 8 of v5e and v6e)."""
     return self.chips if self.chips <= CHIPS[self.chip].single_host else 4
 
 
 @dataclasses.dataclass(frozen=True)
 class CloudChip:
-  """How Google names a chip, as `gcloud help` and cloud.google.com/tpu/docs had it in 2026."""
+  """Google's names for a kind of chip, from `gcloud help` and cloud.google.com/tpu/docs in 2026."""
 
-  accelerator: str  # of --accelerator-type, before the number
-  cores: int  # that the number counts, per chip
+  accelerator: str  # the part of --accelerator-type before the number
+  cores: int  # by which one chip raises that number
   runtime: str  # TPU VM image
   single_host: int  # most chips of a slice that is one host
   gke: str  # cloud.google.com/gke-tpu-accelerator
@@ -112,7 +112,7 @@ CHIPS = {
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """A flag for the file and one for each of its values."""
+  """Adds a flag for a configuration file and a flag for each value."""
   group = parser.add_argument_group("configuration, see tpu_setup/config.toml")
   group.add_argument("--config", type=pathlib.Path, help="a file like config.toml; what it lacks is as there")
   for field in dataclasses.fields(Config):
@@ -133,7 +133,7 @@ def _labels(text: str) -> dict[str, str]:
 
 
 def load(path: pathlib.Path | None, flags: Mapping[str, Any]) -> Config:
-  """The defaults, then the file, then the flags that are not None.
+  """Reads the defaults, then the file, then the flags that are not None; the last one wins.
 
   Raises:
     InputError: a value is unknown or of the wrong type; the file, the value and what it should be are named.

@@ -1,4 +1,4 @@
-"""What a run costs: chip-hours from the FLOPs that `describe` counts, and money from prices.toml."""
+"""Estimates chip-hours and price of a run from the FLOPs that `describe` counts and the prices in prices.toml."""
 
 import json
 import math
@@ -15,7 +15,7 @@ PRICES = pathlib.Path(__file__).with_name("prices.toml")
 
 
 def training_flops(flags: Sequence[str]) -> float:
-  """Model FLOPs of a whole training, as `describe` counts them.
+  """Asks `describe` for the model FLOPs of a whole training.
 
   Raises:
     InputError: `describe` refuses the configuration, or it is not a whole run.
@@ -31,10 +31,10 @@ def training_flops(flags: Sequence[str]) -> float:
 
 
 def price(config: Config, path: pathlib.Path = PRICES) -> float | None:
-  """What a chip costs for an hour; None where the table has nothing yet.
+  """Reads the price of one chip for one hour; None where the table has no price for it.
 
   Raises:
-    InputError: the table cannot be read, or has something that is not a price.
+    InputError: the table cannot be read, or a value is not a positive number.
   """
   try:
     table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -47,7 +47,7 @@ def price(config: Config, path: pathlib.Path = PRICES) -> float | None:
 
 
 def report(config: Config, flops: float, utilisation: float, prices: pathlib.Path = PRICES) -> str:
-  """Chip-hours, hours and money of `flops` at a share of the chip's peak (bfloat16)."""
+  """Writes chip-hours, hours and price of `flops` at a share `utilisation` of the chip's bfloat16 peak."""
   if not 0 < utilisation <= 1:
     raise InputError(f"--utilisation={utilisation}: the share of peak FLOPs that a run reaches, above 0 and at most 1")
   chips = config.chips * config.slices

@@ -17,7 +17,7 @@ MOUNT = "/gcs"
 
 
 class GcloudSlice:
-  """See `slices.Slice`. Several slices are one queued resource with nodes NAME-0, NAME-1, ..."""
+  """A slice of Cloud TPUs; see `slices.Slice`. Several slices are one queued resource with nodes NAME-0, NAME-1, ..."""
 
   def __init__(self, config: Config, shell: Shell):
     self.config, self.shell = config, shell
@@ -33,8 +33,9 @@ class GcloudSlice:
 
     Raises:
       InputError: it was refused, the name is taken, or the bucket would not do.
-      TroubleError: it did not come in time, or came and went. In any case nothing is left behind but what had the name
-        before.
+      TroubleError: it was not granted in time, or was lost at once.
+
+    After an error the request is deleted, except where the name was taken before.
     """
     self._check_bucket()
     try:
@@ -68,7 +69,10 @@ class GcloudSlice:
       )
 
   def _check_bucket(self) -> None:
-    """Before anything costs: a checkpoint becomes whole when its folder is renamed, which must happen at once."""
+    """Checks the bucket before anything costs money.
+
+    Its folders must be renamed atomically, because renaming its folder is what completes a checkpoint.
+    """
     if not (bucket := self.config.bucket):
       return
     command = ["gcloud", "storage", "buckets", "describe", bucket, "--raw"]
@@ -100,7 +104,10 @@ class GcloudSlice:
     return [*flags, f"--labels={labels}"] if labels else flags
 
   def state(self) -> str:
-    """As the queue has it, and of an active one as its nodes have it: a preempted node shows there first."""
+    """MISSING, WAITING, ACTIVE or LOST, by the queued resource and, when that is active, by its nodes.
+
+    A preemption shows in the state of a node before it shows in the queued resource.
+    """
     found = self._queue_state()
     if found == "ACTIVE":
       nodes = {self._describe_node(node)["state"] for node in self._nodes}
@@ -108,7 +115,7 @@ class GcloudSlice:
     return MISSING if not found else WAITING if found in _COMING else LOST
 
   def detail(self) -> str:
-    """The queue's word."""
+    """The state of the queued resource in Google's words."""
     return self._queue_state() or "missing"
 
   def _queue_state(self) -> str:
@@ -116,7 +123,7 @@ class GcloudSlice:
     return (self._get(command) or "").strip()
 
   def _get(self, command: list[str]) -> str | None:
-    """What a question is answered; None where nothing is found. Other failures may pass."""
+    """Runs a command that reads something; None where the thing does not exist. Other failures are tried again."""
     try:
       return self.shell.run(command, again=lambda error: not (_not_found(error) or _refused(error)))
     except CommandError as error:
@@ -144,7 +151,7 @@ class GcloudSlice:
     self.delete()
 
   def hosts(self) -> list[Host]:
-    """As the nodes list them; with --dry_run as many as the shape should have."""
+    """All hosts that the nodes list; in a dry run as many as the topology should have."""
     counts = [len(self._describe_node(node)["networkEndpoints"]) for node in self._nodes]
     if self.shell.dry_run:
       counts = [self.config.chips // self.config.chips_per_host] * self.config.slices
@@ -155,25 +162,25 @@ class GcloudSlice:
     return [*self._where, f"--worker={host.worker}", "--quiet", *["--internal-ip"] * self.config.internal_ips]
 
   def run(self, host: Host, script: str) -> str:
-    """Through ssh; a lost connection is tried again, what the script itself refuses (error: ...) is not."""
+    """Runs a script through ssh. A failure is tried again, unless the script itself printed a line `error: ...`."""
     command = [*self._node, "ssh", host.node, *self._connection(host), f"--command={script}"]
     return self.shell.run(command, again=lambda error: "error: " not in error.text)
 
   def send(self, host: Host, path: str, name: str) -> None:
-    """Through scp."""
+    """Copies a file to the host through scp."""
     command = [*self._node, "scp", path, f"{host.node}:{name}", *self._connection(host)]
     self.shell.run(command, again=lambda error: True)
 
   def process_flags(self, hosts: Sequence[Host]) -> list[list[str]]:
-    """On Cloud TPU jax finds the others by itself."""
+    """No flags: on Cloud TPU jax finds the other processes by itself."""
     return [[] for _ in hosts]
 
   def environment(self) -> dict[str, str]:
-    """Kind of chip, the bucket to mount, an interpreter if there is one."""
+    """The kind of chip, the bucket to mount, and the interpreter where one is configured."""
     return {"CHIP": self.config.chip, "BUCKET": self.config.bucket.removeprefix("gs://"), "PYTHON": self.config.python}
 
   def on_host(self, text: str) -> str:
-    """gs://BUCKET is mounted."""
+    """Replaces gs://BUCKET/ by the folder where the hosts mount the bucket."""
     bucket = self.config.bucket or "none"
     result = text.replace(f"{bucket}/", f"{MOUNT}/{bucket.removeprefix('gs://')}/")
     if "gs://" in result:
@@ -181,7 +188,7 @@ class GcloudSlice:
     return result
 
   def read(self, path: str) -> str | None:
-    """From the bucket, so that it can be read when the slice is gone."""
+    """Reads a file from the bucket, which also works when the slice is gone; None where there is none."""
     return self._get(["gcloud", "storage", "cat", path])
 
 
@@ -196,7 +203,7 @@ def _refused(error: CommandError) -> bool:
 
 
 def _advice(error: CommandError) -> str:
-  """gcloud's line, with what to do about it."""
+  """The line of gcloud's error, followed by the remedy."""
   text = error.text.lower()
   for words, remedy in (
     ("quota", "ask for more quota, or choose another zone, topology or capacity"),

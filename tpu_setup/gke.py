@@ -1,4 +1,4 @@
-"""The second way, for those whose quota is in a GKE cluster: a JobSet to apply with kubectl."""
+"""Writes a JobSet for `kubectl apply`, for those whose TPU quota is in a GKE cluster."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ import yaml
 from hiermem_jax.errors import InputError
 from tpu_setup.config import CHIPS, Config
 
-# As in host/bootstrap.sh: what another host writes is seen at once.
+# As in host/bootstrap.sh. No metadata is cached, so that a host sees at once what another one writes.
 _MOUNT_OPTIONS = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0"
 
 
 def manifest(config: Config, verb: str, flags: Sequence[str], run_dir: str, image: str, tries: int) -> str:
-  """A JobSet that runs a verb on every host of the slices, restarted as a whole when a host is lost.
+  """Writes a JobSet that runs a verb on every host of the slices. When a host is lost, all hosts are restarted.
 
   The image has this repository as its working directory and its environment on PATH. The bucket is mounted by GKE's
   Cloud Storage FUSE driver at /gcs/BUCKET. jax finds the hosts by the variables that GKE and JobSet set.

@@ -1,4 +1,4 @@
-"""A run on a slice: its hosts made ready, started, looked at, stopped."""
+"""Sets up the hosts of a slice, and starts, inspects and stops a run on them."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ from tpu_setup.slices import ACTIVE, Host, Slice, TroubleError, everywhere
 
 _ARCHIVE = "hiermem_code.tar.gz"
 _SCRIPTS = "hiermem/code/tpu_setup/host"
-# New code takes the old one's place when it is whole, and never under a run.
+# The old code is replaced when the new code is unpacked in full, and never while a run uses it.
 _UNPACK = f"""set -e
 if [ -e {_SCRIPTS}/status.sh ] && [ "$(bash {_SCRIPTS}/status.sh | head -n 1)" = running ]; then
   echo "error: a run is going on; stop it first" >&2
@@ -29,20 +29,20 @@ mv hiermem/code.new hiermem/code
 
 
 class Job(NamedTuple):
-  """A verb with its flags, and the directory that it fills."""
+  """A run: a verb, its flags, and its run directory."""
 
-  verb: str  # "train" or another one that takes --distributed
+  verb: str  # one that takes --distributed, e.g. "train"
   flags: Sequence[str]
   run_dir: str  # as the user names it: gs://... or a path
 
   @property
   def mark(self) -> str:
-    """The file that says that the run has finished."""
+    """The file that exists once the run has finished."""
     return f"{self.run_dir.rstrip('/')}/finished"
 
 
 class Status(NamedTuple):
-  """What a host says of its run."""
+  """The state of a run on one host."""
 
   state: str  # "running", "exited N", "died" or "none"
   command: str
@@ -50,17 +50,17 @@ class Status(NamedTuple):
 
 
 def require_active(slice_: Slice) -> None:
-  """Raises InputError when there is no slice to work on."""
+  """Raises InputError when the slice is not active."""
   if not slice_.shell.dry_run and (state := slice_.state()) != ACTIVE:
     raise InputError(f"{slice_.config.name}: is {state} ({slice_.detail()}); create it first, or wait for it")
 
 
 def bootstrap(slice_: Slice, archive: pathlib.Path | None = None) -> None:
-  """Code, environment and bucket on every host; then all must have their chips and the same versions.
+  """Copies the code to every host, makes the environment, mounts the bucket, and compares the hosts.
 
   Args:
     slice_: an active slice.
-    archive: the code, see `source.archive`; None: made as the configuration says.
+    archive: the code, see `source.archive`; None makes an archive of the configured commit.
 
   Raises:
     TroubleError: a host could not be made ready.
@@ -93,7 +93,7 @@ def bootstrap(slice_: Slice, archive: pathlib.Path | None = None) -> None:
 
 
 def _facts(host: Host, text: str) -> dict:
-  """The last line of bootstrap.sh, with our name of the host."""
+  """Parses the last line of bootstrap.sh's output, JSON, and adds the name of the host."""
   last = (text.strip().splitlines() or [""])[-1]
   try:
     return json.loads(last) | {"host": str(host)}
@@ -105,7 +105,8 @@ def launch(slice_: Slice, job: Job) -> None:
   """Starts the run on every host.
 
   Raises:
-    TroubleError: a host would not start it; those that did are stopped again.
+    TroubleError: it did not start on one host; it is then stopped on the others.
+    InputError: a run is going on there.
   """
   hosts = slice_.hosts()
   run_dir = slice_.on_host(job.run_dir)
@@ -130,21 +131,21 @@ def launch(slice_: Slice, job: Job) -> None:
 
 
 def statuses(slice_: Slice, hosts: Sequence[Host] | None = None) -> list[Status]:
-  """What every host says, in their order."""
+  """Asks every host for the state of its run; the answers are in the order of the hosts."""
   script = f"bash {_SCRIPTS}/status.sh 2> /dev/null || printf 'none\\n\\n\\n'"
   answers = everywhere(slice_, lambda host: slice_.run(host, script), hosts)
   return [Status(*(text.split("\n") + ["", "", ""])[:3]) for text in answers]
 
 
 def stop(slice_: Slice, seconds: int | None = None) -> None:
-  """Ends the run on every host, after it has saved its state; after `seconds` by force."""
+  """Tells the run on every host to save its state and end, and kills it where it has not ended after `seconds`."""
   seconds = slice_.config.stop_seconds if seconds is None else seconds
   script = f"[ ! -e {_SCRIPTS}/stop.sh ] || STOP_SECONDS={seconds} bash {_SCRIPTS}/stop.sh"
   everywhere(slice_, lambda host: slice_.run(host, script))
 
 
 def logs(slice_: Slice, worker: int | None, lines: int) -> list[str]:
-  """The last lines of the logs of one host or of all, each with its host in front."""
+  """Reads the last lines of the logs of one host or of all; each line begins with its host."""
   hosts = slice_.hosts()
   if worker is not None:
     if not 0 <= worker < len(hosts):

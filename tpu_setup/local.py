@@ -1,4 +1,4 @@
-"""Slices on this machine: a host is a directory, its chips are CPU devices. To try things before they cost money."""
+"""Slices on this machine, to try things before they cost money. A host is a directory, its chips are CPU devices."""
 
 import json
 import os
@@ -15,7 +15,10 @@ from tpu_setup.slices import ACTIVE, MISSING, Host, everywhere
 
 
 class LocalSlice:
-  """See `slices.Slice`. ROOT/NAME/slice.json has the state; whoever wants a preemption writes "lost" there."""
+  """A slice on this machine; see `slices.Slice`.
+
+  ROOT/NAME/slice.json holds the state. Writing "lost" there simulates a preemption.
+  """
 
   def __init__(self, config: Config, shell: Shell):
     self.config, self.shell = config, shell
@@ -23,7 +26,7 @@ class LocalSlice:
     self._file = self.directory / "slice.json"
 
   def create(self) -> None:
-    """Makes the directories."""
+    """Makes the directories of the hosts."""
     if self.state() != MISSING:
       raise InputError(f"{self.config.name}: this slice exists in {self.directory}; delete it, or give another --name")
     homes = [str(self._home(number)) for number in range(self.config.hosts)]
@@ -35,15 +38,15 @@ class LocalSlice:
     return self.directory / f"host_{number}"
 
   def state(self) -> str:
-    """As the file says."""
+    """The state that slice.json holds; MISSING without the file."""
     return json.loads(self._file.read_text())["state"] if self._file.exists() else MISSING
 
   def detail(self) -> str:
-    """The same."""
+    """The same as `state`."""
     return self.state()
 
   def delete(self) -> None:
-    """Ends what runs on the hosts and removes their directories."""
+    """Kills what runs on the hosts and removes their directories."""
     if self.state() == MISSING:
       return
     script = f"STOP_SECONDS=0 bash {pathlib.Path(__file__).parent}/host/stop.sh"
@@ -51,12 +54,12 @@ class LocalSlice:
     self.shell.run(["rm", "-r", str(self.directory)])
 
   def hosts(self) -> list[Host]:
-    """One per process."""
+    """All hosts; each is for one process."""
     count = json.loads(self._file.read_text())["hosts"] if self._file.exists() else self.config.hosts
     return [Host(self.config.name, number, number) for number in range(count)]
 
   def run(self, host: Host, script: str) -> str:
-    """In a shell whose home is the host's directory."""
+    """Runs a script in bash with the host's directory as HOME."""
     home = self._home(host.worker)
     if self.shell.dry_run:
       self.shell.say(f"cd {home} && HOME={home} bash -c {script!r}")
@@ -74,11 +77,11 @@ class LocalSlice:
     return done.stdout
 
   def send(self, host: Host, path: str, name: str) -> None:
-    """Copies."""
+    """Copies a file into the host's directory."""
     self.shell.run(["cp", path, str(self._home(host.worker) / name)])
 
   def process_flags(self, hosts: Sequence[Host]) -> list[list[str]]:
-    """They meet at a port that is free now."""
+    """The address of process 0, on a port that is free at this moment, with the number and the id of each process."""
     with socket.socket() as listener:
       listener.bind(("127.0.0.1", 0))
       port = listener.getsockname()[1]
@@ -86,16 +89,16 @@ class LocalSlice:
     return [[*meeting, f"--process_id={host.index}"] for host in hosts]
 
   def environment(self) -> dict[str, str]:
-    """CPU devices, and the interpreter that runs this."""
+    """CPU devices, and the interpreter that runs this program where none is configured."""
     python = self.config.python or sys.executable
     return {"CHIP": "cpu", "DEVICES": str(self.config.devices), "BUCKET": "", "PYTHON": python}
 
   def on_host(self, text: str) -> str:
-    """Paths are the same; a bucket cannot be mounted here."""
+    """The text itself, because hosts see the same paths. Raises InputError for gs:// paths."""
     if "gs://" in text:
       raise InputError(f"{text}: a local slice has no buckets; give a path")
     return text
 
   def read(self, path: str) -> str | None:
-    """A file here."""
+    """Reads a file of this machine; None where there is none."""
     return pathlib.Path(path).read_text() if os.path.exists(path) else None

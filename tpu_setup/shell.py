@@ -1,4 +1,4 @@
-"""Runs command lines: retries what may pass, prints instead of running with --dry_run."""
+"""Runs command lines, tries failures again that may pass, and with --dry_run prints the commands instead."""
 
 import functools
 import shlex
@@ -11,7 +11,7 @@ _MAX_BACKOFF = 900.0
 
 
 class CommandError(Exception):
-  """A command failed for good; `text` is what it said."""
+  """A command failed and is not tried again. `text` is its standard error, or else its output."""
 
   def __init__(self, command: Sequence[str], status: int, text: str):
     self.command, self.status, self.text = command, status, text
@@ -19,7 +19,7 @@ class CommandError(Exception):
 
   @property
   def line(self) -> str:
-    """What to repeat to the user: the last line that says ERROR, else the last line."""
+    """The line to show to the user: the last one with the word ERROR, or else the last one."""
     lines = self.text.strip().splitlines() or [f"status {self.status}"]
     return next((line for line in reversed(lines) if "ERROR" in line), lines[-1])
 
@@ -46,10 +46,10 @@ class Shell(NamedTuple):
 
     Args:
       command: program and arguments.
-      again: whether a failure may pass, and the command is to be tried again after a pause.
+      again: says whether a failure may pass; the command is then tried again after a pause.
 
     Raises:
-      CommandError: it failed, `tries` times if it may pass.
+      CommandError: it failed, and may not pass or has failed `tries` times.
     """
     if self.dry_run:
       self.say(shlex.join(command))
@@ -65,7 +65,7 @@ class Shell(NamedTuple):
     raise AssertionError("tries is at least 1")
 
   def pause(self, number: int) -> float:
-    """Sleeps after the failure of this number, from 0; returns for how long."""
+    """Sleeps after failure number `number`, counted from 0, and returns for how many seconds."""
     seconds = min(self.backoff_seconds * 2**number, _MAX_BACKOFF)
     self.sleep(seconds)
     return seconds

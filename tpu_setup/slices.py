@@ -1,4 +1,4 @@
-"""What every kind of slice can do, and how a command reaches all of its hosts."""
+"""Declares what every kind of slice can do, and calls a function for all hosts of a slice at once."""
 
 import concurrent.futures
 import dataclasses
@@ -9,13 +9,13 @@ from tpu_setup.config import Config
 from tpu_setup.shell import CommandError, Shell
 
 T = TypeVar("T")
-AT_A_TIME = 16  # connections; each is a process of gcloud's
+AT_A_TIME = 16  # connections; each is a process of gcloud
 
 # States of a slice.
 MISSING = "missing"
 WAITING = "waiting"
 ACTIVE = "active"
-LOST = "lost"  # preempted, suspended, failed: only good for deletion
+LOST = "lost"  # preempted, suspended or failed; it can only be deleted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,37 +23,37 @@ class Host:
   """A machine of a slice."""
 
   node: str  # the slice's name; of several slices, this one's
-  worker: int  # within it
-  index: int  # over all
+  worker: int  # number within the node
+  index: int  # number within all nodes; the process id of the run on it
 
   def __str__(self) -> str:
     return f"{self.node}:{self.worker}"
 
 
 class TroubleError(Exception):
-  """Something failed that may pass: a host, a connection, a slice that is not granted. One line that names it."""
+  """A failure that may pass: of a host, of a connection, or a slice that is not granted. One line that names it."""
 
 
 class Slice(Protocol):
-  """A slice, or several of one run; there may be none of this name yet.
+  """A slice, or several slices of one run. The object may stand for a slice that does not exist yet.
 
-  Scripts start in a home directory of the host's, with `environment` set.
+  Scripts start in a home directory on the host, with the variables of `environment` set.
   """
 
   config: Config
   shell: Shell
 
   def create(self) -> None:
-    """Asks for the slice and waits until it is there; what was begun and failed is taken back."""
+    """Asks for the slice and waits until it is active. A request that fails is deleted."""
 
   def state(self) -> str:
     """MISSING, WAITING, ACTIVE or LOST."""
 
   def detail(self) -> str:
-    """The provider's own word for the state."""
+    """The state in the provider's words."""
 
   def delete(self) -> None:
-    """Gives everything back; says nothing if there is nothing."""
+    """Deletes the slice. It is no error if there is none."""
 
   def hosts(self) -> list[Host]:
     """All hosts of an active slice."""
@@ -65,23 +65,23 @@ class Slice(Protocol):
     """Copies a file to the host's home directory."""
 
   def process_flags(self, hosts: Sequence[Host]) -> list[list[str]]:
-    """What each host's process must be told to find the others."""
+    """For each host the flags with which its process finds the others."""
 
   def environment(self) -> dict[str, str]:
-    """What the scripts of host/ need to know."""
+    """Variables that the scripts in host/ read."""
 
   def on_host(self, text: str) -> str:
-    """A command's argument as a host must have it: gs:// paths become paths."""
+    """Translates an argument of a command for the hosts: gs:// paths become paths of the mounted bucket."""
 
   def read(self, path: str) -> str | None:
-    """A small file of a run directory; None if there is none."""
+    """Reads a small file of a run directory; None where there is none."""
 
 
 def everywhere(slice_: Slice, function: Callable[[Host], T], hosts: Sequence[Host] | None = None) -> list[T]:
-  """Calls `function` for every host, several at a time.
+  """Calls `function` for every host, several at a time, and returns the results in the order of the hosts.
 
   Raises:
-    TroubleError: it failed for some; the first of them is named with what it said.
+    TroubleError: a command failed on some hosts; the message names the first of them with its error.
   """
   hosts = slice_.hosts() if hosts is None else hosts
   if slice_.shell.dry_run:

@@ -1,4 +1,4 @@
-"""The code that hosts run, as one archive: a git commit, or the working tree as it is."""
+"""Packs the code for the hosts into one archive: a git commit, or the working tree as it is."""
 
 import io
 import pathlib
@@ -11,12 +11,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def archive(commit: str, path: pathlib.Path) -> str:
-  """Writes the code of a commit, or with "" the files that git knows or would add; returns its name.
+  """Writes an archive of the code of a commit, or with "" of all files that git tracks or would add.
 
-  The archive has one file more, COMMIT, with that name.
+  Returns the short hash of the commit, followed by "+changes" where the working tree differs from it. The archive also
+  holds this text, in the file COMMIT.
 
   Raises:
-    InputError: there is no such commit, or this is no git checkout.
+    InputError: there is no such commit, or this folder is not a git checkout.
   """
   try:
     name = _git("rev-parse", "--short=12", "--verify", f"{commit or 'HEAD'}^{{commit}}").decode().strip()

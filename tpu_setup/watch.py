@@ -1,4 +1,4 @@
-"""Sees a run through: creates what is missing, starts what has ended, until the run's completion mark is there."""
+"""Repeats creation, setup and start until a run has finished."""
 
 import pathlib
 import tempfile
@@ -9,17 +9,18 @@ from hiermem_jax.errors import InputError
 from tpu_setup import jobs, source
 from tpu_setup.slices import ACTIVE, LOST, MISSING, WAITING, Slice, TroubleError
 
-_BAD_INPUT = "exited 2"  # of a verb; nothing changes by trying again
+_BAD_INPUT = "exited 2"  # the status of a verb whose input is bad, which another try does not change
 
 
 def watch(slice_: Slice, job: jobs.Job, clock: Callable[[], float] = time.monotonic) -> None:
-  """Returns when the run has finished. The same command may be given again at any time, or on another machine.
+  """Creates, sets up and starts whatever is missing or has ended, and returns when the run has finished.
 
-  Every start counts as a try; one that lasted `healthy_minutes` clears the count. Between tries it waits, longer each
-  time. The code that hosts run is that of the first moment.
+  Every start counts as a try. A start that lasted `healthy_minutes` sets the count to zero. The pause between two tries
+  doubles each time. All tries run the code that was there at the first. The same command may be given again at any
+  time, also on another machine, because all state is on the hosts and in the run directory.
 
   Raises:
-    InputError: the run itself says that its input is bad, the slice was refused at once, or the tries are used up.
+    InputError: the run ended with status 2, the first request for the slice was refused, or the tries are used up.
   """
   config, tries, started = slice_.config, 0, None
   with tempfile.TemporaryDirectory() as directory:
@@ -54,7 +55,7 @@ def watch(slice_: Slice, job: jobs.Job, clock: Callable[[], float] = time.monoto
 
 
 def _trouble(slice_: Slice, job: jobs.Job, ours: bool) -> str | None:
-  """Why the run on an active slice must be started again; None while it goes on."""
+  """Says why the run on an active slice must be started again; None while it goes on."""
   try:
     hosts = slice_.hosts()
     found = jobs.statuses(slice_, hosts)
@@ -75,7 +76,11 @@ def _trouble(slice_: Slice, job: jobs.Job, ours: bool) -> str | None:
 
 
 def _bring_up(slice_: Slice, job: jobs.Job, archive: pathlib.Path, state: str, first: bool) -> None:
-  """From any state to a running run. The first request may be refused for good; what was granted once may be again."""
+  """Starts the run, whatever the state of the slice.
+
+  With `first`, a refused request raises InputError; later ones raise TroubleError, because what was granted before may
+  be granted again.
+  """
   if state == LOST:
     slice_.delete()
   if state in (LOST, MISSING):
