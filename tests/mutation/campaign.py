@@ -1,0 +1,409 @@
+"""Mutation testing: how many small mistakes in the code do the tests see? See docs/mutation_testing.md.
+
+  python tests/mutation/campaign.py                  # draws the sample where there is none, runs what has no result yet
+  python tests/mutation/campaign.py --room training --again   # runs a room's survivors again
+  python tests/mutation/campaign.py --report         # prints the tables
+
+A mutant is applied to a copy of the repository, never to the repository itself. A server that has imported the
+libraries, but nothing of ours, forks a child for every mutant, which runs those tests in its own process that execute the
+mutated line, fastest first, until one fails. Which tests those are is measured once, with coverage.py. They are the tests
+that run in the process of pytest; what only tests with processes of their own see is seen with --thorough, which runs
+the whole of `THOROUGH` for each survivor.
+"""
+
+import argparse
+import collections
+import compileall
+import ctypes
+import dataclasses
+import importlib
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import mutants
+import sample
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = pathlib.Path(__file__).with_name("results.jsonl")
+EQUIVALENT = pathlib.Path(__file__).with_name("equivalent.json")
+LIBRARIES = (
+  "pytest",
+  "coverage",
+  "numpy",
+  "jax",
+  "jax.experimental.mesh_utils",
+  "flax.linen",
+  "optax",
+  "orbax.checkpoint",
+  "gin",
+  "clu.metric_writers",
+  "tensorflow",
+  "seqio",
+  "apache_beam",
+  "tensorflow_datasets",
+  "sklearn.decomposition",
+  "tokenizers",
+  "sentencepiece",
+  "matplotlib.pyplot",
+  "pyarrow",
+  "torch",
+  "transformers",
+  "array_record.python.array_record_module",
+)
+MAPPED = (  # folders and files of tests whose coverage is measured
+  "tests/models",
+  "tests/parallel/test_mesh.py",
+  "tests/parallel/test_exchange.py",
+  "tests/training",
+  "tests/retrieval",
+  "tests/data/packed",
+  "tests/data/text",
+  "tests/data/tasks",
+  "tests/data/sources",
+  "tests/data/world",
+  "tests/data/corpus",
+  "tests/data/test_seqio_tasks.py",
+  "tests/evaluation",
+  "tests/inference",
+  "tests/tpu_setup",
+  "tests/golden/test_paper_numbers.py",
+)
+THOROUGH = {
+  "parallel": ["tests/parallel", "tests/golden"],
+  "training": ["tests/training", "tests/parallel", "tests/test_train.py", "tests/multihost"],
+  "models": ["tests/models", "tests/parallel", "tests/golden"],
+  "data": ["tests/data"],
+}
+BUDGET = 45.0  # seconds of tests for one mutant, by their durations when nothing is mutated
+TIMEOUT = 240.0  # seconds, after which a mutant counts as seen: it hangs
+
+
+class Watch:
+  """A plugin of pytest: measures tests, or runs chosen ones in a given order and notes the first that fails."""
+
+  def __init__(self, order=None, coverage=None):
+    """Runs the tests in `order` alone, or all of them, telling `coverage` which test runs."""
+    self.order, self.coverage, self.failed = order, coverage, None
+    self.durations = collections.Counter()
+
+  def pytest_collection_modifyitems(self, items):
+    """Chooses and sorts."""
+    if self.order is not None:
+      place = {test: number for number, test in enumerate(self.order)}
+      items[:] = sorted((item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid])
+
+  def pytest_runtest_logstart(self, nodeid):
+    """Says which test is measured."""
+    if self.coverage:
+      self.coverage.switch_context(nodeid)
+
+  def pytest_runtest_logreport(self, report):
+    """Adds up the time of a test's phases."""
+    self.durations[report.nodeid] += report.duration
+    if report.failed and self.failed is None:
+      self.failed = report.nodeid
+
+  def pytest_collectreport(self, report):
+    """A file that cannot be imported."""
+    if report.failed and self.failed is None:
+      self.failed = report.nodeid
+
+
+class Worker:
+  """A process with a copy of the repository, which forks a child for every run of pytest."""
+
+  def __init__(self, work: pathlib.Path, number: int):
+    """Copies what git tracks and imports the libraries."""
+    self.tree, self.log, self.tmp = (work / f"{name}-{number}" for name in ("tree", "log", "tmp"))
+    shutil.rmtree(self.tree, ignore_errors=True)
+    files = subprocess.run(
+      ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    for file in files.stdout.splitlines():
+      if (ROOT / file).is_file():
+        (self.tree / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / file, self.tree / file)
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what a child leaves running becomes ours, to end
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
+    os.environ |= {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_COMPILATION_CACHE_DIR": str(work / "compiled"),
+      "PYTHONPATH": str(self.tree),
+      "PYTHONDONTWRITEBYTECODE": "1",
+      "OMP_NUM_THREADS": "1",
+    }
+    os.chdir(self.tree)
+    compileall.compile_dir("hiermem_jax", quiet=1)
+    sys.path[:0] = [str(self.tree)]
+    for library in LIBRARIES:
+      try:
+        importlib.import_module(library)
+      except ImportError:
+        print(f"without {library}")
+    assert not any(name.startswith("hiermem_jax") for name in sys.modules)
+
+  def run(self, files: list[str], order: list[str] | None = None, measure: pathlib.Path | None = None, timeout=3600.0):
+    """Runs pytest in a child.
+
+    Returns:
+      Exit status (None when the time was up), the first failure, seconds of CPU, durations of the tests.
+    """
+    shutil.rmtree(self.tmp, ignore_errors=True)
+    self.tmp.mkdir()
+    answer = self.tmp / "answer.json"
+    pid = os.fork()
+    if not pid:
+      self._child(files, order, measure, answer)
+    deadline, status, cpu = time.monotonic() + timeout, None, 0.0
+    while status is None:
+      done, code, usage = os.wait4(pid, os.WNOHANG)
+      if done:
+        status, cpu = os.waitstatus_to_exitcode(code), usage.ru_utime + usage.ru_stime
+      elif time.monotonic() > deadline:
+        os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        break
+      else:
+        time.sleep(0.02)
+    self._end_orphans()
+    found = json.loads(answer.read_text()) if answer.exists() else {"failed": None, "durations": {}}
+    return status, found["failed"], cpu, found["durations"]
+
+  def _child(self, files, order, measure, answer):
+    os.setpgid(0, 0)
+    output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    code = 70
+    try:
+      import coverage
+      import pytest
+
+      measured, sys.dont_write_bytecode = None, not measure
+      if measure:
+        measured = coverage.Coverage(data_file=str(measure), source=["hiermem_jax", "tpu_setup"], config_file=False)
+        measured.start()
+      watch = Watch(order, measured)
+      options = ["-q", "-p", "no:cacheprovider", f"--basetemp={self.tmp / 'pytest'}", "-m", "not slow"]
+      code = int(pytest.main([*options, *([] if measure else ["-x"]), *files], plugins=[watch]))
+      if measured:
+        measured.stop()
+        measured.save()
+      answer.write_text(json.dumps({"failed": watch.failed, "durations": dict(watch.durations)}))
+    finally:
+      sys.stdout.flush()
+      os._exit(code)
+
+  def _end_orphans(self):
+    while True:
+      try:
+        pid, _ = os.waitpid(-1, os.WNOHANG)
+      except ChildProcessError:
+        return
+      if not pid:
+        children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        for child in children:
+          os.kill(int(child), signal.SIGKILL)
+        time.sleep(0.05)
+
+  def measure(self, folder: str, target: pathlib.Path) -> None:
+    """Writes which lines the tests of a folder execute, and how long each takes."""
+    from coverage import CoverageData
+
+    data_file = target.with_suffix(".coverage")
+    data_file.unlink(missing_ok=True)
+    status, failed, cpu, durations = self.run([folder], measure=data_file)
+    data, lines = CoverageData(str(data_file)), {}
+    data.read()
+    for file in data.measured_files():
+      module = os.path.relpath(file, self.tree)
+      lines[module] = {line: [t for t in tests if t] for line, tests in data.contexts_by_lineno(file).items()}
+    about = {"durations": durations, "lines": lines, "failed": failed, "cpu": cpu, "status": status}
+    target.write_text(json.dumps(about))
+
+  def judge(self, mutant: mutants.Mutant, tests: list[str]) -> dict:
+    """Applies a mutant, runs the tests and takes it back."""
+    place = mutants.find(self.tree, mutant)
+    if place is None:
+      return {"fate": "gone"}
+    path = self.tree / mutant.module
+    original, times = path.read_text(encoding="utf-8"), path.stat()
+    path.write_text(mutants.mutate(self.tree, place), encoding="utf-8")
+    os.utime(path, (times.st_atime, times.st_mtime + 100))  # so that no compiled file of the original is taken for it
+    try:
+      start = time.monotonic()
+      files = list(dict.fromkeys(test.split("::")[0] for test in tests))
+      order = tests if any("::" in test for test in tests) else None
+      status, failed, cpu, durations = self.run(files, order, timeout=TIMEOUT if order else 1200.0)
+    finally:
+      path.write_text(original, encoding="utf-8")
+      os.utime(path, (times.st_atime, times.st_mtime))
+    fate = {0: "survived", None: "timeout", 5: "no tests"}.get(status, "killed")
+    line = {"fate": fate, "line": place.start[0], "test": failed, "tests": len(durations)}
+    return line | {"seconds": round(time.monotonic() - start, 1), "cpu": round(cpu, 1)}
+
+
+class TestMap:
+  """Which tests execute a line, and how long they take."""
+
+  def __init__(self, work: pathlib.Path):
+    """Joins what was measured."""
+    self.durations, self.lines = {}, collections.defaultdict(lambda: collections.defaultdict(set))
+    for path in sorted(work.glob("map-*.json")):
+      found = json.loads(path.read_text())
+      self.durations |= found["durations"]
+      for module, lines in found["lines"].items():
+        for line, tests in lines.items():
+          self.lines[module][int(line)].update(tests)
+
+  def of(self, root: pathlib.Path, mutant: mutants.Mutant, budget: float) -> list[str]:
+    """Tests to run, fastest first; then the rest of their files, which may see what a shared fixture has executed."""
+    place, lines = mutants.find(root, mutant), self.lines[mutant.module]
+    if place is None:
+      return []
+    tests = set().union(*(lines[line] for line in range(place.start[0], place.end[0] + 1)))
+    if not tests:  # executed at import, or in the middle of a statement: those that execute anything near it
+      near = (root / mutant.module).read_text(encoding="utf-8").split("\n")
+      low, high = (place.start[0] - 6, place.end[0] + 6) if mutant.function else (0, len(near))
+      tests = set().union(*(lines[line] for line in range(low, high)))
+    own = pathlib.Path(mutant.module).stem
+    files = collections.Counter(test.split("::")[0] for test in tests)
+    others = {t for t in self.durations if t.split("::")[0] in files or f"test_{own}.py" in t} - tests
+    chosen, spent = [], 0.0
+    for group in (tests, others):
+      for test in sorted(group, key=lambda test: (self.durations.get(test, 1.0), test)):
+        spent += self.durations.get(test, 1.0)
+        if spent > budget and chosen:
+          break
+        chosen.append(test)
+    return chosen
+
+
+def _serve(work, number, tasks, results):
+  os.nice(10)
+  worker = Worker(work, number)
+  while (task := tasks.get()) is not None:
+    kind, *arguments = task
+    try:
+      results.put((task, getattr(worker, kind)(*arguments)))
+    except Exception as error:  # noqa: BLE001
+      results.put((task, {"fate": f"error: {error!r}"}))
+
+
+def _run(work: pathlib.Path, workers: int, tasks: list[tuple]):
+  """Yields the tasks and their results as they come."""
+  queues = multiprocessing.SimpleQueue(), multiprocessing.SimpleQueue()
+  processes = [multiprocessing.Process(target=_serve, args=(work, i, *queues)) for i in range(workers)]
+  for process in processes:
+    process.start()
+  waiting = iter(tasks)
+  for _ in range(workers):
+    queues[0].put(next(waiting, None))
+  for _ in tasks:
+    yield queues[1].get()
+    queues[0].put(next(waiting, None))
+  for process in processes:
+    process.join()
+
+
+def _load() -> dict[mutants.Mutant, dict]:
+  fields = [field.name for field in dataclasses.fields(mutants.Mutant)]
+  lines = map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines()) if RESULTS.exists() else ()
+  return {mutants.Mutant(**{name: line.pop(name) for name in fields}): line for line in lines}
+
+
+def _store(results: dict[mutants.Mutant, dict]) -> None:
+  lines = (json.dumps(dataclasses.asdict(mutant) | about, ensure_ascii=False) for mutant, about in results.items())
+  RESULTS.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _room(mutant: mutants.Mutant) -> str:
+  first, second = mutant.module.split("/")[:2]
+  return first if first == "tpu_setup" else second
+
+
+def report(results: dict[mutants.Mutant, dict]) -> None:
+  """Prints the mutants per room as a table, then those that are equivalent and those that survived."""
+  reasons = json.loads(EQUIVALENT.read_text(encoding="utf-8")) if EQUIVALENT.exists() else []
+  equivalent = {(r["module"], r["before"], r["after"]): r["reason"] for r in reasons}
+  table = {room: collections.Counter() for room in sample.SIZES}
+  for mutant, about in results.items():
+    key = (mutant.module, mutant.before, mutant.after)
+    table[_room(mutant)][
+      "equivalent" if about.get("fate") == "survived" and key in equivalent else about.get("fate")
+    ] += 1
+  print("| room | mutants | killed | of these by the time limit | survived | equivalent |\n|---|---|---|---|---|---|")
+  for room, n in (table | {"all": sum(table.values(), collections.Counter())}).items():
+    killed = n["killed"] + n["timeout"]
+    print(
+      f"| {room} | {n.total()} | {killed} | {n['timeout']} | {n.total() - killed - n['equivalent']} | {n['equivalent']} |"
+    )
+  for mutant, about in results.items():
+    if about.get("fate") not in ("killed", "timeout"):
+      reason = equivalent.get((mutant.module, mutant.before, mutant.after))
+      print(f"\n{about.get('fate')}: {mutant.module}:{about.get('line')} {mutant.function} {mutant.operator}")
+      print(f"  - {mutant.before}\n  + {mutant.after}" + (f"\n  equivalent: {reason}" if reason else ""))
+
+
+def main():
+  """Draws, measures, runs, reports."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--room", action="append", choices=list(sample.SIZES), help="one room alone; may be repeated")
+  parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("/tmp/hiermem_mutation"), help="scratch folder")
+  parser.add_argument("--workers", type=int, default=2)
+  parser.add_argument("--again", action="store_true", help="run survivors again")
+  parser.add_argument("--thorough", action="store_true", help="run survivors again, with the tests of whole folders")
+  parser.add_argument("--measure", nargs="*", help="measure coverage of these folders again (none: of all)")
+  parser.add_argument("--report", action="store_true", help="print the tables alone")
+  options = parser.parse_args()
+  results = _load()
+  if options.report:
+    report(results)
+    return
+  options.work.mkdir(parents=True, exist_ok=True)
+  rooms = options.room or list(sample.SIZES)
+  for room in rooms:
+    if not any(_room(mutant) == room for mutant in results):
+      results |= {mutant: {} for mutant in sample.draw(ROOT, room)}
+  _store(results)
+  targets = {f: options.work / f"map-{f.replace('/', '-')}.json" for f in MAPPED if (ROOT / f).exists()}
+  chosen = (
+    options.measure or list(targets) if options.measure is not None else [f for f in targets if not targets[f].exists()]
+  )
+  for (_, folder, target), _ in _run(options.work, options.workers, [("measure", f, targets[f]) for f in chosen]):
+    found = json.loads(target.read_text())
+    print(
+      f"{folder}: {len(found['durations'])} tests, {found['cpu']:.0f} s of CPU, first failure {found['failed']}",
+      flush=True,
+    )
+  tests, tasks = TestMap(options.work), []
+  for mutant, about in results.items():
+    wanted = ("survived", "no tests", "gone") if options.again or options.thorough else (None,)
+    if _room(mutant) in rooms and about.get("fate") in wanted:
+      chosen = (
+        THOROUGH.get(_room(mutant), [f"tests/{_room(mutant)}"]) if options.thorough else tests.of(ROOT, mutant, BUDGET)
+      )
+      tasks.append(("judge", mutant, chosen))
+  for (_, mutant, _), about in _run(options.work, options.workers, tasks):
+    results[mutant] = about
+    _store(results)
+    print(
+      f"{about.get('fate')} {about.get('cpu')} s {mutant.module}:{about.get('line')}\n  + {mutant.after}", flush=True
+    )
+  report({mutant: about for mutant, about in results.items() if _room(mutant) in rooms})
+
+
+if __name__ == "__main__":
+  main()
