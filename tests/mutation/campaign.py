@@ -81,7 +81,7 @@ THOROUGH = {
   "models": ["tests/models", "tests/parallel", "tests/golden"],
   "data": ["tests/data"],
 }
-BUDGET = 45.0  # seconds of tests for one mutant, by their durations when nothing is mutated
+BUDGET = 45.0  # seconds of tests for one mutant, of CPU, when nothing is mutated
 TIMEOUT = 240.0  # seconds, after which a mutant counts as seen: it hangs
 
 
@@ -91,7 +91,7 @@ class Watch:
   def __init__(self, order=None, coverage=None):
     """Runs the tests in `order` alone, or all of them, telling `coverage` which test runs."""
     self.order, self.coverage, self.failed = order, coverage, None
-    self.durations = collections.Counter()
+    self.started, self.durations = 0.0, {}
 
   def pytest_collection_modifyitems(self, items):
     """Chooses and sorts."""
@@ -101,14 +101,18 @@ class Watch:
 
   def pytest_runtest_logstart(self, nodeid):
     """Says which test is measured."""
+    self.started = sum(os.times()[:4])  # CPU of this process and of those it has waited for
     if self.coverage:
       self.coverage.switch_context(nodeid)
 
   def pytest_runtest_logreport(self, report):
-    """Adds up the time of a test's phases."""
-    self.durations[report.nodeid] += report.duration
+    """Notes a failure."""
     if report.failed and self.failed is None:
       self.failed = report.nodeid
+
+  def pytest_runtest_logfinish(self, nodeid):
+    """Notes the time of a test."""
+    self.durations[nodeid] = sum(os.times()[:4]) - self.started
 
   def pytest_collectreport(self, report):
     """A file that cannot be imported."""
@@ -201,7 +205,7 @@ class Worker:
       if measured:
         measured.stop()
         measured.save()
-      answer.write_text(json.dumps({"failed": watch.failed, "durations": dict(watch.durations)}))
+      answer.write_text(json.dumps({"failed": watch.failed, "durations": watch.durations}))
     finally:
       sys.stdout.flush()
       os._exit(code)
@@ -219,7 +223,7 @@ class Worker:
         time.sleep(0.05)
 
   def measure(self, folder: str, target: pathlib.Path) -> None:
-    """Writes which lines the tests of a folder execute, and how long each takes."""
+    """Writes which lines the tests of a folder execute, and the CPU that each takes."""
     from coverage import CoverageData
 
     data_file = target.with_suffix(".coverage")

@@ -131,3 +131,43 @@ def test_one_process_feeds_every_row():
   np.testing.assert_array_equal(local_rows(mesh, 5), np.arange(5))
   batch = {"memory_leaf": np.arange(5, dtype=np.int32)}
   np.testing.assert_array_equal(place_batch(batch, mesh)["memory_leaf"], batch["memory_leaf"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What `mesh_utils` asks of a device."""
+
+  id: int
+  slice_index: int
+  coords: tuple[int, int, int]
+  platform = "tpu"
+  device_kind = "TPU v5 lite"
+  core_on_chip = 0
+  process_index = 0
+
+
+def chips(slices):
+  """Slices of 4x4 chips, in no particular order."""
+  result = [Chip(16 * s + 4 * y + x, s, (x, y, 0)) for s in range(slices) for y in range(4) for x in range(4)]
+  return [result[i] for i in np.random.default_rng(0).permutation(len(result))]
+
+
+@pytest.mark.parametrize("model", [1, 4])
+def test_only_the_replica_axis_crosses_slices(model):
+  """The data-centre network carries the gradients' sum and nothing else."""
+  mesh = make_mesh(MeshConfig(model=model), chips(2))
+  assert dict(mesh.shape) == {"replica": 2, "data": 16 // model, "model": model}
+  slices = [{chip.slice_index for chip in replica.flat} for replica in mesh.devices]
+  assert slices in ([{0}, {1}], [{1}, {0}])
+  assert {chip.id for chip in mesh.devices.flat} == set(range(32))
+
+
+def test_neighbours_on_the_model_axis_are_neighbours_in_the_slice():
+  mesh = make_mesh(MeshConfig(model=4), chips(1))
+  for ring in mesh.devices.reshape(-1, 4):
+    steps = [np.abs(np.subtract(a.coords, b.coords)).sum() for a, b in zip(ring, np.roll(ring, 1))]
+    assert sorted(steps)[:3] == [1, 1, 1]
+
+
+def test_slices_that_the_devices_do_not_form():
+  fails(lambda: make_mesh(MeshConfig(slices=4), chips(2)), "MeshConfig.slices = 4: the devices belong to 2 slices")

@@ -3,12 +3,13 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models import MemoryConfig
-from hiermem_jax.models.bank import sum_rows
+from hiermem_jax.models.bank import RowGradient, sum_rows
 from hiermem_jax.training import OptimizerConfig
 from hiermem_jax.training.optimizer import apply_updates
 
@@ -87,3 +88,14 @@ def test_choice_per_level():
   assert mixed.row_updates(memory, 8) == {"level_1": "lazy", "level_2": "dense", "level_4": "lazy"}
   with pytest.raises(InputError, match="the tree has 4 levels; bind one entry for each"):
     config(bank_update=("lazy",)).row_updates(memory, 8)
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_tables_are_rounded_independently(lazy):
+  """Two tables alike, with equal updates of half a spacing: which weights go up is drawn for each."""
+  table, value = jnp.ones((3, 1000), jnp.bfloat16), jnp.full((3, 1000), 2.0**-8)
+  update = RowGradient(jnp.arange(3), value) if lazy else value
+  params = {"anchor": {}, "bank": {"level_1": table, "level_2": table}}
+  updated = apply_updates(params, {"anchor": {}, "bank": {"level_1": update, "level_2": update}}, jax.random.key(0))
+  up = [np.asarray(updated["bank"][name], np.float32) > 1 for name in ("level_1", "level_2")]
+  assert 0.4 < (up[0] == up[1]).mean() < 0.6

@@ -159,3 +159,17 @@ def test_without_stochastic_rounding_small_updates_would_be_lost():
   moved = np.asarray(jax.jit(lambda t: jax.lax.fori_loop(0, 1000, body, t))(table), np.float32).mean() - 1
   assert moved == pytest.approx(2.0**-7, rel=0.1)
   assert np.asarray(jnp.ones((), jnp.bfloat16) + jnp.bfloat16(2.0**-7 / 1000)) == 1
+
+
+def test_fetched_rows_of_a_bfloat16_table_are_rounded_stochastically():
+  """A quarter of the spacing moves a quarter of the weights, others with another key; rows that no id names stay."""
+  spacing, slot = 2.0**-7, jnp.array([4, 1, ROWS])
+  table = jnp.ones((ROWS, 4000), jnp.bfloat16)
+  updates = RowGradient(slot, jnp.full((3, 4000), spacing / 4))
+  first, second = (np.asarray(apply_row_updates(table, updates, jax.random.key(k)), np.float32) for k in (0, 1))
+  for result in (first, second):
+    assert set(np.unique(result[[1, 4]])) == {1.0, 1.0 + spacing}
+    np.testing.assert_allclose((result[[1, 4]] > 1).mean(axis=1), 0.25, atol=0.04)  # 6 standard deviations
+    np.testing.assert_array_equal(np.delete(result, [1, 4], axis=0), 1.0)
+  assert (first != second).any()
+  assert (first[1] != first[4]).any()
