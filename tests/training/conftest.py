@@ -51,7 +51,7 @@ def run(run_dir, **changes):
     "steps": 12,
     "batch_size": 6,
     "mesh": MESH,
-    "metadata": {"tree_fingerprint": "feed"},
+    "metadata": {"tree_fingerprint": "feed", "tokenizer_fingerprint": "cafe"},
     "open_writer": lambda start: JsonlWriter(f"{run_dir}/metrics.jsonl", start),
     "generic_probability": 0.3,
     "checkpoint_every": 4,

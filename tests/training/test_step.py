@@ -54,11 +54,11 @@ def random_batch(leaf=LEAF, seed=0):
   }
 
 
-def make_step(memory, generic_probability=0.0, anchor=ANCHOR):
+def make_step(memory, generic_probability=0.0, anchor=ANCHOR, optimizer=RECORD):
   step = make_train_step(
     anchor=anchor,
     memory=memory,
-    optimizer=RECORD,
+    optimizer=optimizer,
     mesh=make_mesh(devices=jax.devices()[:1]),
     generic_probability=generic_probability,
     z_loss=Z_LOSS,
@@ -217,3 +217,47 @@ def test_chunk_that_does_not_divide_the_sequence(params):
     make_step(MEMORY, anchor=dataclasses.replace(ANCHOR, logits_chunk=4))(
       make_state(params), random_batch(), jax.random.key(0)
     )
+
+
+def nudge(grads, state, params, finite=True):
+  """Adds half of bfloat16's spacing at 1 to every weight of the bank; its state is what it was told of the batch."""
+  updates = {name: jnp.full(table.shape, 2.0**-8) for name, table in params["bank"].items()}
+  return {"anchor": {}, "bank": updates}, jnp.asarray(finite)
+
+
+def nudged_state(anchor_params, step=0):
+  bank = {name: jnp.ones(shape, jnp.bfloat16) for name, shape in table_shapes(MEMORY, ANCHOR).items()}
+  params = {"anchor": jax.tree.map(jnp.asarray, anchor_params), "bank": bank}
+  return TrainState(step=jnp.int32(step), skipped=jnp.int32(3), params=params, opt_state=jnp.asarray(True))
+
+
+@pytest.fixture(scope="module")
+def nudging_step():
+  return make_step(MEMORY, optimizer=optax.GradientTransformationExtraArgs(lambda params: jnp.asarray(True), nudge))
+
+
+@pytest.mark.parametrize("gradient, loss", [(True, True), (False, True), (True, False)])
+def test_loss_and_gradient_must_both_be_finite(params, nudging_step, gradient, loss):
+  """A head of 1e25 gives a finite loss whose gradient's norm overflows; a token beyond the vocabulary the opposite."""
+  anchor, batch = dict(params["anchor"]), random_batch()
+  if not gradient:
+    anchor["head"] = jax.tree.map(lambda x: x * 1e25, anchor["head"])
+  if not loss:
+    batch["decoder_target_tokens"][0, 0] = ANCHOR.vocab_size
+  state, metrics = nudging_step(nudged_state(anchor), batch, jax.random.key(0))
+  assert np.isfinite(metrics["grad_norm"]) == gradient
+  assert np.isfinite(metrics["loss"]) == loss
+  assert bool(state.opt_state) == (gradient and loss)  # what the optimizer was told
+  assert int(state.skipped) == float(metrics["skipped"]) == (3 if gradient and loss else 4)
+  assert int(state.step) == 1
+
+
+def test_rounding_is_drawn_anew_in_every_step(params, nudging_step):
+  first, second, again = (
+    np.asarray(
+      nudging_step(nudged_state(params["anchor"], step), random_batch(), jax.random.key(0))[0].params["bank"]["level_3"]
+    )
+    for step in (0, 1, 0)
+  )
+  assert 0.3 < (first == second).mean() < 0.7
+  np.testing.assert_array_equal(first, again)

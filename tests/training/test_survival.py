@@ -158,6 +158,12 @@ def test_a_half_written_checkpoint_is_not_restored(toy, whole, copy):
   assert not (copy / "checkpoints/12.orbax-checkpoint-tmp").exists()
 
 
+def test_a_reader_leaves_what_the_run_is_writing(toy, whole, copy):
+  (copy / "checkpoints/12").rename(copy / "checkpoints/12.orbax-checkpoint-tmp")
+  assert load_model(str(copy), toy.mesh).metadata["step"] == 8
+  assert any((copy / "checkpoints/12.orbax-checkpoint-tmp").iterdir())
+
+
 def test_training_goes_on_where_nothing_can_be_written(toy, whole, tmp_path, monkeypatch):
   """Saves fail from step 8 on; the last one succeeds at the second try."""
   save, failures = ocp.CheckpointManager.save, []
