@@ -86,11 +86,11 @@ TIMEOUT = 240.0  # seconds, after which a mutant counts as seen: it hangs
 
 
 class Watch:
-  """A plugin of pytest: measures tests, or runs chosen ones in a given order and notes the first that fails."""
+  """A plugin of pytest: measures tests, or runs chosen ones in a given order, and notes which fail."""
 
   def __init__(self, order=None, coverage=None):
     """Runs the tests in `order` alone, or all of them, telling `coverage` which test runs."""
-    self.order, self.coverage, self.failed = order, coverage, None
+    self.order, self.coverage, self.failed = order, coverage, {}
     self.started, self.durations = 0.0, {}
 
   def pytest_collection_modifyitems(self, items):
@@ -107,8 +107,9 @@ class Watch:
 
   def pytest_runtest_logreport(self, report):
     """Notes a failure."""
-    if report.failed and self.failed is None:
-      self.failed = report.nodeid
+    if report.failed:
+      crash = getattr(report.longrepr, "reprcrash", None)
+      self.failed.setdefault(report.nodeid, crash.message.split("\n")[0][:200] if crash else "")
 
   def pytest_runtest_logfinish(self, nodeid):
     """Notes the time of a test."""
@@ -116,8 +117,8 @@ class Watch:
 
   def pytest_collectreport(self, report):
     """A file that cannot be imported."""
-    if report.failed and self.failed is None:
-      self.failed = report.nodeid
+    if report.failed:
+      self.failed.setdefault(report.nodeid, str(report.longrepr).strip().split("\n")[-1][:200])
 
 
 class Worker:
@@ -162,7 +163,7 @@ class Worker:
     """Runs pytest in a child.
 
     Returns:
-      Exit status (None when the time was up), the first failure, seconds of CPU, durations of the tests.
+      Exit status (None when the time was up), what failed with its message, seconds of CPU, durations of the tests.
     """
     shutil.rmtree(self.tmp, ignore_errors=True)
     self.tmp.mkdir()
@@ -182,7 +183,7 @@ class Worker:
       else:
         time.sleep(0.02)
     self._end_orphans()
-    found = json.loads(answer.read_text()) if answer.exists() else {"failed": None, "durations": {}}
+    found = json.loads(answer.read_text()) if answer.exists() else {"failed": {}, "durations": {}}
     return status, found["failed"], cpu, found["durations"]
 
   def _child(self, files, order, measure, answer):
@@ -237,8 +238,8 @@ class Worker:
     about = {"durations": durations, "lines": lines, "failed": failed, "cpu": cpu, "status": status}
     target.write_text(json.dumps(about))
 
-  def judge(self, mutant: mutants.Mutant, tests: list[str]) -> dict:
-    """Applies a mutant, runs the tests and takes it back."""
+  def judge(self, mutant: mutants.Mutant, stages: list[list[str]]) -> dict:
+    """Applies a mutant, runs the tests of one stage after the other until one fails, and takes it back."""
     place = mutants.find(self.tree, mutant)
     if place is None:
       return {"fate": "gone"}
@@ -246,34 +247,39 @@ class Worker:
     original, times = path.read_text(encoding="utf-8"), path.stat()
     path.write_text(mutants.mutate(self.tree, place), encoding="utf-8")
     os.utime(path, (times.st_atime, times.st_mtime + 100))  # so that no compiled file of the original is taken for it
+    fate, failed, count, cpu, start = "no tests", {}, 0, 0.0, time.monotonic()
     try:
-      start = time.monotonic()
-      files = list(dict.fromkeys(test.split("::")[0] for test in tests))
-      order = tests if any("::" in test for test in tests) else None
-      status, failed, cpu, durations = self.run(files, order, timeout=TIMEOUT if order else 1200.0)
+      for stage in filter(None, stages):
+        files = list(dict.fromkeys(test.split("::")[0] for test in stage))
+        order = stage if any("::" in test for test in stage) else None
+        status, failed, used, durations = self.run(files, order, timeout=TIMEOUT if order else 1200.0)
+        fate, count, cpu = {0: "survived", None: "timeout"}.get(status, "killed"), count + len(durations), cpu + used
+        if fate != "survived":
+          break
     finally:
       path.write_text(original, encoding="utf-8")
       os.utime(path, (times.st_atime, times.st_mtime))
-    fate = {0: "survived", None: "timeout", 5: "no tests"}.get(status, "killed")
-    line = {"fate": fate, "line": place.start[0], "test": failed, "tests": len(durations)}
-    return line | {"seconds": round(time.monotonic() - start, 1), "cpu": round(cpu, 1)}
+    test, message = next(iter(failed.items()), (None, None))
+    about = {"fate": fate, "line": place.start[0], "test": test, "message": message, "tests": count}
+    return about | {"seconds": round(time.monotonic() - start, 1), "cpu": round(cpu, 1)}
 
 
 class TestMap:
   """Which tests execute a line, and how long they take."""
 
   def __init__(self, work: pathlib.Path):
-    """Joins what was measured."""
-    self.durations, self.lines = {}, collections.defaultdict(lambda: collections.defaultdict(set))
+    """Joins what was measured, without the tests that fail here also when nothing is mutated."""
+    self.durations, self.lines, failing = {}, collections.defaultdict(lambda: collections.defaultdict(set)), set()
     for path in sorted(work.glob("map-*.json")):
       found = json.loads(path.read_text())
-      self.durations |= found["durations"]
+      failing |= found["failed"].keys()
+      self.durations |= {test: used for test, used in found["durations"].items() if test not in failing}
       for module, lines in found["lines"].items():
         for line, tests in lines.items():
-          self.lines[module][int(line)].update(tests)
+          self.lines[module][int(line)].update(set(tests) - failing)
 
-  def of(self, root: pathlib.Path, mutant: mutants.Mutant, budget: float) -> list[str]:
-    """Tests to run, fastest first; then the rest of their files, which may see what a shared fixture has executed."""
+  def stages(self, root: pathlib.Path, mutant: mutants.Mutant) -> list[list[str]]:
+    """Tests that execute the line; then the rest of their files, which may see what a shared fixture has executed."""
     place, lines = mutants.find(root, mutant), self.lines[mutant.module]
     if place is None:
       return []
@@ -282,16 +288,21 @@ class TestMap:
       near = (root / mutant.module).read_text(encoding="utf-8").split("\n")
       low, high = (place.start[0] - 6, place.end[0] + 6) if mutant.function else (0, len(near))
       tests = set().union(*(lines[line] for line in range(low, high)))
-    own = pathlib.Path(mutant.module).stem
-    files = collections.Counter(test.split("::")[0] for test in tests)
-    others = {t for t in self.durations if t.split("::")[0] in files or f"test_{own}.py" in t} - tests
-    chosen, spent = [], 0.0
-    for group in (tests, others):
-      for test in sorted(group, key=lambda test: (self.durations.get(test, 1.0), test)):
-        spent += self.durations.get(test, 1.0)
-        if spent > budget and chosen:
-          break
-        chosen.append(test)
+    files = {test.split("::")[0] for test in tests}
+    own = f"test_{pathlib.Path(mutant.module).stem}.py"
+    others = {t for t in self.durations if t.split("::")[0] in files or own in t} - tests
+    return [self._chosen(group) for group in (tests, others)]
+
+  def _chosen(self, tests: set[str]) -> list[str]:
+    """As many as `BUDGET` allows: cheap files first, in a file cheap tests first. No file is begun twice."""
+    files, chosen, spent = collections.defaultdict(list), [], 0.0
+    for test in tests:
+      files[test.split("::")[0]].append((self.durations.get(test, 1.0), test))
+    for file in sorted(files.values(), key=lambda file: (sum(used for used, _ in file), min(file))):
+      for used, test in sorted(file):
+        spent += used
+        if spent <= BUDGET or not chosen:
+          chosen.append(test)
     return chosen
 
 
@@ -396,10 +407,8 @@ def main():
   for mutant, about in results.items():
     wanted = ("survived", "no tests", "gone") if options.again or options.thorough else (None,)
     if _room(mutant) in rooms and about.get("fate") in wanted:
-      chosen = (
-        THOROUGH.get(_room(mutant), [f"tests/{_room(mutant)}"]) if options.thorough else tests.of(ROOT, mutant, BUDGET)
-      )
-      tasks.append(("judge", mutant, chosen))
+      folders = THOROUGH.get(_room(mutant), [f"tests/{_room(mutant)}"])
+      tasks.append(("judge", mutant, [folders] if options.thorough else tests.stages(ROOT, mutant)))
   for (_, mutant, _), about in _run(options.work, options.workers, tasks):
     results[mutant] = about
     _store(results)
