@@ -84,24 +84,28 @@ def register() -> None:
   """Makes the verbs and the constructors they take known to gin, by their own names, and `include` find the parts."""
   from hiermem_jax.data.corpus.config import PackConfig, ReadConfig
   from hiermem_jax.data.corpus.runner import BeamConfig
-  from hiermem_jax.data.sources import JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource
+  from hiermem_jax.data.sources import SOURCES
   from hiermem_jax.data.world.generate import WorldConfig
   from hiermem_jax.models.config import AnchorConfig, MemoryConfig
   from hiermem_jax.parallel import MeshConfig
   from hiermem_jax.retrieval.build import TreeConfig
-  from hiermem_jax.retrieval.encoders import LsaEncoder, SentenceTransformer
+  from hiermem_jax.retrieval.encoders import on_registration
   from hiermem_jax.training.optimizer import OptimizerConfig
 
   gin.add_config_file_search_path(_ROOT)
   models = (AnchorConfig, MemoryConfig, MeshConfig, OptimizerConfig)
-  sources = (JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource)
   corpus = (BeamConfig, PackConfig, ReadConfig, TreeConfig, WorldConfig)
-  for constructor in (*models, *sources, *corpus, LsaEncoder, SentenceTransformer):
-    name = constructor.__name__
-    gin.external_configurable(_checked(constructor, name), name, module="hiermem_jax")
+  for constructor in (*models, *SOURCES, *corpus):
+    _register(constructor)
+  on_registration(_register)  # encoders; also those of a module that a gin file imports
   for verb in VERBS.values():
     function = getattr(importlib.import_module(verb.module), verb.name)
     gin.external_configurable(_checked(function, verb.name, is_verb=True), verb.name, module="hiermem_jax")
+
+
+def _register(constructor: type) -> None:
+  name = constructor.__name__
+  gin.external_configurable(_checked(constructor, name), name, module="hiermem_jax")
 
 
 @contextlib.contextmanager

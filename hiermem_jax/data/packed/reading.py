@@ -43,7 +43,7 @@ class PackedDataset:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
       raise InputError(f"{path} is not a format {FORMAT} manifest: {_remedy(directory)}") from error
     self._lock = threading.Lock()
-    self._readers = {}
+    self._readers: dict[int, Any] = {}
     self._stops = np.cumsum([shard.records for shard in self.manifest.shards])
     for shard in self.manifest.shards:
       self._check_size(shard)
@@ -142,10 +142,6 @@ def _open(path: pathlib.Path) -> Any:
   if not reader.ok():
     raise RuntimeError(f"{path} is not an ArrayRecord file")
   return reader
-
-
-def _remedy(directory: str) -> str:
-  return f"delete {directory} and run prepare again"
 
 
 def _remedy(directory: str) -> str:

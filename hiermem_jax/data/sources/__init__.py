@@ -1,33 +1,32 @@
 """Where records come from: files (JSON lines, Parquet, text), TFDS datasets, the synthetic world.
 
-Every source has three methods:
+  base.py    `Source`, what every source has: parts and records; `BadRecord`
+  files.py   JsonlSource, ParquetSource, TextSource
+  tfds.py    TfdsSource, WorldSource
 
-  parts() -> list[str]                     units of work, in a stable order: files, or pieces of a TFDS split
-  read(part) -> Iterator[dict | BadRecord] records of one part in order; a malformed one is named, and reading goes on
-  records() -> Iterator[dict]              all parts in turn; the first malformed record is an InputError
+Records are dicts of Python values. Documents need the field `text`; probes need `prompt`, `answer` and `count`.
+TensorFlow is imported by the TFDS sources only, when they are read.
 
-Records are dicts of python values. Documents need the field `text`; probes need `prompt`, `answer` and `count`. A
-source can be read again and again and gives the same each time, and its `repr` says what it reads. TensorFlow is
-loaded by the TFDS sources only, when they are read.
-
-  source_files.py   JsonlSource, ParquetSource, TextSource
-  source_tfds.py    TfdsSource, WorldSource
+A new source is a subclass of `Source` and one more entry in `SOURCES`. A source of your own, in a module outside this
+package, needs gin's decorator instead: `@gin.configurable`; a gin file then says `import my_module` and binds it.
 """
 
 import dataclasses
 import os
 
-from hiermem_jax.data.sources.files import BadRecord, JsonlSource, ParquetSource, Record, TextSource
+from hiermem_jax.data.sources.base import BadRecord, Record, Source
+from hiermem_jax.data.sources.files import JsonlSource, ParquetSource, TextSource
 from hiermem_jax.data.sources.tfds import TfdsSource, WorldSource
 
-Source = JsonlSource | ParquetSource | TextSource | TfdsSource | WorldSource
+# What can be bound in gin files.
+SOURCES: tuple[type[Source], ...] = (JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource)
 
-__all__ = ["BadRecord", "JsonlSource", "ParquetSource", "Record", "Source", "TextSource", "TfdsSource", "WorldSource",
-           "resolve_data_dir"]  # fmt: skip
+__all__ = ["SOURCES", "BadRecord", "JsonlSource", "ParquetSource", "Record", "Source", "TextSource", "TfdsSource",
+           "WorldSource", "resolve_data_dir"]  # fmt: skip
 
 
 def resolve_data_dir(source: Source, directory: str) -> Source:
   """The same source with its `data_dir`, if that is a relative path, below `directory`."""
-  if getattr(source, "data_dir", None) is None:
-    return source
-  return dataclasses.replace(source, data_dir=os.path.join(directory, source.data_dir))
+  if isinstance(source, TfdsSource | WorldSource) and source.data_dir is not None:
+    return dataclasses.replace(source, data_dir=os.path.join(directory, source.data_dir))
+  return source

@@ -1,75 +1,40 @@
-"""Sources that are files: JSON lines, Parquet, text; local, or anywhere fsspec reaches (gs://, s3://, ...).
+"""Sources that are files: JSON lines, Parquet, text; local, or in any store that fsspec can read (gs://, s3://, ...).
 
-`pattern` is a path, a URL or a glob of either (`**` matches folders). Files are read in sorted order, the first
-`max_shards` of them; names ending in .gz and .zst are decompressed. A file is a part: many files give many workers
-work. With `max_records` the source is one part that ends after so many good records, so that the limit is exact.
+`pattern` is a path, a URL, or a glob of either (`**` matches folders). Files are read in sorted order, the first
+`max_shards` of them. Files whose names end in .gz or .zst are decompressed. Each file is a part. With `max_records` the
+source has only one part, which ends after so many well-formed records, so that the limit is exact.
 """
 
 import abc
 import dataclasses
 import gzip
 import io
-import itertools
 import json
 import os
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from hiermem_jax.data.sources.base import BadRecord, Record, Source, check_limits
 from hiermem_jax.errors import InputError
 
-Record = dict[str, Any]
-_ALL = "*"  # the only part of a source with a limit on its records
-
-
-@dataclasses.dataclass(frozen=True)
-class BadRecord:
-  """A malformed record.
-
-  Attributes:
-    kind: what is counted, e.g. "malformed JSON".
-    place: where it stands, e.g. "data/x.jsonl:12".
-    detail: what exactly is wrong.
-  """
-
-  kind: str
-  place: str
-  detail: str = ""
-
-  def __str__(self) -> str:
-    return f"{self.place}: {self.kind}{self.detail and f' ({self.detail})'}"
-
-
-def check_limits(source: Any, *fields: str) -> None:
-  """Raises InputError for a field of a source that is set and not positive."""
-  for field in fields:
-    value = getattr(source, field)
-    if value is not None and value < 1:
-      raise InputError(f"{type(source).__name__}.{field} = {value}: give 1 or more, or None for no limit")
-
-
-def good_records(records: Iterator[Record | BadRecord]) -> Iterator[Record]:
-  """The records; the first malformed one is an InputError."""
-  for record in records:
-    if isinstance(record, BadRecord):
-      raise InputError(f"{record}; mend or remove it")
-    yield record
+_ALL = "*"  # name of the only part of a source with max_records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FileSource(abc.ABC):
+class FileSource(Source):
   """What the file sources share.
 
   Attributes:
     pattern: see the module's docstring.
-    required: fields that must be non-empty strings.
-    text_field: the field that becomes `text`.
-    max_shards: files to read.
-    max_records: good records to read.
-    max_characters: longest text; a longer one is a malformed record.
+    required: fields that must be non-empty strings. A record without one of them is malformed.
+    text_field: name that the field `text` has in the files.
+    max_shards: number of files to read; None for all.
+    max_records: number of well-formed records to read; None for all.
+    max_characters: length of the longest field among the required ones. A record with a longer one is malformed.
 
   Raises:
-    InputError: a limit is not positive. From `parts`: no such file, or its place cannot be reached. From `read`: the
+    InputError: a limit is not positive. From `parts`: no file matches, or the place cannot be reached. From `read`: the
       file is damaged or cannot be read.
   """
 
@@ -85,19 +50,23 @@ class FileSource(abc.ABC):
 
   @abc.abstractmethod
   def _read(self, path: str) -> Iterator[tuple[str, Any]]:
-    """Place and content of each record of one file; what `_parse` takes."""
+    """Yields (place, content) of each record of one file; `_parse` makes a record of the content."""
 
   def _parse(self, content: Any) -> Record:
-    """The record; raises _MalformedError."""
+    """The record that some content stands for.
+
+    Raises:
+      _MalformedError: the content is no record.
+    """
     return content
 
   def parts(self) -> list[str]:
-    """The files in order, or one part of all of them where records are limited."""
+    """Paths or URLs of the files, in order; one part for all files if `max_records` is set."""
     files = self.files()
     return files if self.max_records is None else [_ALL]
 
   def read(self, part: str) -> Iterator[Record | BadRecord]:
-    """Yields the records of one part, malformed ones as `BadRecord`."""
+    """Yields the records of one part; see `Source.read`."""
     records = (record for path in (self.files() if part == _ALL else [part]) for record in self._checked(path))
     left = self.max_records
     for record in records:
@@ -107,22 +76,14 @@ class FileSource(abc.ABC):
         if not left:
           return
 
-  def records(self) -> Iterator[Record]:
-    """Yields the records of all parts, which must be good ones, and at least one."""
-    records = good_records(itertools.chain.from_iterable(map(self.read, self.parts())))
-    first = next(records, None)
-    if first is None:
-      raise InputError(f"empty corpus: no records in {self.pattern}; check the pattern and the files")
-    yield from itertools.chain([first], records)
-
   def files(self) -> list[str]:
-    """The files that are read, in order.
+    """Paths or URLs of the files to read, in order.
 
     Raises:
-      InputError: none matches, or the place cannot be reached.
+      InputError: no file matches, or the place cannot be reached.
     """
     pattern = os.path.expanduser(self.pattern)
-    if os.path.isfile(pattern):  # a path with a bracket in its name is a path first
+    if os.path.isfile(pattern):  # such a path may hold characters that a glob gives a meaning to
       return [pattern]
     system, path = _file_system(pattern)
     with _one_line(pattern):
@@ -141,7 +102,11 @@ class FileSource(abc.ABC):
           yield BadRecord(error.kind, place, error.detail)
 
   def _with_text(self, record: Record) -> Record:
-    """The record with its text under `text`, after a check of the required fields."""
+    """The record with its text in the field `text`.
+
+    Raises:
+      _MalformedError: a required field is missing, empty, too long or not a string.
+    """
     if self.text_field != "text" and self.text_field in record:
       record = {**record, "text": record[self.text_field]}
     for field in self.required:
@@ -163,7 +128,7 @@ class FileSource(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JsonlSource(FileSource):
-  """JSON-lines files, one object per line. Blank lines are passed over."""
+  """JSON-lines files, one object per line. Blank lines are skipped."""
 
   def _read(self, path: str) -> Iterator[tuple[str, bytes]]:
     with _opened(path) as file:
@@ -201,7 +166,11 @@ class ParquetSource(FileSource):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextSource(FileSource):
-  """Plain text files: each is one document, or each line where `one_per_line`. Blank lines are passed over then."""
+  """Plain text files.
+
+  Attributes:
+    one_per_line: every line is a document, and blank lines are skipped; otherwise a file is one document.
+  """
 
   one_per_line: bool = False
 
@@ -218,7 +187,7 @@ class TextSource(FileSource):
 
 
 class _MalformedError(Exception):
-  """Content that is no record."""
+  """Content that is not a well-formed record; see `BadRecord` for the arguments."""
 
   def __init__(self, kind: str, detail: str = ""):
     super().__init__(kind)
@@ -245,7 +214,7 @@ def _file_system(url: str) -> Any:
 
 
 def _opened(path: str) -> BinaryIO:
-  """The file's content, decompressed; a compressed file that is cut off raises when its end is reached."""
+  """The decompressed content of a file. If the compressed file is cut off, reading its end raises EOFError."""
   import fsspec
   import pyarrow
 
@@ -257,7 +226,7 @@ def _opened(path: str) -> BinaryIO:
 
 
 class _one_line:  # noqa: N801 (used as a function)
-  """Turns what reading a file or a bucket raises into an InputError of one line that names it."""
+  """Context in which every exception becomes an InputError of one line that names the file or the place."""
 
   def __init__(self, place: str):
     self._place = place

@@ -1,41 +1,44 @@
-"""Sources that are TFDS datasets: any by its name, and the synthetic world by its configuration.
+"""Sources that are TFDS datasets: any dataset by its name, and the synthetic world by its configuration.
 
-A part is a shard of the dataset's split as TFDS has stored it, named as TFDS names it ("train[3shard:4shard]"), so the
-parts in turn give the stored order. TensorFlow is loaded when records are read.
+A part is one shard of the split, in TFDS's notation ("train[3shard:4shard]"). All parts in order give the examples in
+the order in which TFDS has stored them. TensorFlow is imported when a source is read.
 """
 
+import abc
 import dataclasses
-import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from hiermem_jax.data.sources.files import BadRecord, Record, check_limits, good_records
+from hiermem_jax.data.sources.base import BadRecord, Record, Source, check_limits
 from hiermem_jax.data.world.generate import WorldConfig
 from hiermem_jax.errors import InputError
 
 
-class _TfdsParts:
-  """What both sources share; they have `max_records` and give their builder and its split."""
+class _Tfds(Source):
+  """What both sources share."""
 
+  max_records: int | None
+
+  @abc.abstractmethod
   def _dataset(self) -> tuple[Any, str]:
-    raise NotImplementedError
+    """TFDS's builder of the dataset, and the split."""
 
   def parts(self) -> list[str]:
-    """The shards of the split; the split as a whole where it is a part of one already or records are limited."""
+    """The shards of the split. It is one part if `max_records` is set, or if it is a slice such as "train[:1%]"."""
     builder, split = _prepared(*self._dataset())
     if self.max_records is not None or split not in builder.info.splits:
       return [split]
     return [f"{split}[{n}shard:{n + 1}shard]" for n in range(builder.info.splits[split].num_shards)]
 
   def read(self, part: str) -> Iterator[Record | BadRecord]:
-    """Yields the examples of one part: bytes become str, arrays become lists."""
+    """Yields the examples of one part, with bytes as str and arrays as lists; see `Source.read`."""
     import tensorflow_datasets as tfds  # noqa: PLC0415
 
     builder, _ = _prepared(*self._dataset())
-    # One file at a time: the stored order, whatever the number of shards.
+    # One file at a time keeps the stored order.
     read_config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     dataset = builder.as_dataset(split=part, shuffle_files=False, read_config=read_config)
     for number, example in enumerate(tfds.as_numpy(dataset.take(-1 if self.max_records is None else self.max_records))):
@@ -47,28 +50,23 @@ class _TfdsParts:
       else:
         yield self._finished(record)
 
-  def records(self) -> Iterator[Record]:
-    """Yields the examples of all parts, which must be good ones."""
-    yield from good_records(itertools.chain.from_iterable(map(self.read, self.parts())))
-
   def _finished(self, record: Record) -> Record:
     return record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TfdsSource(_TfdsParts):
-  """A TFDS dataset, prepared on the first read.
+class TfdsSource(_Tfds):
+  """A TFDS dataset. TFDS downloads and prepares it when it is first read.
 
   Attributes:
-    name: as in "c4/en:3.1.0".
-    split: as in "train" or "train[:1%]".
-    data_dir: where TFDS keeps it; None is TFDS's own default folder.
-    max_records: examples to read.
-    drop_markers: removes wiki40b's structure markers (_START_ARTICLE_ and the like) and makes its _NEWLINE_ a line
-      break.
+    name: TFDS's name, e.g. "c4/en:3.1.0".
+    split: TFDS's split, e.g. "train" or "train[:1%]".
+    data_dir: folder of TFDS's datasets; None is TFDS's own default.
+    max_records: number of examples to read; None for all.
+    drop_markers: replaces the structure markers of wiki40b (_START_ARTICLE_ and the like) by line breaks.
 
   Raises:
-    InputError: from `parts` and `read`: no such dataset, config or split, or it could not be prepared.
+    InputError: from `parts` and `read`: there is no such dataset, config or split, or it could not be prepared.
   """
 
   name: str
@@ -95,14 +93,14 @@ class TfdsSource(_TfdsParts):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WorldSource(_TfdsParts):
-  """The synthetic world drawn from `world`, prepared by TFDS under `data_dir` in a folder of this config alone.
+class WorldSource(_Tfds):
+  """The synthetic world. TFDS draws it when it is first read, and keeps it in a folder of its own for each `world`.
 
   Attributes:
-    world: what is drawn.
+    world: sizes and frequencies of the world.
     split: "train", "validation" or "probes".
-    data_dir: where TFDS keeps it; None is TFDS's own default folder.
-    max_records: documents, or probes, to read.
+    data_dir: folder of TFDS's datasets; None is TFDS's own default.
+    max_records: number of documents or probes to read; None for all.
   """
 
   world: WorldConfig
@@ -128,12 +126,16 @@ class WorldSource(_TfdsParts):
 
 
 def without_markers(text: str) -> str:
-  """Text of wiki40b without its markers: one line for a title, a section's heading and each paragraph."""
+  """Text of wiki40b with a line break in place of each marker: titles, headings and paragraphs are lines."""
   return re.sub(r"\s*_(?:START_(?:ARTICLE|SECTION|PARAGRAPH)|NEWLINE)_\s*", "\n", text).strip()
 
 
 def _prepared(builder: Any, split: str) -> tuple[Any, str]:
-  """The builder with its data in place, and the split, which it has."""
+  """Prepares the data of a TFDS builder; returns the builder and the split.
+
+  Raises:
+    InputError: the data could not be prepared, or there is no such split.
+  """
   import tensorflow_datasets as tfds  # noqa: PLC0415
 
   offline = tfds.download.DownloadConfig(try_download_gcs=False)
@@ -153,7 +155,7 @@ def _prepared(builder: Any, split: str) -> tuple[Any, str]:
 
 
 def _python(value: Any) -> Any:
-  """Bytes to str, numpy to python, through dicts and lists."""
+  """The value with bytes as str and numpy arrays as lists, also within dicts and lists."""
   if isinstance(value, dict):
     return {key: _python(v) for key, v in value.items()}
   if isinstance(value, np.ndarray | np.generic):

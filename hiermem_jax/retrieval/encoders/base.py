@@ -1,33 +1,125 @@
-"""What a sentence encoder is."""
+"""What a sentence encoder is, and the registry of encoders."""
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+import abc
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-
-@runtime_checkable
-class Encoder(Protocol):
-  """A fitted encoder; its fingerprint (16 hex characters) says which vectors it makes."""
-
-  @property
-  def dim(self) -> int:
-    """Length of an embedding."""
-
-  @property
-  def fingerprint(self) -> str:
-    """Equal for two encoders exactly when they were fitted to the same arrays with the same settings."""
-
-  def encode(self, texts: Sequence[str]) -> np.ndarray:
-    """Returns float32 [len(texts), dim]; every row has unit L2 norm."""
-
-  def save(self, directory: str) -> None:
-    """Writes everything that `load_encoder(directory)` needs."""
+from hiermem_jax.errors import InputError
+from hiermem_jax.retrieval import storage
 
 
-@runtime_checkable
-class EncoderConfig(Protocol):
-  """What can be turned into an `Encoder` given the texts to be clustered."""
+class EncoderConfig(abc.ABC):
+  """Settings of an encoder: a frozen dataclass, whose fields can be bound in gin files.
 
-  def fit(self, texts: Iterable[str]) -> Encoder:
+  `fit` makes the encoder. The texts to be clustered are given to it; an encoder with pretrained weights need not read
+  them.
+  """
+
+  @abc.abstractmethod
+  def fit(self, texts: Iterable[str]) -> "Encoder":
     """Returns the encoder for these texts."""
+
+
+class Encoder(abc.ABC):
+  """A sentence encoder that is ready to encode.
+
+  Attributes:
+    kind: name of the class in `encoder.json`, by which `load_encoder` finds it. It is a short name for the encoders of
+      this package. For any other class it is "module:Class", and `load_encoder` imports that module.
+    config: the settings that the encoder was made with.
+  """
+
+  kind: ClassVar[str]
+  config: EncoderConfig
+
+  @property
+  @abc.abstractmethod
+  def dim(self) -> int:
+    """Length of an embedding, E."""
+
+  @property
+  @abc.abstractmethod
+  def fingerprint(self) -> str:
+    """16 hex characters, equal exactly for encoders that compute the same embeddings (see `storage.digest`)."""
+
+  @abc.abstractmethod
+  def encode(self, texts: Sequence[str]) -> np.ndarray:
+    """Embeds texts: float32 [len(texts), E]; every embedding has unit L2 norm."""
+
+  @abc.abstractmethod
+  def save(self, directory: str) -> None:
+    """Writes the encoder under `directory`.
+
+    Among the files must be `encoder.json` with the field `kind`, as `storage.write_artifact(directory, "encoder", ...)`
+    writes it.
+    """
+
+  @classmethod
+  @abc.abstractmethod
+  def load(cls, directory: str) -> "Encoder":
+    """Reads what `save` wrote.
+
+    Raises:
+      InputError: a file is missing or damaged.
+    """
+
+
+_KINDS: dict[str, type[Encoder]] = {}
+_CONFIGS: list[type[EncoderConfig]] = []
+_LISTENERS: list[Callable[[type[EncoderConfig]], None]] = []
+
+
+def register_encoder(config: type[EncoderConfig], encoder: type[Encoder]) -> None:
+  """Makes an encoder known to `load_encoder`, and its settings to gin.
+
+  Args:
+    config: the class of its settings.
+    encoder: the class of what `config.fit` returns. Registering another class of the same kind replaces it.
+  """
+  _KINDS[encoder.kind] = encoder
+  if config not in _CONFIGS:
+    _CONFIGS.append(config)
+    for listener in _LISTENERS:
+      listener(config)
+
+
+def on_registration(listener: Callable[[type[EncoderConfig]], None]) -> None:
+  """Calls `listener` with the settings of every encoder that is registered, and of every one that will be."""
+  for config in _CONFIGS:
+    listener(config)
+  _LISTENERS.append(listener)
+
+
+def load_encoder(directory: str) -> Encoder:
+  """Loads what an encoder's `save(directory)` wrote.
+
+  Raises:
+    InputError: the directory holds no encoder, a damaged one, or one of an unknown kind.
+  """
+  kind = storage.read_meta(directory, "encoder").get("kind")
+  return _encoder_class(kind, f"{directory}/encoder.json").load(directory)
+
+
+def _encoder_class(kind: object, path: str) -> type[Encoder]:
+  """The class of a kind, which `path` names.
+
+  Raises:
+    InputError: there is none.
+  """
+  if isinstance(kind, str) and kind not in _KINDS and ":" in kind:
+    module, _, name = kind.partition(":")
+    try:
+      found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+      raise InputError(f"{path} has kind {kind!r}: {error}; add its folder to PYTHONPATH") from error
+    if isinstance(found, type) and issubclass(found, Encoder):
+      return found
+  if kind not in _KINDS:
+    known = ", ".join(map(repr, _KINDS))
+    raise InputError(
+      f"{path} has kind {kind!r}: known are {known}; cluster the corpus again with one of these encoders"
+    )
+  return _KINDS[kind]

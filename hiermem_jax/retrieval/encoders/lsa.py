@@ -1,4 +1,4 @@
-"""Latent semantic analysis, fitted on the corpus itself within seconds: the encoder that needs no weights."""
+"""Latent semantic analysis: an encoder without pretrained weights, fitted to the corpus within seconds."""
 
 import dataclasses
 import functools
@@ -11,28 +11,33 @@ from absl import logging
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.retrieval import storage
+from hiermem_jax.retrieval.encoders.base import Encoder, EncoderConfig
 
 _ENCODE_CHUNK = 4096  # texts encoded at a time, so that memory does not grow with the corpus
 _RANK_TOLERANCE = 1e-5  # singular values below this share of the first are float32 noise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LsaEncoder:
+class LsaEncoder(EncoderConfig):
   """Latent semantic analysis: hashed words -> TF-IDF -> truncated SVD -> unit norm.
 
-  English stop words are dropped: half of a short question's words are among them, and
-  they would pull it to whatever cluster has the same style. Term frequency is 1 + log(tf),
-  as a document that says a word five times is not five times as much about it.
+  English stop words are left out. They are half of the words of a short question, and would
+  draw it to a cluster of the same style rather than of the same topic. A word that occurs tf
+  times in a text counts 1 + log(tf): a text that says a word five times is not five times as
+  much about it.
 
   Attributes:
-    dim: length of an embedding. A corpus of lower rank (fewer texts or words than `dim`)
-      gives a shorter one, with a warning; nothing is lost, the rest would be zeros.
-    num_features: buckets of the word hash; collisions are harmless while the vocabulary
-      is smaller. Only buckets that the corpus uses are stored.
-    word_ngrams: longest run of words that counts as a feature.
-    max_words: words of a text that are read; the rest does not influence its cluster, as
-      the paper's encoder truncates at 256 word pieces.
+    dim: length of an embedding. If the corpus has fewer texts or fewer words than `dim`,
+      embeddings are shorter, which is logged. Longer ones would only have zeros at the end.
+    num_features: number of buckets that words are hashed to. Collisions are rare while the
+      vocabulary is much smaller. Only buckets that occur in the corpus are stored.
+    word_ngrams: largest number of consecutive words that count as one feature.
+    max_words: number of words of a text that are read, from its beginning. The paper's encoder
+      reads 256 word pieces.
     seed: of the randomised SVD.
+
+  Raises:
+    InputError: a value is out of range.
   """
 
   dim: int = 128
@@ -47,17 +52,17 @@ class LsaEncoder:
         raise InputError(f"LsaEncoder.{name} is {getattr(self, name)}: set it to at least 1")
 
   def fit(self, texts: Iterable[str]) -> "FittedLsaEncoder":
-    """Fits the encoder; reads `texts` once and holds their word counts in memory.
+    """Fits the encoder. Reads `texts` once and holds their word counts in memory.
 
-    For a large corpus give a sample: a few hundred thousand texts settle the weights.
+    For a large corpus a sample of a few hundred thousand texts is enough.
 
     Raises:
-      InputError: no text holds a word.
+      InputError: no text contains a word.
     """
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.utils.extmath import randomized_svd
 
-    # One empty text more, dropped again, as scikit-learn fails on none at all.
+    # scikit-learn fails without any text, so an empty one is added, and its counts are removed.
     counts = self.count_words(itertools.chain(texts, [""]))[:-1]
     features = np.flatnonzero(np.asarray(counts.sum(axis=0)).ravel()).astype(np.int32)
     if not features.size:
@@ -68,7 +73,7 @@ class LsaEncoder:
     idf = TfidfTransformer().fit(counts).idf_.astype(np.float32)
     rank = min(self.dim, *counts.shape)
     _, strength, components = randomized_svd(_tfidf(counts, idf), rank, random_state=self.seed, flip_sign=True)
-    # Directions without strength are rounding noise: they would differ between machines.
+    # Directions of no strength are rounding errors, which differ between machines.
     components = components[strength > _RANK_TOLERANCE * strength[0]].astype(np.float32)
     if len(components) < self.dim:
       logging.warning(
@@ -78,7 +83,7 @@ class LsaEncoder:
     return FittedLsaEncoder(config=self, features=features, idf=idf, components=components)
 
   def count_words(self, texts: Iterable[str]) -> Any:
-    """Counts hashed words: scipy CSR float32 [len(texts), num_features]."""
+    """Number of occurrences of each hashed word: scipy CSR float32 [len(texts), num_features]."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     hasher = HashingVectorizer(
@@ -97,16 +102,17 @@ class LsaEncoder:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class FittedLsaEncoder:
-  """An `LsaEncoder` with its arrays; made by `LsaEncoder.fit` or `load_encoder`.
+class FittedLsaEncoder(Encoder):
+  """Latent semantic analysis, fitted: made by `LsaEncoder.fit` or `load_encoder`.
 
   Attributes:
     config: the settings it was fitted with.
-    features: int32 [V], the hash buckets in use, ascending.
-    idf: float32 [V], smoothed inverse document frequencies.
+    features: int32 [V], numbers of the hash buckets that occur in the corpus, ascending.
+    idf: float32 [V], their smoothed inverse document frequencies.
     components: float32 [dim, V], right singular vectors of the corpus's TF-IDF matrix.
   """
 
+  kind = "lsa"
   config: LsaEncoder
   features: np.ndarray
   idf: np.ndarray
@@ -114,7 +120,7 @@ class FittedLsaEncoder:
 
   @property
   def dim(self) -> int:
-    """Length of an embedding: `config.dim`, or the corpus's rank where that is lower."""
+    """Length of an embedding: `config.dim`, or the rank of the corpus if that is lower."""
     return self.components.shape[0]
 
   @functools.cached_property
@@ -123,10 +129,10 @@ class FittedLsaEncoder:
     return storage.digest(self._meta(), self._arrays())
 
   def encode(self, texts: Sequence[str]) -> np.ndarray:
-    """Embeds texts: float32 [len(texts), dim], unit L2 norm rows.
+    """Embeds texts: float32 [len(texts), dim], each of unit L2 norm.
 
-    A text without any known word gets the first basis vector, which is the direction the
-    whole corpus shares: it lands with the least specific documents.
+    A text without any known word has the first basis vector as its embedding. This is the
+    direction that all texts of the corpus share, so its cluster is one of unspecific documents.
     """
     embeddings = np.zeros((len(texts), self.dim), np.float32)
     for start in range(0, len(texts), _ENCODE_CHUNK):
@@ -144,19 +150,23 @@ class FittedLsaEncoder:
 
   @classmethod
   def load(cls, directory: str) -> "FittedLsaEncoder":
-    """Reads what `save` wrote."""
+    """Reads what `save` wrote.
+
+    Raises:
+      InputError: a file is missing or damaged.
+    """
     meta, arrays = storage.read_artifact(directory, "encoder")
     return cls(config=LsaEncoder(**meta["config"]), **arrays)
 
   def _meta(self) -> dict[str, Any]:
-    return {"kind": "lsa", "config": dataclasses.asdict(self.config)}
+    return {"kind": self.kind, "config": dataclasses.asdict(self.config)}
 
   def _arrays(self) -> dict[str, np.ndarray]:
     return {"features": self.features, "idf": self.idf, "components": self.components}
 
 
 def _tfidf(counts: Any, idf: np.ndarray) -> Any:
-  """Weights CSR word counts [n, V] by (1 + log tf) * idf and scales each row to unit norm."""
+  """CSR word counts [n, V], weighted by (1 + log tf) * idf; each text's weights are scaled to unit norm."""
   from sklearn.preprocessing import normalize
 
   weighted = counts.copy()

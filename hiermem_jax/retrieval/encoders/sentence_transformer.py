@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from hiermem_jax import files
 from hiermem_jax.errors import InputError
 from hiermem_jax.retrieval import storage
+from hiermem_jax.retrieval.encoders.base import Encoder, EncoderConfig
 from hiermem_jax.retrieval.encoders.bert import BertEncoder
 from hiermem_jax.retrieval.encoders.model_directory import CONFIG, TOKENIZER, WEIGHTS, download, read_model, sha256
 
@@ -31,15 +32,19 @@ _DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SentenceTransformer:
+class SentenceTransformer(EncoderConfig):
   """A BERT model in a sentence-transformers directory.
 
   Attributes:
     model: the directory, or a hub id such as "sentence-transformers/all-MiniLM-L6-v2".
-    max_word_pieces: word pieces of a text that are read, [CLS] and [SEP] included (paper: the model's default, 256).
-    dtype: of the computation: "float32", "bfloat16", or "auto", which is bfloat16 on accelerators.
-    batch_word_pieces: word pieces of a batch on one device, padding included; None is 4,096 on a CPU and 65,536 on
-      accelerators, which want more work at a time.
+    max_word_pieces: number of word pieces of a text that are read, from its beginning, [CLS] and [SEP] included. The
+      paper uses the model's default, 256.
+    dtype: of the computation: "float32", "bfloat16", or "auto", which is float32 on a CPU and bfloat16 elsewhere.
+    batch_word_pieces: number of word pieces in a batch on one device, padding included. None means 4,096 on a CPU and
+      65,536 elsewhere.
+
+  Raises:
+    InputError: a value is out of range.
   """
 
   model: str
@@ -66,16 +71,23 @@ class SentenceTransformer:
     return FittedSentenceTransformer(config=self, directory=directory)
 
 
-class FittedSentenceTransformer:
-  """A loaded model; made by `SentenceTransformer.fit` or `load_encoder`.
+class FittedSentenceTransformer(Encoder):
+  """A loaded model: made by `SentenceTransformer.fit` or `load_encoder`.
 
   Attributes:
-    config: the settings it was loaded with.
-    dim: length of an embedding.
+    config: the settings that it was loaded with.
   """
 
+  kind = "sentence_transformer"
+  config: SentenceTransformer
+
   def __init__(self, *, config: SentenceTransformer, directory: str, expected: Mapping[str, str] | None = None):
-    """Loads the files of a sentence-transformers directory, which must have the `expected` sha256 if given.
+    """Loads the files of a sentence-transformers directory.
+
+    Args:
+      config: see `SentenceTransformer`.
+      directory: of the files.
+      expected: name of each file -> sha256 that it must have; None for no check.
 
     Raises:
       InputError: a file is missing or damaged, or the model is not a BERT encoder with mean or [CLS] pooling.
@@ -88,31 +100,35 @@ class FittedSentenceTransformer:
         " at most that"
       )
     self._model.tokenizer.enable_truncation(config.max_word_pieces)
-    self.dim = self._model.config.hidden_size
+
+  @property
+  def dim(self) -> int:
+    """Length of an embedding: the width of the model."""
+    return self._model.config.hidden_size
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """First 16 hex characters of a sha256 over the files and the truncation; how it is computed does not count."""
+    """First 16 hex characters of a sha256 over the files and `max_word_pieces`; dtype and batches do not count."""
     checksums = sha256(self._model.files)
     meta = {"max_word_pieces": self.config.max_word_pieces, "pooling": self._model.pooling}
     meta |= {name: checksums[name] for name in (CONFIG, WEIGHTS, TOKENIZER)}
     return storage.digest(meta, {})
 
   def encode(self, texts: Sequence[str]) -> np.ndarray:
-    """Embeds texts: float32 [len(texts), dim], unit L2 norm rows.
+    """Embeds texts: float32 [len(texts), dim], each of unit L2 norm.
 
-    Texts are sorted by length and run in batches of few shapes, split over all local devices; the next ones are
-    tokenised while they run. The same texts in the same order give the same bytes.
+    Texts are sorted by length and run in batches of few shapes, split over all local devices; while they run, the next
+    ones are tokenised. The same texts in the same order give the same bytes.
     """
     result = np.empty((len(texts), self.dim), np.float32)
-    running = collections.deque()
+    running: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
 
     def collect():
-      rows, vectors = running.popleft()
-      result[rows] = np.asarray(vectors)[: len(rows)]
+      numbers, vectors = running.popleft()
+      result[numbers] = np.asarray(vectors)[: len(numbers)]
 
-    for rows, ids, sizes in self.batches(texts):
-      running.append((rows, self.run(ids, sizes)))
+    for numbers, ids, sizes in self.batches(texts):
+      running.append((numbers, self.run(ids, sizes)))
       if len(running) > _AHEAD:
         collect()
     while running:
@@ -120,9 +136,11 @@ class FittedSentenceTransformer:
     return result
 
   def batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What `encode` runs: rows of `texts` [n], their word pieces int32 [b, S], padded, and numbers of them int32 [b].
+    """Yields the batches that `encode` runs.
 
-    b >= n, as the last batch is filled up to a shape that is compiled anyway.
+    Yields:
+      Numbers of the texts int [n], their padded word pieces int32 [b, S], and how many each text has, int32 [b]. The
+      last batch is filled up to the shape of the others, so b >= n.
     """
     most = self.config.batch_word_pieces
     if most is None:
@@ -130,38 +148,37 @@ class FittedSentenceTransformer:
     starts = range(0, len(texts), _CHUNK)
     with ThreadPoolExecutor(1) as pool:
       for first, pieces in zip(starts, pool.map(self._tokenise, (texts[i : i + _CHUNK] for i in starts))):
-        order = np.argsort([-len(p) for p in pieces], kind="stable")  # what needs most memory fails at once
+        order = np.argsort(
+          [-len(p) for p in pieces], kind="stable"
+        )  # longest first: if memory runs out, it does so at once
         while len(order):
           length = -(-len(pieces[order[0]]) // _LENGTH_STEP) * _LENGTH_STEP
           length = min(length, self._model.config.max_position_embeddings)
           size = max(1, most // length) * jax.local_device_count()
-          rows, order = order[:size], order[size:]
+          chosen, order = order[:size], order[size:]
           ids = np.zeros((size, length), np.int32)
           sizes = np.ones(size, np.int32)
-          for i, row in enumerate(rows):
-            sizes[i] = len(pieces[row])
-            ids[i, : sizes[i]] = pieces[row]
-          yield first + rows, ids, sizes
+          for i, number in enumerate(chosen):
+            sizes[i] = len(pieces[number])
+            ids[i, : sizes[i]] = pieces[number]
+          yield first + chosen, ids, sizes
 
   def run(self, ids: np.ndarray, sizes: np.ndarray) -> jax.Array:
-    """Vectors of one of `batches`: float32 [b, dim], unit L2 norm rows; not waited for."""
+    """Dispatches one of `batches`; the result, float32 [b, dim] of unit L2 norm, is not waited for."""
     step, params, split = self._program
     return step(params, *jax.device_put((ids, sizes), split))
 
   def flops(self, length: int) -> int:
-    """FLOPs of one text of `length` word pieces, matrix products only, two for a multiplication and an addition."""
+    """FLOPs of one text of `length` word pieces: matrix products only, a multiplication and an addition count two."""
     c = self._model.config
     weights = 4 * c.hidden_size**2 + 2 * c.hidden_size * c.intermediate_size
     return 2 * length * c.num_hidden_layers * (weights + 2 * length * c.hidden_size)
 
   def save(self, directory: str) -> None:
-    """Writes the model's files and `encoder.json`, which goes last, under `directory`.
-
-    The result is a sentence-transformers directory.
-    """
+    """Writes the model's files, then `encoder.json`, under `directory`, which is a sentence-transformers directory."""
     for name, content in self._model.files.items():
       files.write_bytes(os.path.join(directory, name), content)
-    meta = {"kind": "sentence_transformer", "config": dataclasses.asdict(self.config)}
+    meta = {"kind": self.kind, "config": dataclasses.asdict(self.config)}
     meta["sha256"] = sha256(self._model.files)
     storage.write_artifact(directory, "encoder", meta, {})
 
@@ -176,12 +193,12 @@ class FittedSentenceTransformer:
     return cls(config=SentenceTransformer(**meta["config"]), directory=directory, expected=meta["sha256"])
 
   def _tokenise(self, texts: Sequence[str]) -> list[np.ndarray]:
-    whole = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates
+    whole = [text.encode("utf-8", "replace").decode() for text in texts]  # the tokenizer refuses lone surrogates
     return [np.array(encoding.ids, np.int32) for encoding in self._model.tokenizer.encode_batch_fast(whole)]
 
   @functools.cached_property
   def _program(self) -> tuple[Any, Any, NamedSharding]:
-    """The compiled step, the parameters on every device, and the layout of a batch; made on first use."""
+    """The compiled forward pass, the parameters on every device, and the sharding of a batch; made on first use."""
     dtype = self.config.dtype
     if dtype == "auto":
       dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -193,7 +210,7 @@ class FittedSentenceTransformer:
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(everywhere, split, split), out_specs=split, check_vma=False)
     def step(params, ids, sizes):
       mask = jnp.arange(ids.shape[1]) < sizes[:, None]
-      # An accelerator would round the factors of float32 products; bfloat16 is bfloat16 either way.
+      # By default an accelerator rounds the factors of float32 products.
       with jax.default_matmul_precision("float32"):
         hidden = model.apply({"params": params}, ids, mask)
       if pooling == "cls":

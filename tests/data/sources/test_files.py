@@ -248,8 +248,8 @@ def test_world_source_wants_a_known_split():
 
 def test_import_and_construction_do_not_load_tensorflow():
   code = (
-    "import sys; from hiermem_jax.data import sources, world;"
-    "sources.TfdsSource(name='c4', split='train'); sources.WorldSource(world=world.TINY, split='train');"
+    "import sys; from hiermem_jax.data import sources; from hiermem_jax.data.world.generate import TINY;"
+    "sources.TfdsSource(name='c4', split='train'); sources.WorldSource(world=TINY, split='train');"
     "sys.exit(any(m.startswith('tensorflow') for m in sys.modules))"
   )
   assert subprocess.run([sys.executable, "-c", code]).returncode == 0

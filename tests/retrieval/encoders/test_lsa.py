@@ -1,12 +1,10 @@
 """The LSA encoder: its contract, its persistence, and whether it brings questions to their documents."""
 
-import json
-
 import numpy as np
 import pytest
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.retrieval.encoders import Encoder, EncoderConfig, FittedLsaEncoder, LsaEncoder, load_encoder
+from hiermem_jax.retrieval.encoders import FittedLsaEncoder, LsaEncoder, load_encoder
 
 FILLER = (
   "The record of this {} was kept by the office for many years and it is said that the people who "
@@ -51,12 +49,6 @@ def test_rows_are_float32_unit_vectors(encoder, corpus):
   np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=1e-5)
   for row in embeddings[-3:]:  # nothing known in them
     np.testing.assert_array_equal(row, np.eye(32, dtype=np.float32)[0])
-
-
-def test_protocols(encoder):
-  assert isinstance(LsaEncoder(), EncoderConfig)
-  assert isinstance(encoder, Encoder)
-  assert not isinstance(LsaEncoder(), Encoder)
 
 
 def test_agrees_with_scikit_learns_exact_decomposition(corpus):
@@ -166,13 +158,3 @@ def test_texts_without_words_are_an_input_error():
 def test_settings_out_of_range(name):
   with pytest.raises(InputError, match=name):
     LsaEncoder(**{name: 0})
-
-
-def test_load_errors_name_the_directory(encoder, tmp_path):
-  with pytest.raises(InputError, match="nowhere"):
-    load_encoder(str(tmp_path / "nowhere"))
-  encoder.save(str(tmp_path))
-  path = tmp_path / "encoder.json"
-  path.write_text(json.dumps({**json.loads(path.read_text()), "kind": "oracle"}))
-  with pytest.raises(InputError, match="'oracle'"):
-    load_encoder(str(tmp_path))
