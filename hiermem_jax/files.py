@@ -79,8 +79,9 @@ def write_arrays(path: "AnyPath", **arrays: "np.ndarray") -> None:
   """Writes an npz archive."""
   import numpy as np
 
+  values: dict[str, Any] = dict(arrays)
   with written(path) as file:
-    np.savez(file, **arrays)
+    np.savez(file, **values)
 
 
 def read_arrays(path: "AnyPath") -> dict[str, "np.ndarray"]:

@@ -59,12 +59,15 @@ def test_failed_rename_leaves_no_temporary_file(tmp_path):
 def test_killed_process_leaves_the_old_file(tmp_path):
   path = tmp_path / "a.txt"
   files.write_text(path, "old")
-  if (child := os.fork()) == 0:
-    with files.written(path) as file:
-      file.write(b"half of the n")
-      file.flush()
-      os._exit(9)
-  os.waitpid(child, 0)
+  script = f"""
+import os
+from hiermem_jax import files
+with files.written({str(path)!r}) as file:
+  file.write(b"half of the n")
+  file.flush()
+  os._exit(9)
+"""
+  assert subprocess.run([sys.executable, "-c", script], cwd=_ROOT, check=False).returncode == 9
   assert path.read_text() == "old"
 
 

@@ -1,15 +1,15 @@
-"""The packed dataset and raw text as SeqIO tasks, for users of SeqIO's tools.
+"""Packed datasets and raw text as SeqIO tasks, for users of SeqIO's tools.
 
-Training does not need this module: `batches.Batches` gives the same batches, addressed by step and without
-TensorFlow. A task serves inspection, mixtures, caching and trainers that take a SeqIO task. Register them in a module
-of your own, say my_tasks.py:
+Training does not need this module: `batches.Batches` gives the same batches without TensorFlow. Tasks are for
+inspection, mixtures, caching, and for trainers that take SeqIO tasks. Register them in a module of your own, say
+my_tasks.py:
 
   register_packed_task("wiki_packed", {"train": "/data/wiki_2048/train", "validation": "/data/wiki_2048/validation"})
   register_corpus_task("wiki", {"train": JsonlSource(pattern="/data/wiki/*.jsonl.zst")}, "/data/tokenizer.json")
   register_corpus_task("web", {"train": TfdsSource(name="c4/en", split="train")}, "/data/tokenizer.json")
   seqio.MixtureRegistry.add("both", [("wiki", 0.3), ("web", 0.7)])
 
-and then everything of SeqIO's works on them:
+Then SeqIO's functions and tools work on them:
 
   ds = seqio.get_dataset("wiki_packed", feature_lengths(2048), MemoryLMFeatureConverter())
   seqio_cache_tasks --module_import=my_tasks --tasks=wiki --output_cache_dir=/data/cache
@@ -27,20 +27,20 @@ from hiermem_jax.data.sources import Source
 from hiermem_jax.data.text.vocabulary import TokenizerVocabulary
 from hiermem_jax.errors import InputError
 
-_READ = 64  # sequences read at once
+_READ = 64  # sequences that are read at a time
 
 _FeatureSpec = seqio.FeatureConverter.FeatureSpec
 
 
 def feature_lengths(length: int) -> dict[str, int | None]:
-  """The `task_feature_lengths` of a packed task whose sequences have `length` positions."""
+  """SeqIO's `task_feature_lengths` for a packed task whose sequences have `length` positions."""
   return {"targets": length, "targets_segment_ids": length, "memory_leaf": None}
 
 
 class MemoryLMFeatureConverter(seqio.FeatureConverter):
-  """Packed task features to the batch contract (see batches.py), one example at a time.
+  """Makes batches as in packed/batches.py of the features of a packed task, one example at a time.
 
-  Example, begin-of-document 0:
+  Example, with begin-of-document token 0:
 
     {"targets": [5, 6, 2, 8, 2, 0], "targets_segment_ids": [1, 1, 1, 2, 2, 0], "memory_leaf": 7}
 
@@ -51,7 +51,7 @@ class MemoryLMFeatureConverter(seqio.FeatureConverter):
      "decoder_loss_weights":  [1., 1., 1., 1., 1., 0.],
      "memory_leaf":           7}
 
-  `seqio.LMFeatureConverter` cannot do it: it packs by itself, finds padding by token 0 and knows no leaf.
+  `seqio.LMFeatureConverter` cannot be used: it packs examples itself, takes token 0 for padding, and drops the leaf.
   """
 
   TASK_FEATURES = {
@@ -69,7 +69,7 @@ class MemoryLMFeatureConverter(seqio.FeatureConverter):
   }
 
   def __init__(self, bos_id: int = 0):
-    """Sets the input at the first position of each document: the packed dataset's `manifest.bos_id`."""
+    """`bos_id` is the input at the first position of each document, `manifest.bos_id` of the packed dataset."""
     super().__init__(pack=False, bos_id=bos_id)
 
   def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int | None]) -> tf.data.Dataset:
@@ -94,7 +94,7 @@ class MemoryLMFeatureConverter(seqio.FeatureConverter):
     }
 
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int | None]) -> dict[str, int | None]:
-    """All features have the length of the targets; the leaf is a scalar."""
+    """All features have the length of the targets, except the leaf, which is a scalar."""
     length = task_feature_lengths["targets"]
     return {k: length if spec.rank else None for k, spec in self.MODEL_FEATURES.items()}
 
@@ -102,15 +102,15 @@ class MemoryLMFeatureConverter(seqio.FeatureConverter):
 def register_packed_task(name: str, directories: Mapping[str, str]) -> seqio.Task:
   """Registers packed datasets as a task.
 
-  Features: `targets` and `targets_segment_ids` int32 [S], `memory_leaf` int32 scalar. Shuffling reads the
-  sequences in a random order (all of them: they are addressed by number).
+  The features are `targets` and `targets_segment_ids`, int32 [S], and `memory_leaf`, an int32 scalar. A shuffled
+  dataset has all sequences in a random order.
 
   Args:
     name: of the task.
-    directories: split -> what the prepare verb wrote; all of one tokenizer, tree and length.
+    directories: split -> directory of a packed dataset. All have the same tokenizer, tree and length.
 
   Raises:
-    InputError: see `PackedDataset`; or the splits do not belong together.
+    InputError: a dataset is missing or damaged, or the splits do not belong together.
   """
   datasets = {split: PackedDataset(directory) for split, directory in directories.items()}
   manifests = [dataset.manifest for dataset in datasets.values()]
@@ -119,7 +119,7 @@ def register_packed_task(name: str, directories: Mapping[str, str]) -> seqio.Tas
     for field in ("length", "tokenizer_fingerprint", "tree_fingerprint"):
       if getattr(other, field) != getattr(manifest, field):
         raise InputError(f"task {name}: its splits differ in {field}; give datasets that were prepared alike")
-  row = tf.TensorSpec([manifest.length], tf.int32)
+  positions = tf.TensorSpec([manifest.length], tf.int32)
 
   def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
     dataset = datasets[split]
@@ -132,7 +132,7 @@ def register_packed_task(name: str, directories: Mapping[str, str]) -> seqio.Tas
         for leaf, targets, segments in zip(*dataset.read(order[start : start + _READ])):
           yield {"targets": targets, "targets_segment_ids": segments, "memory_leaf": leaf}
 
-    signature = {"targets": row, "targets_segment_ids": row, "memory_leaf": tf.TensorSpec([], tf.int32)}
+    signature = {"targets": positions, "targets_segment_ids": positions, "memory_leaf": tf.TensorSpec([], tf.int32)}
     return tf.data.Dataset.from_generator(examples, output_signature=signature)
 
   def feature(size: int, rank: int) -> seqio.Feature:
@@ -152,7 +152,7 @@ def register_packed_task(name: str, directories: Mapping[str, str]) -> seqio.Tas
 
 
 class _PartsDataSource(seqio.DataSource):
-  """Sources of documents; each of their parts is a shard."""
+  """Sources of documents as a SeqIO data source. Each part of a source is a shard."""
 
   def __init__(self, sources: Mapping[str, Source]):
     self._sources = dict(sources)
@@ -166,7 +166,7 @@ class _PartsDataSource(seqio.DataSource):
     return self._sources[split].parts()
 
   def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, **unused) -> tf.data.Dataset:
-    """Texts as `targets`; parts are shuffled, documents keep their order within them."""
+    """A dataset with the texts as `targets`. Shuffling changes the order of the parts, not that within a part."""
     del unused
     source = self._sources[split]
     parts = source.parts()
@@ -186,12 +186,12 @@ class _PartsDataSource(seqio.DataSource):
 def register_corpus_task(name: str, sources: Mapping[str, Source], tokenizer_path: str) -> seqio.Task:
   """Registers documents as a task, to inspect, mix and cache a corpus with SeqIO's tools.
 
-  Features: `targets` int32, the document's ids and the end-of-text id; `targets_pretokenized`, its text. What
-  `seqio_cache_tasks` caches is tokenised. Malformed records are left out.
+  The features are `targets`, int32, the ids of a document and the end-of-text id, and `targets_pretokenized`, its text.
+  `seqio_cache_tasks` caches tokenised documents. Malformed records are left out.
 
   Args:
     name: of the task.
-    sources: split -> documents; a part of a source is a shard.
+    sources: split -> documents. A part of a source is a shard.
     tokenizer_path: see `load_tokenizer`.
 
   Raises:

@@ -1,15 +1,17 @@
-"""From text to a path in the cluster tree (paper, section 2.1 and Appendix C).
+"""From a text to its leaf in the cluster tree (paper, Section 2.1 and Appendix C).
 
-A sentence encoder turns a text into a unit vector, balanced k-means grows a tree of
-nested clusters over the vectors of the training corpus, and a text's leaf in that tree
-names the memory blocks it fetches. The room hands out `Retriever` (texts -> int32 leaf
-ids), the parts it is made of, and the means to build, save and load them. It knows
-nothing of models or of how corpora are stored.
+A sentence encoder turns a text into a unit vector. Balanced k-means makes a tree of nested
+clusters of the vectors of the training corpus. The leaf of a text in that tree decides which
+memory blocks the text fetches. Other rooms get `Retriever` (texts -> int32 leaves) from here, its
+parts, and functions that build, save and load them. This room knows nothing of models, or of how
+corpora are stored.
 
-  encoders/    texts -> float32 unit vectors; `LsaEncoder` is fitted on the corpus, `SentenceTransformer` has weights
-  kmeans.py    one node's split: balanced mini-batch k-means
-  tree.py      `ClusterTree`, `split_node`, `build_tree`, the greedy descent and the ancestors of a leaf
-  search.py    other leaves than the greedy descent finds: with clusters excluded, or the k-th nearest
-  retriever.py both together: `Retriever`, `save_retriever`, `load_retriever`
-  storage.py   arrays and their description on disk, checked when read
+  encoders/          texts -> float32 unit vectors: `LsaEncoder`, `SentenceTransformer`, and a registry for others
+  kmeans.py          balanced mini-batch k-means, which splits one node
+  tree.py            `ClusterTree`: centroids, the greedy descent, the ancestors of a leaf
+  build.py           `TreeConfig`, `build_tree`, `split_node`: how a tree is learned
+  search.py          other leaves than the greedy descent finds: without some clusters, or the k-th nearest
+  retriever.py       `Retriever`, an encoder and its tree; `save_retriever`, `load_retriever`
+  document_index.py  `DocumentIndex`, the nearest document in a cluster, for the RAG baseline
+  storage.py         arrays and a JSON object on disk, with a checksum
 """

@@ -71,7 +71,7 @@ def build_tree(
   node. The number of nodes with fewer examples than `branching`, some of whose children stay empty, is logged.
 
   Args:
-    embeddings: float32 or float16 [n, E], rows of unit norm.
+    embeddings: float32 or float16 [n, E], each of unit norm.
     keys: uint64 [n], see `split_node`. The default is a random permutation drawn from the config's seed.
     config: see `TreeConfig`.
     encoder_fingerprint: of the encoder that made the embeddings.

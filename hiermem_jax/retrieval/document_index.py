@@ -1,4 +1,4 @@
-"""The document nearest to a question, looked for in one cluster of the tree: the retrieval of the RAG baseline."""
+"""The retrieval of the RAG baseline: the document nearest to a question, among those of the question's cluster."""
 
 from collections.abc import Sequence
 
@@ -6,22 +6,22 @@ import numpy as np
 
 from hiermem_jax.retrieval.retriever import Retriever
 
-_CHUNK = 4096  # documents embedded at once
+_CHUNK = 4096  # documents that are embedded at a time
 
 
 class DocumentIndex:
-  """Embeddings of documents, by cluster of one level (paper, Appendix H: level 3).
+  """Embeddings of documents, sorted by their clusters on one level (paper, Appendix H: level 3).
 
-  Held in memory: 4 bytes times the encoder's width per document.
+  It needs 4 * E bytes of memory per document, where E is the length of an embedding.
   """
 
   def __init__(self, retriever: Retriever, texts: Sequence[str], level: int = 3):
-    """Embeds the documents and routes them.
+    """Embeds the documents and finds their clusters.
 
     Args:
       retriever: encoder and tree.
       texts: the documents.
-      level: of the clusters that are searched; a tree of less depth has its leaves searched.
+      level: of the clusters. If the tree has fewer levels, its leaves are the clusters.
     """
     self._tree, self._level = retriever.tree, min(level, retriever.tree.depth)
     chunks = [retriever.encoder.encode(texts[start : start + _CHUNK]) for start in range(0, len(texts), _CHUNK)]
@@ -32,13 +32,13 @@ class DocumentIndex:
     self._starts = np.searchsorted(cluster[self._order], edges)
 
   def nearest(self, embeddings: np.ndarray) -> np.ndarray:
-    """Number of the nearest document (L2) in the cluster of each question.
+    """Finds the nearest document (L2) in the cluster of each question.
 
     Args:
-      embeddings: float32 [n, E] of the questions.
+      embeddings: float32 [n, E], of the questions.
 
     Returns:
-      int64 [n]; -1 where the cluster has no document.
+      int64 [n], numbers of the documents; -1 if the question's cluster has no document.
     """
     result = np.full(len(embeddings), -1, np.int64)
     for number, cluster in enumerate(self._clusters(embeddings)):

@@ -1,6 +1,6 @@
-"""An encoder and the tree of its embeddings: routes texts to leaves.
+"""The retriever: an encoder and a tree of its embeddings, which find the leaves of texts.
 
-On disk a retriever is a directory: `encoder/` (see encoders/), `tree.npz` and `tree.json`.
+On disk it is a directory with `encoder/` (see encoders/), `tree.npz` and `tree.json`.
 """
 
 import dataclasses
@@ -16,10 +16,14 @@ from hiermem_jax.retrieval.tree import ClusterTree
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Retriever:
-  """An encoder and the tree over its embeddings.
+  """An encoder and a tree of its embeddings.
+
+  Attributes:
+    encoder: texts -> embeddings.
+    tree: embeddings -> leaves.
 
   Raises:
-    InputError: the tree was built on another encoder's embeddings.
+    InputError: the tree was built from the embeddings of another encoder.
   """
 
   encoder: Encoder
@@ -33,7 +37,7 @@ class Retriever:
       )
 
   def route(self, texts: Sequence[str]) -> np.ndarray:
-    """Finds the leaf of each text by greedy descent: int32 [len(texts)]."""
+    """The leaf of each text: int32 [len(texts)]."""
     return self.tree.assign(self.encoder.encode(texts))
 
 
@@ -41,7 +45,7 @@ def save_retriever(directory: str, encoder: Encoder, tree: ClusterTree) -> None:
   """Writes both under `directory`, the tree last.
 
   Raises:
-    InputError: the tree was built on another encoder's embeddings.
+    InputError: the tree was built from the embeddings of another encoder.
   """
   Retriever(encoder=encoder, tree=tree)
   encoder.save(os.path.join(directory, "encoder"))
@@ -52,7 +56,7 @@ def load_retriever(directory: str) -> Retriever:
   """Loads what `save_retriever` wrote.
 
   Raises:
-    InputError: something is missing or damaged, or encoder and tree do not belong together.
+    InputError: a file is missing or damaged, or encoder and tree do not belong together.
   """
   tree = ClusterTree.load(directory)
   return Retriever(encoder=load_encoder(os.path.join(directory, "encoder")), tree=tree)

@@ -1,7 +1,7 @@
-"""Arrays (npz) and their description (json) on disk: no pickle, no half-written files.
+"""Artifacts on disk: named arrays (npz) and a JSON object that belongs to them, without pickle.
 
-An artifact `NAME` in a directory is `NAME.npz` and `NAME.json`. Each file is written to a
-temporary name and renamed; the json goes last, so an artifact without it is unfinished.
+The artifact NAME in a directory is NAME.npz and NAME.json. The json is written last, so an
+artifact without it is unfinished, and it holds a checksum of both.
 """
 
 import hashlib
@@ -21,7 +21,10 @@ _FORMAT = 1
 
 
 def digest(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-  """First 16 hex characters of the sha256 over `meta` (sorted json) and named, typed arrays."""
+  """First 16 hex characters of a sha256 over `meta` and the arrays with their names, types and shapes.
+
+  The order of the names does not count.
+  """
   sha = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
   for name in sorted(arrays):
     array = np.ascontiguousarray(arrays[name])
@@ -31,20 +34,21 @@ def digest(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def write_artifact(directory: str, name: str, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes `directory/name.npz` and `directory/name.json`, replacing what was there."""
+  """Writes `directory/name.npz` and `directory/name.json`, in place of earlier ones."""
   folder = pathlib.Path(directory)
   header = {"format": _FORMAT, **meta, "digest": digest(meta, arrays)}
+  values: dict[str, Any] = dict(arrays)
   # Both are complete before either is renamed; the json, which is opened first, is renamed last.
-  with files.written(folder / f"{name}.json") as description, files.written(folder / f"{name}.npz") as archive:
-    np.savez(archive, **arrays)
-    description.write((json.dumps(header, indent=2, sort_keys=True) + "\n").encode())
+  with files.written(folder / f"{name}.json") as described, files.written(folder / f"{name}.npz") as archive:
+    np.savez(archive, **values)
+    described.write((json.dumps(header, indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_meta(directory: str, name: str) -> dict[str, Any]:
-  """Reads the description only, as it was given to `write_artifact`, plus its `digest`.
+  """Reads the JSON object that was given to `write_artifact`, with the checksum added as `digest`.
 
   Raises:
-    InputError: the file is missing, not json, or of another format.
+    InputError: the file is missing, not JSON, or of another format.
   """
   path = pathlib.Path(directory) / f"{name}.json"
   try:
@@ -59,10 +63,10 @@ def read_meta(directory: str, name: str) -> dict[str, Any]:
 
 
 def read_artifact(directory: str, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """Reads what `write_artifact` wrote and checks it against its digest.
+  """Reads the JSON object and the arrays that were given to `write_artifact`.
 
   Raises:
-    InputError: a file is missing, damaged, or the two files do not belong together.
+    InputError: a file is missing or damaged, or the two files do not belong together.
   """
   meta = read_meta(directory, name)
   expected = meta.pop("digest")

@@ -1,8 +1,9 @@
-"""The cluster tree: nested k-means clusters of a corpus, and the way down it (paper, Appendix C).
+"""The cluster tree: nested clusters of a corpus, and the leaf of an embedding (paper, Appendix C).
 
-A path is one int32, the leaf's number. With branching b and depth K, the level-k ancestor
-(k = 1..K) of a leaf is `leaf // b**(K - k)`, and node i of level k has the children
-`i * b .. i * b + b - 1` on level k + 1.
+A path from the root to a leaf is one int32, the number of the leaf. With branching b and depth K,
+the ancestor of a leaf on level k (k = 1..K) is `leaf // b**(K - k)`. The children of node i of
+level k are the nodes `i * b` to `i * b + b - 1` of level k + 1. For example, with b = 16 and K = 2,
+leaf 37 is child 5 of node 2.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import numpy as np
 from hiermem_jax.retrieval import storage
 from hiermem_jax.retrieval.kmeans import nearest_candidate, one_thread
 
-_ASSIGN_CHUNK = 16384  # examples, of which the descent holds a copy
+_ASSIGN_CHUNK = 16384  # examples that are copied and compared at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,9 +22,12 @@ class ClusterTree:
   """Centroids of all levels.
 
   Attributes:
-    centroids: per level k = 1..K, root's children first, float32 [branching**k, E].
+    centroids: for each level k = 1..K, the root's children first, float32 [branching**k, E].
     branching: children per node (paper: 16).
     encoder_fingerprint: of the encoder whose embeddings were clustered.
+
+  Raises:
+    ValueError: the centroids are not of these shapes, or not float32.
   """
 
   centroids: tuple[np.ndarray, ...]
@@ -54,18 +58,21 @@ class ClusterTree:
     return storage.digest(self._meta(), self._arrays())
 
   def ancestors(self, leaf: np.ndarray | int) -> np.ndarray:
-    """Nodes on the paths to leaves: int [...] -> int32 [..., K], level 1 first."""
+    """The nodes on the path to each leaf, level 1 first: int [...] -> int32 [..., K]."""
     divisors = self.branching ** np.arange(self.depth - 1, -1, -1)
     return (np.asarray(leaf)[..., None] // divisors).astype(np.int32)
 
   def assign(self, embeddings: np.ndarray) -> np.ndarray:
-    """Greedy descent: at each level the nearest child by L2, the first one on a tie.
+    """Finds the leaf of each embedding by greedy descent.
+
+    From the root down, each step goes to the nearest child by L2, or to the first one on a tie. The leaf of an
+    embedding does not depend on the other embeddings of the call.
 
     Args:
       embeddings: float32 or float16 [n, E].
 
     Returns:
-      int32 [n], leaf numbers. An example's leaf does not depend on the examples beside it.
+      int32 [n], numbers of the leaves.
     """
     node = np.zeros(len(embeddings), np.int32)
     for centroids in self.centroids:
@@ -73,7 +80,7 @@ class ClusterTree:
     return node
 
   def save(self, directory: str) -> None:
-    """Writes `tree.npz` and `tree.json` under `directory`; each file appears whole or not at all."""
+    """Writes `tree.npz` and `tree.json` under `directory`."""
     storage.write_artifact(directory, "tree", self._meta(), self._arrays())
 
   @classmethod
@@ -100,18 +107,28 @@ class ClusterTree:
 
 @one_thread
 def nearest_children(embeddings: np.ndarray, node: np.ndarray, centroids: np.ndarray, branching: int) -> np.ndarray:
-  """One level of the descent: int32 [n] nodes -> int32 [n] nodes of the next level, whose centroids are given."""
+  """One step of the descent.
+
+  Args:
+    embeddings: float32 or float16 [n, E].
+    node: int32 [n], the node of each embedding.
+    centroids: float32 [c * branching, E], of the next level.
+    branching: children per node.
+
+  Returns:
+    int32 [n], the nearest child of each embedding's node, by its number on the next level.
+  """
   children = np.empty_like(node)
   for start in range(0, len(node), _ASSIGN_CHUNK):
-    rows = start + np.argsort(node[start : start + _ASSIGN_CHUNK], kind="stable")
-    examples = embeddings[rows].astype(np.float32, copy=False)
-    first = node[rows] * branching
-    # Examples of one node lie together and read its children once.
-    products, norms = np.empty((2, len(rows), branching), np.float32)
+    # Sorted by node, so that the examples of one node are compared with its children in one product.
+    chunk = start + np.argsort(node[start : start + _ASSIGN_CHUNK], kind="stable")
+    examples = embeddings[chunk].astype(np.float32, copy=False)
+    first = node[chunk] * branching
+    products, norms = np.empty((2, len(chunk), branching), np.float32)
     firsts, starts = np.unique(first, return_index=True)
-    for i, begin, end in zip(firsts.tolist(), starts.tolist(), [*starts[1:].tolist(), len(rows)]):
+    for i, begin, end in zip(firsts.tolist(), starts.tolist(), [*starts[1:].tolist(), len(chunk)]):
       candidates = centroids[i : i + branching]
       np.matmul(examples[begin:end], candidates.T, out=products[begin:end])
       norms[begin:end] = np.einsum("ke,ke->k", candidates, candidates)
-    children[rows] = first + nearest_candidate(examples, centroids, first, products, norms)
+    children[chunk] = first + nearest_candidate(examples, centroids, first, products, norms)
   return children

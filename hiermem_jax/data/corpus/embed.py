@@ -95,7 +95,7 @@ class KnownEmbeddings:
     There are none if the part was not embedded, or if its embeddings were made of other `inputs` (`embedding_inputs`,
     and the fingerprint of the parts under "parts").
     """
-    self._keys, self._embeddings = np.zeros(0, np.uint64), None
+    self._keys, self._embeddings = np.zeros(0, np.uint64), np.zeros((0, 0), np.float32)
     folder = files.as_path(tree) / "embeddings"
     held = files.read_json(folder / "inputs.json") if (folder / "inputs.json").exists() else {}
     if all(held.get(name) == value for name, value in inputs.items()):

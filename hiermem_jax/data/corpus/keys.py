@@ -54,7 +54,7 @@ def in_sample(hashes: np.ndarray, share: float) -> np.ndarray:
   return np.asarray(hashes, np.uint64) < np.uint64(int(share * _LARGEST))
 
 
-def partition(hashes: np.ndarray, num_partitions: int | np.ndarray) -> np.ndarray:
+def partition(hashes: np.ndarray | int, num_partitions: int | np.ndarray) -> np.ndarray:
   """Cuts the range of all hashes into equal parts and tells which part each hash falls in: int64 [...].
 
   Parts ascend: a larger hash never falls in a part of smaller number.

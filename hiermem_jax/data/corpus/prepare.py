@@ -72,7 +72,7 @@ def prepare(
   names = [part for _, part in parts]
   claim(work, inputs | {"parts": names})
   router = None
-  if retriever is not None:
+  if tree is not None and retriever is not None:
     embedded = embedding_inputs(source, tokenizer, retriever.encoder.fingerprint, read)
     router = Router(tree, embedded | {"parts": parts_fingerprint(names)})
   window_tokens = _WHOLE_DOCUMENTS if pack.buckets else read.window_tokens
@@ -215,7 +215,7 @@ def _held(job: PackJob, length: int) -> dict[str, Any]:
   """Fields of the manifest that say what the shards of one length hold."""
   paths = [files.as_path(job.summary_path(length, shard)) for shard in range(job.config.num_shards)]
   summaries = [files.read_json(path) for path in paths if path.exists()]
-  leaves = collections.Counter()
+  leaves: collections.Counter[int] = collections.Counter()
   for summary in summaries:
     leaves.update(dict(summary["leaves"]))
   return {

@@ -80,7 +80,9 @@ class RoutePart(beam.DoFn):
     tokenizer = cached_tokenizer(self._tokenizer)
     leaves_of = _no_leaves if self._router is None else self._router.of_part(number)
     dtype = token_dtype(tokenizer.vocab_size)
-    counts, chunks, held = Counts(), [], []
+    counts = Counts()
+    chunks: list[str] = []
+    held: list[Chunk] = []
     per_leaf: dict[int, np.ndarray] = {}
     for batch in read_part(self._source, number, part, tokenizer, counts, window_tokens=self._window_tokens):
       leaves = leaves_of(batch)
@@ -97,8 +99,8 @@ class RoutePart(beam.DoFn):
       )
     if held:
       chunks.append(self._write(number, len(chunks), held))
-    leaves = [[leaf, *map(int, of_leaf)] for leaf, of_leaf in sorted(per_leaf.items())]
-    files.write_json(self.summary(number), {"counts": dataclasses.asdict(counts), "chunks": chunks, "leaves": leaves})
+    totals = [[leaf, *map(int, of_leaf)] for leaf, of_leaf in sorted(per_leaf.items())]
+    files.write_json(self.summary(number), {"counts": dataclasses.asdict(counts), "chunks": chunks, "leaves": totals})
     yield from ()
 
   def _write(self, number: int, chunk: int, held: Sequence[Chunk]) -> str:

@@ -1,7 +1,7 @@
-"""How a Beam pipeline is run: here in several processes, or wherever `--runner` says.
+"""Runs Beam pipelines: in several processes of this machine, or with another runner (--runner).
 
-Pipelines of this room hand over files, not elements: what a step has finished is on disk under its final name, so a
-pipeline that is run again does only what is missing.
+The pipelines of this room write files at the end of each step. A pipeline that is run again does only the work whose
+files are missing.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 from hiermem_jax.errors import InputError
 
-# What is worth one line instead of a traceback when a worker raises it.
+# Exceptions of workers that are reported in one line, without a traceback.
 _CAUSES = re.compile(
   r"\b(InputError|PermissionError|FileNotFoundError|NotADirectoryError|OSError|MemoryError): (.*?)"
   r"(?: \[while running .*)?$",
@@ -26,9 +26,9 @@ class BeamConfig:
   """Where pipelines run.
 
   Attributes:
-    runner: a runner's name as Beam knows it: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, ...
-    options: Beam's pipeline options, e.g. ("--project=my-project", "--region=europe-west4"). The DirectRunner gets one
-      process per core unless they say otherwise; it keeps what is grouped in memory.
+    runner: Beam's name of a runner: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, ...
+    options: Beam's pipeline options, e.g. ("--project=my-project", "--region=europe-west4"). Without an option that
+      begins with --direct_, the DirectRunner starts one process per core. It holds grouped elements in memory.
   """
 
   runner: str = "DirectRunner"
@@ -38,11 +38,11 @@ class BeamConfig:
     """Builds and runs one pipeline and waits for its end.
 
     Args:
-      build: adds the steps to the pipeline that it is given.
-      num_units: independent pieces of work; no more processes than that are started.
+      build: gets an empty pipeline and adds the steps to it.
+      num_units: number of independent pieces of work; no more processes than that are started.
 
     Raises:
-      InputError: what a worker raised because of bad input; or an unknown runner.
+      InputError: a worker raised InputError, or there is no such runner.
       OSError: a worker could not read or write a file.
       RuntimeError: the pipeline failed in another way.
     """
@@ -67,20 +67,20 @@ class BeamConfig:
 def _processes(num_units: int) -> Sequence[str]:
   """Options of the DirectRunner for this machine.
 
-  On a machine with accelerators one process feeds all of them: most can be held by one process only.
+  On a machine with accelerators there is one process, because most accelerators can be used by one process only.
   """
   import jax
 
   workers = min(os.cpu_count() or 1, num_units) if jax.default_backend() == "cpu" else 1
   if workers <= 1:
     return ("--direct_running_mode=in_memory", "--direct_num_workers=1")
-  # Of the workers' own messages ours are shown, those of the library below an error are not.
+  # Workers show all messages of ours, and only errors of Beam's.
   quiet = ("--default_sdk_harness_log_level=ERROR", '--sdk_harness_log_level_overrides={"absl": "INFO"}')
   return ("--direct_running_mode=multi_processing", f"--direct_num_workers={workers}", *quiet)
 
 
 def _cause(error: Exception) -> Exception:
-  """What to raise for a failed pipeline: workers in other processes report a traceback as text."""
+  """The exception to raise for a failed pipeline. Other processes report theirs as the text of a traceback."""
   found = _CAUSES.findall(str(error))
   if isinstance(error, InputError | OSError | MemoryError):
     found = [(type(error).__name__, str(error).split(" [while running ")[0])]
@@ -91,7 +91,7 @@ def _cause(error: Exception) -> Exception:
 
 
 class _QuietBeam:
-  """Keeps Beam's own messages out of the log while a pipeline runs; what fails is raised, not logged."""
+  """Context in which Beam logs nothing. Nothing is lost, because errors are raised."""
 
   def __enter__(self):
     self._logger = logging.getLogger("apache_beam")

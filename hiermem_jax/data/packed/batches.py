@@ -1,20 +1,20 @@
-"""Batches for training: the batch contract, and a stream of them addressed by step number.
+"""Batches for training: what a batch is, and a stream of batches of which each is computed from its step number.
 
-The contract, for one sequence of leaf 7 that holds two documents, [5, 6] and [8], and is padded
-(end-of-text is 2, begin-of-document 0):
+A batch of one sequence of leaf 7, which holds two documents, [5, 6] and [8], and padding (the
+end-of-text token is 2, the begin-of-document token 0):
 
   targets                  [5, 6, 2, 8, 2, 0]
   segments                 [1, 1, 1, 2, 2, 0]
 
   decoder_target_tokens    [5, 6, 2, 8, 2, 0]   int32 [B, S]
-  decoder_input_tokens     [0, 5, 6, 0, 8, 0]   int32 [B, S]  targets shifted right within each segment
+  decoder_input_tokens     [0, 5, 6, 0, 8, 0]   int32 [B, S]  targets, shifted right within each segment
   decoder_segment_ids      [1, 1, 1, 2, 2, 0]   int32 [B, S]  0 is padding
-  decoder_positions        [0, 1, 2, 0, 1, 0]   int32 [B, S]  restart with each segment
+  decoder_positions        [0, 1, 2, 0, 1, 0]   int32 [B, S]  position within the segment
   decoder_loss_weights     [1, 1, 1, 1, 1, 0]   float32 [B, S]
   memory_leaf              7                    int32 [B]
 
-Names and values are those of SeqIO's decoder converters; `seqio_tasks.MemoryLMFeatureConverter` gives the
-same.
+Names and values are those of SeqIO's decoder-only feature converters; `seqio_tasks.MemoryLMFeatureConverter` gives
+the same.
 """
 
 import functools
@@ -30,17 +30,17 @@ from hiermem_jax.errors import InputError
 
 
 def to_batch(leaf: np.ndarray, targets: np.ndarray, segments: np.ndarray, *, bos_id: int = 0) -> dict[str, np.ndarray]:
-  """Makes the batch contract of packed sequences (see the module's docstring).
+  """Makes a batch of packed sequences (see the module's docstring).
 
   Args:
     leaf: integer [B].
     targets: integer [B, S].
-    segments: integer [B, S]; 1, 2, ... and 0 for padding at the end.
-    bos_id: input at the first position of each segment.
+    segments: integer [B, S]: 1, 2, ..., and 0 for padding at the end.
+    bos_id: the input at the first position of each segment.
   """
   valid = segments > 0
   previous = np.pad(segments[:, :-1], ((0, 0), (1, 0)))
-  starts = segments != previous  # a first segment has id 1, so position 0 starts one unless it is padding
+  starts = segments != previous  # the first segment has id 1, so a segment starts at position 0 unless it is padding
   shifted = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
   index = np.arange(segments.shape[1], dtype=np.int32)
   first = np.maximum.accumulate(np.where(starts, index, 0), axis=1)
@@ -55,16 +55,17 @@ def to_batch(leaf: np.ndarray, targets: np.ndarray, segments: np.ndarray, *, bos
 
 
 class Batches:
-  """An endless, shuffled stream of batches in which step n is computed from n alone.
+  """An endless, shuffled stream of batches. The batch of a step is computed from the step number alone.
 
-  Global batch `step` holds positions step * batch_size and on of the stream. Epoch e visits every sequence
-  once, in an order drawn from (seed, e). A batch may reach over the border of two epochs, or over several where
-  the dataset is smaller than a batch. The stream does not depend on the processes that read it: each takes the
-  positions that its devices need of the same global batch.
+  The stream is a sequence of epochs. Epoch e visits every sequence once, in an order drawn from
+  (seed, e). The global batch of step n holds the positions n * batch_size to (n + 1) * batch_size - 1
+  of the stream. It may contain the end of one epoch and the beginning of the next, or several epochs
+  if the dataset is smaller than a batch. The stream does not depend on the number of processes: each
+  process reads the part of the same global batch that its devices need.
 
-  Memory on each process: the orders of two epochs, 8 bytes a sequence in all (4.3 GB for 2^40 tokens in
-  sequences of 2048). The order is that of NumPy's `Generator.shuffle`, which another NumPy version may
-  change.
+  Each process holds the orders of two epochs in memory, 8 bytes per sequence in all (4.3 GB for 2^40
+  tokens in sequences of 2048). The order is that of NumPy's `Generator.shuffle`; another version of
+  NumPy may draw another one.
   """
 
   def __init__(
@@ -76,12 +77,12 @@ class Batches:
     rows: np.ndarray | None = None,
     sequences: np.ndarray | None = None,
   ):
-    """Sets up the stream.
+    """Sets up the stream; nothing is read yet.
 
     Args:
       dataset: where sequences are read from.
-      batch_size: sequences in a global batch.
-      seed: of the shuffles, non-negative.
+      batch_size: number of sequences in a global batch.
+      seed: of the orders, non-negative.
       rows: positions of the global batch that `at` gives, int64 [b] below batch_size; all of them by default.
       sequences: numbers of the sequences that take part, integer [n]; all of the dataset's by default.
 
@@ -125,7 +126,7 @@ class Batches:
 
 
 def epoch_order(count: int, seed: tuple[int, ...]) -> np.ndarray:
-  """The order in which an epoch visits `count` sequences: int32 or int64 [count]."""
+  """A random order of the numbers from 0 to count - 1: int32 [count], or int64 if int32 is too small."""
   order = np.arange(count, dtype=np.int32 if count < 2**31 else np.int64)
   np.random.default_rng(seed).shuffle(order)
   return order

@@ -1,25 +1,25 @@
 """Dataset decomposition: documents cut into runs of power-of-two lengths (Pouransari et al., arXiv 2405.13226).
 
-The anchors of the paper are pretrained on it (section A.1). With its end-of-text token a document of 1,309 tokens
-gives, by the binary expansion of its length and for lengths 2^8 .. 2^13,
+The anchors of the paper are pretrained on it (Appendix A.1). A document is cut by the binary expansion of its length.
+For example, with lengths 2^8 to 2^13, a document of 1,309 tokens (end-of-text token included) gives
 
-  1309 = 1024 + 256 + 29      a run of 1024, a run of 256, and 29 tokens left over
+  1309 = 1024 + 256 + 29      a run of 1024, a run of 256, and a rest of 29 tokens
 
-so every sequence is text of one document, without padding, and the cost of attention follows the documents. What is
-left over, less than the shortest run, is left out (prepare.tails = 'drop', as in the authors' code, which also cuts
-what is longer than two of the longest runs at random), or packed with other left-overs into sequences of the shortest
-length under the document mask (prepare.tails = 'pad').
+So every sequence is text of one document without padding, and long documents are trained on in long sequences. The rest
+is shorter than the shortest run. It is left out with PackConfig.tails = 'drop', as in the authors' code (which, unlike
+ours, also cuts documents longer than two of the longest runs at random positions). With 'pad', the rests of several
+documents are packed into sequences of the shortest length.
 
-On disk there is a packed dataset per length, and a file that makes them one:
+On disk there is a packed dataset for each length, and a file that makes them one dataset:
 
   decomposition.json   the lengths; written last
-  256/ 512/ ... 8192/  packed datasets, their leaves -1
+  256/ 512/ ... 8192/  packed datasets, whose leaves are -1
 
-A step trains on one length, with as many sequences as make up a constant number of tokens. Short ones come first, more
-or less: an epoch is a number of cycles, in each of which every length has its share of batches, and the length of a
-step is drawn among those with batches left in the cycle. Its weight is its batches in the cycle times odds that halve
-from one length to the next, 32:16:8:4:2:1 ("Grow-P2"), as in the authors' code; with equal odds all lengths would last
-a cycle.
+All sequences of a step have the same length, and their number is such that every step has the same number of tokens. An
+epoch is a number of cycles; each cycle has an equal share of the batches of every length. Within a cycle short lengths
+tend to come first: the length of a step is drawn among those with batches left in the cycle, with a probability
+proportional to the number of its batches in the cycle times its odds. The odds halve from one length to the next,
+32:16:8:4:2:1 ("Grow-P2" in the authors' code).
 """
 
 import functools
@@ -40,14 +40,14 @@ _FILE = "decomposition.json"
 
 
 def decompose(num_tokens: int, lengths: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
-  """Cuts a document into runs, longest first.
+  """Cuts a document into runs, the longest first.
 
   Args:
-    num_tokens: of the document.
-    lengths: of runs, ascending, each twice the one before.
+    num_tokens: length of the document.
+    lengths: possible lengths of a run, ascending, each twice the one before.
 
   Returns:
-    (start, length) of each run, and where the rest begins that is shorter than any.
+    (start, length) of each run, and the position where the rest begins, which is shorter than any run.
   """
   runs, start = [], 0
   for length in reversed(lengths):
@@ -58,18 +58,18 @@ def decompose(num_tokens: int, lengths: Sequence[int]) -> tuple[list[tuple[int, 
 
 
 class DecomposedDataset:
-  """Packed datasets of several lengths.
+  """Packed datasets of several lengths, as one; its length is the number of all sequences.
 
   Attributes:
-    directory: where they are.
-    buckets: length -> packed dataset, ascending.
+    directory: of the dataset.
+    buckets: length -> packed dataset, in ascending order.
   """
 
   def __init__(self, directory: str):
-    """Opens them.
+    """Opens the packed datasets.
 
     Raises:
-      InputError: the directory or one of the datasets is missing or damaged.
+      InputError: the directory or one of the packed datasets is missing or damaged.
     """
     self.directory = str(directory)
     path = files.as_path(directory) / _FILE
@@ -87,45 +87,47 @@ class DecomposedDataset:
 
   @property
   def manifest(self) -> Manifest:
-    """Of the shortest length; what is not a count or a length is the same for all."""
+    """The manifest of the shortest length. Manifests of other lengths differ in the length and in counts only."""
     return next(iter(self.buckets.values())).manifest
 
   def verify(self) -> None:
-    """Reads every file and compares its checksum with the manifest's.
+    """Reads every shard and compares its checksum with the manifest's.
 
     Raises:
-      InputError: a shard is missing or differs.
+      InputError: a shard is missing or damaged.
     """
     for bucket in self.buckets.values():
       bucket.verify()
 
 
 def is_decomposed(directory: str) -> bool:
-  """Whether the directory holds a decomposed dataset, as far as can be seen from outside."""
+  """Whether the directory holds a finished decomposed dataset. Its files are not checked."""
   return (files.as_path(directory) / _FILE).exists()
 
 
 def open_dataset(directory: str) -> PackedDataset | DecomposedDataset:
-  """Opens what `prepare` wrote.
+  """Opens a dataset that `prepare` wrote, of one length or of several.
 
   Raises:
-    InputError: it is missing, unfinished or damaged.
+    InputError: the dataset is missing, unfinished or damaged.
   """
   return DecomposedDataset(directory) if is_decomposed(directory) else PackedDataset(directory)
 
 
-def write_decomposition(directory: str, lengths: Sequence[int], input_tokens: int, dropped_tokens: dict[str, int]):
-  """Writes the file that makes the packed datasets of the lengths one."""
+def write_decomposition(
+  directory: str, lengths: Sequence[int], input_tokens: int, dropped_tokens: dict[str, int]
+) -> None:
+  """Writes the file that makes the packed datasets of these lengths one dataset; see `Manifest` for the numbers."""
   content = {"lengths": list(lengths), "input_tokens": input_tokens, "dropped_tokens": dropped_tokens}
   files.write_json(os.path.join(directory, _FILE), content)
 
 
 class DecomposedBatches:
-  """An endless stream of batches of varying length in which step n is computed from n alone (see the module).
+  """An endless stream of batches of several lengths. The batch of a step is computed from the step number alone.
 
-  A step has tokens_per_batch // length sequences of its length. What does not fill a last batch of its length sits out
-  an epoch; the next one has another order. Memory on each process: the orders of two epochs, 8 bytes a sequence, and 5
-  bytes a step.
+  The module's docstring says how lengths are drawn. A batch has tokens_per_batch // length sequences. An epoch uses
+  whole batches only, so a few sequences of each length are left out of it; the next epoch has another order and leaves
+  out others. Each process holds 8 bytes per sequence (the orders of two epochs) and 5 bytes per step in memory.
   """
 
   def __init__(
@@ -137,17 +139,18 @@ class DecomposedBatches:
     rows: Callable[[int], np.ndarray] = np.arange,
     cycles: int = 8,
   ):
-    """Sets up the stream.
+    """Sets up the stream; nothing is read yet.
 
     Args:
       dataset: where sequences are read from.
-      tokens_per_batch: of the global batch; a multiple of the longest length.
-      seed: of the shuffles and the lengths, non-negative.
+      tokens_per_batch: number of tokens in a global batch; a multiple of the longest length.
+      seed: of the orders and of the lengths, non-negative.
       rows: from the sequences of a global batch to the positions in it that `at` gives, int64 [b]; all by default.
-      cycles: of an epoch (paper's reference: 8).
+      cycles: number of cycles in an epoch (8 in the authors' code).
 
     Raises:
-      InputError: the longest length does not divide the tokens, or no length has a batch of sequences.
+      InputError: the tokens of a batch are no multiple of the longest length, or no length has enough sequences for one
+        batch.
     """
     longest = max(dataset.buckets)
     if tokens_per_batch < 1 or tokens_per_batch % longest:
@@ -171,7 +174,7 @@ class DecomposedBatches:
     self._order = functools.lru_cache(maxsize=2 * len(self._lengths))(self._draw_order)
 
   def indices(self, step: int) -> tuple[int, np.ndarray]:
-    """Length of a step's sequences, and the numbers of this process's part of them in their dataset, int64 [b]."""
+    """Length of the sequences of a step, and the numbers of this process's part of them, int64 [b]."""
     epoch, position = divmod(step, int(self._batches.sum()))
     buckets, ranks = self._schedule(epoch)
     bucket = int(buckets[position])
@@ -184,7 +187,7 @@ class DecomposedBatches:
     return {"dataset": self.dataset.buckets[length].directory, "sequences": indices.tolist()}
 
   def at(self, step: int) -> dict[str, np.ndarray]:
-    """This process's part of batch `step` (see batches.py)."""
+    """This process's part of the batch of a step (see batches.py)."""
     length, indices = self.indices(step)
     dataset = self.dataset.buckets[length]
     return to_batch(*dataset.read(indices), bos_id=dataset.manifest.bos_id)
@@ -194,10 +197,15 @@ class DecomposedBatches:
     return read_ahead(self.at, start_step)
 
   def _draw_schedule(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every step of an epoch, the bucket, int8, and how many steps before it had the same, int32.
+    """Draws the lengths of the steps of an epoch.
 
-    A bucket drawn with fixed weights among those with batches left is the next event of independent Poisson processes
-    that stop after so many events: all of a cycle is drawn by sorting times.
+    To draw one bucket after the other among those with batches left, with fixed weights, is the same as to run one
+    Poisson process per bucket, with that weight as its rate, until it has had as many events as there are batches, and
+    to take the buckets in the order of all events. So a cycle is drawn by sorting times.
+
+    Returns:
+      The number of the bucket of each step, int8 [steps], and how many earlier steps of the epoch have the same bucket,
+      int32 [steps].
     """
     rng = np.random.default_rng([self.seed, epoch, len(self._lengths)])
     odds = 2.0 ** np.arange(len(self._lengths) - 1, -1, -1)

@@ -1,1 +1,7 @@
-"""From text to tokens: tokenizers, the same as SeqIO vocabularies, windows, and how often names occur."""
+"""From text to tokens.
+
+tokenizer.py   `Tokenizer`, `load_tokenizer`, `train_sentencepiece`
+vocabulary.py  a tokenizer as a SeqIO vocabulary
+windows.py     `windows_of`: documents -> windows, the unit of clustering and of packing
+mentions.py    `count_mentions`: how often names occur in a corpus
+"""

@@ -1,4 +1,4 @@
-"""How often names occur in a corpus: the frequency that rare and common knowledge are told apart by."""
+"""Counts how often names occur in a corpus. Facts about rarely mentioned names are the rare knowledge of evaluation."""
 
 import collections
 import re
@@ -8,14 +8,16 @@ _WORD = re.compile(r"\w+")
 
 
 def count_mentions(names: Sequence[str], texts: Iterable[str]) -> dict[str, int]:
-  """Occurrences of each name as whole words, whatever the case and what is between the words.
+  """Counts occurrences of each name as whole words, without regard to case, spaces and punctuation.
+
+  For example, the name "Niels Bohr" occurs once in "niels-BOHR discovered hafnium", and "Bohr" once.
 
   Args:
-    names: any number; two that are spelled alike up to case have the same count.
+    names: the names to count.
     texts: the corpus.
 
   Returns:
-    name -> occurrences.
+    name -> number of occurrences.
   """
   words = {name: tuple(_WORD.findall(name.lower())) for name in names}
   by_first: dict[str, set[tuple[str, ...]]] = collections.defaultdict(set)

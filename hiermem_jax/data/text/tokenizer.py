@@ -1,16 +1,19 @@
 """Tokenizers: SentencePiece `.model` files and Hugging Face `tokenizers` `.json` files behind one interface.
 
-Special ids, the one place where the rule is stated:
+Special ids:
 
-  padding   Padded positions hold id 0, but what makes a position padding is segment id 0, never
-            its token. So it does no harm that id 0 is a real token of some foreign vocabulary.
-  eot_id    The token that ends a document; it is predicted.
-  bos_id    The input at the first position of a document (targets are shifted right behind it); it is
-            never predicted. It is the tokenizer's own begin-of-sequence token where there is one;
-            else 0 if no text encodes to id 0 (SentencePiece models trained here: 0 is padding;
-            GPT-NeoX: 0 is the end-of-text token); else `eot_id`.
+  padding   Padded positions hold id 0. Whether a position is padding is decided by its segment id
+            (0 for padding), never by its token, because id 0 is an ordinary token of some
+            vocabularies.
+  eot_id    The token that ends a document. The model predicts it.
+  bos_id    The input at the first position of a document, whose target is the first token. The
+            model never predicts it. It is the tokenizer's own begin-of-sequence token if there is
+            one. Otherwise it is 0 if no text encodes to id 0: in SentencePiece models trained here
+            0 is padding, in GPT-NeoX's tokenizer it is the end-of-text token. Otherwise it is
+            `eot_id`.
 
-`encode` yields ordinary tokens only: text that spells a special token stays text.
+`encode` gives ordinary tokens only: a text that contains the name of a special token, such as
+"<|endoftext|>", is encoded like any other text.
 """
 
 import abc
@@ -20,6 +23,8 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from hiermem_jax import files
 from hiermem_jax.errors import InputError
@@ -32,11 +37,11 @@ class Tokenizer(abc.ABC):
   """Text to ids and back.
 
   Attributes:
-    path: the file it was loaded from.
+    path: the file that it was loaded from.
     fingerprint: first 16 hex digits of the sha256 of that file.
     vocab_size: one more than the largest id.
-    eot_id: id of the token that ends a document.
-    bos_id: id of the input at the beginning of a document (see the module's docstring).
+    eot_id: the token that ends a document.
+    bos_id: the input at the first position of a document (see the module's docstring).
   """
 
   path: str
@@ -46,16 +51,16 @@ class Tokenizer(abc.ABC):
   bos_id: int
 
   def encode(self, text: str) -> list[int]:
-    """Ids of `text`, without begin- or end-of-document tokens."""
+    """Ids of a text, without begin- or end-of-document tokens."""
     return self.encode_batch([text])[0]
 
   @abc.abstractmethod
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """`encode` of many texts, on all cores."""
+    """`encode` for many texts, on all cores."""
 
   @abc.abstractmethod
-  def decode(self, ids: Sequence[int]) -> str:
-    """Text of `ids`; special tokens (padding, end of text) have none."""
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """The text of ids. Special tokens (padding, end of text) have no text."""
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -78,15 +83,15 @@ class SentencePieceTokenizer(Tokenizer):
     self.bos_id = _bos_id(self._model.bos_id(), self.eot_id, text_yields_0)
 
   def encode(self, text: str) -> list[int]:
-    """Ids of `text`, without begin- or end-of-document tokens."""
+    """Ids of a text, without begin- or end-of-document tokens."""
     return self._model.encode(text)
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """`encode` of many texts, on all cores."""
+    """`encode` for many texts, on all cores."""
     return self._model.encode(list(texts), num_threads=os.cpu_count() or 1)
 
-  def decode(self, ids: Sequence[int]) -> str:
-    """Text of `ids`; special tokens (padding, end of text) have none."""
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """The text of ids. Special tokens (padding, end of text) have no text."""
     return self._model.decode([int(i) for i in ids])
 
 
@@ -118,19 +123,19 @@ class HuggingFaceTokenizer(Tokenizer):
     self.bos_id = _bos_id(own_bos, self.eot_id, text_yields_0)
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """`encode` of many texts, on all cores."""
+    """`encode` for many texts, on all cores."""
     return [e.ids for e in self._model.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-  def decode(self, ids: Sequence[int]) -> str:
-    """Text of `ids`; special tokens (padding, end of text) have none."""
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """The text of ids. Special tokens (padding, end of text) have no text."""
     return self._model.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-  """Loads a tokenizer by its suffix: `.model` is SentencePiece, `.json` is Hugging Face `tokenizers`.
+  """Loads a tokenizer: a SentencePiece model if the path ends in `.model`, a Hugging Face tokenizer if in `.json`.
 
   Raises:
-    InputError: no such file, another suffix, damaged, or without an end-of-text token.
+    InputError: there is no such file, it has another suffix, is damaged, or has no end-of-text token.
   """
   kinds = {".model": SentencePieceTokenizer, ".json": HuggingFaceTokenizer}
   kind = kinds.get(pathlib.Path(path).suffix)
@@ -149,19 +154,19 @@ def train_sentencepiece(
 ) -> Tokenizer:
   """Trains a SentencePiece BPE model, writes it to `path` and loads it.
 
-  Ids: 0 padding, 1 unknown (never produced: bytes stand in for rare characters), 2 end of text. There is no
-  normalisation and no dummy space in front, so decode(encode(text)) == text for every text without
-  U+2581, and pieces of a document's ids decode to pieces of the document. Digits are single tokens, and so is
-  a line break. The result is a function of the texts: there is no sampling and BPE counts are exact.
+  Id 0 is padding, 1 is unknown (which never occurs, because rare characters are encoded as bytes), 2 is end of text.
+  Text is not normalised and gets no space in front. So decode(encode(text)) == text for every text without the
+  character U+2581, and a part of a document's ids decodes to a part of the document. Every digit is a token of its own,
+  and so is a line break. The result depends on the texts only: nothing is sampled.
 
   Args:
-    texts: documents; reading stops after `max_characters`.
-    path: where to write, ending in `.model`; replaced if it exists, never half-written.
+    texts: documents in random order, of which only the beginning is read.
+    path: where to write, ending in `.model`. An existing file is replaced.
     vocab_size: number of ids.
-    max_characters: bound on the training text, which is held in memory. Give texts in random order.
+    max_characters: number of characters to train on. They are held in memory.
 
   Raises:
-    InputError: no text, or the vocabulary is too large or too small for it.
+    InputError: there is no text, or the vocabulary is too large or too small for it.
   """
   import sentencepiece
 
@@ -201,7 +206,7 @@ def train_sentencepiece(
 
 
 def _lines(texts: Iterable[str], max_characters: int) -> Iterator[str]:
-  """Lines of the texts: a line break is then a byte piece of its own and never part of a longer piece."""
+  """The lines of the texts. Because the model never sees a line break, it has no piece with one, only its byte."""
   left = max_characters
   for text in texts:
     yield from (line for line in text[:left].split("\n") if line)
@@ -211,7 +216,7 @@ def _lines(texts: Iterable[str], max_characters: int) -> Iterator[str]:
 
 
 def _noting_errors(lines: Iterator[str], errors: list[Exception]) -> Iterator[str]:
-  """The lines; what reading them raises goes into `errors`, as SentencePiece passes on no more than its text."""
+  """The lines. An exception of the iterator is added to `errors`, because SentencePiece only passes on its text."""
   try:
     yield from lines
   except Exception as error:
@@ -220,6 +225,7 @@ def _noting_errors(lines: Iterator[str], errors: list[Exception]) -> Iterator[st
 
 
 def _training_problem(message: str, vocab_size: int) -> str:
+  """Our message for an error message of SentencePiece."""
   if found := re.search(r"value <= (\d+)", message):
     return f"vocab_size {vocab_size} is too large for this text (at most {found[1]}): lower it or add text"
   if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
@@ -230,6 +236,7 @@ def _training_problem(message: str, vocab_size: int) -> str:
 
 
 def _bos_id(own: int, eot_id: int, text_yields_0: bool) -> int:
+  """The input at the first position of a document (see the module's docstring); `own` is -1 if there is none."""
   if own >= 0:
     return own
   return eot_id if text_yields_0 else 0

@@ -1,4 +1,4 @@
-"""Our tokenizers as SeqIO vocabularies."""
+"""A tokenizer as a SeqIO vocabulary."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from hiermem_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 
 
 class TokenizerVocabulary(seqio.Vocabulary):
-  """A `Tokenizer` (GPT-NeoX or any other tokenizer.json, SentencePiece) behind SeqIO's interface.
+  """A `Tokenizer` behind SeqIO's interface.
 
-  The end-of-document token is `eos_id`, padding is id 0 by convention (see tokenizer.py), and there is no unknown
-  token: what would be one is spelled in bytes. Two vocabularies are equal when their files are.
+  `eos_id` is the end-of-document token, and padding is id 0 (see tokenizer.py). There is no unknown token, because
+  rare characters are encoded as bytes. Two vocabularies are equal if their files are equal.
   """
 
   def __init__(self, path: str):
@@ -28,12 +28,12 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
   @property
   def tokenizer(self) -> Tokenizer:
-    """The tokenizer behind it."""
+    """The tokenizer."""
     return self._tokenizer
 
   @property
   def bos_id(self) -> int:
-    """Input at the first position of a document."""
+    """The input at the first position of a document."""
     return self._tokenizer.bos_id
 
   @property
@@ -43,7 +43,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
   @property
   def unk_id(self) -> int | None:
-    """None: every text can be spelled."""
+    """None, because there is no unknown token."""
     return None
 
   @property
@@ -62,24 +62,26 @@ class TokenizerVocabulary(seqio.Vocabulary):
     return ids
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    text = tf.numpy_function(self._decode_rows, [tf.convert_to_tensor(ids)], tf.string, stateful=False)
+    text = tf.numpy_function(self._decode_array, [tf.convert_to_tensor(ids)], tf.string, stateful=False)
     text.set_shape(ids.shape[:-1])
     return text
 
   def _encode_bytes(self, text: bytes | np.ndarray) -> np.ndarray:
     return np.asarray(self._encode(np.asarray(text).item().decode()), np.int32)
 
-  def _decode_rows(self, ids: np.ndarray) -> np.ndarray:
-    # `decode` stops at the end of the document: behind it there may be id 0, which need not be padding.
-    rows = ids.reshape(-1, ids.shape[-1]).tolist()
-    return np.array([self.decode(row).encode() for row in rows], object).reshape(ids.shape[:-1])
+  def _decode_array(self, ids: np.ndarray) -> np.ndarray:
+    """Texts [...] of ids [..., S]."""
+    # SeqIO's `decode` stops at the end-of-document token, so padding after it does no harm.
+    texts = [self.decode(one).encode() for one in ids.reshape(-1, ids.shape[-1]).tolist()]
+    return np.array(texts, object).reshape(ids.shape[:-1])
 
   def __eq__(self, other: object) -> bool:
-    same = isinstance(other, TokenizerVocabulary)
-    return same and self._tokenizer.fingerprint == other._tokenizer.fingerprint
+    if not isinstance(other, TokenizerVocabulary):
+      return False
+    return self._tokenizer.fingerprint == other._tokenizer.fingerprint
 
   def __hash__(self) -> int:
     return hash(self._tokenizer.fingerprint)
 
   def __reduce__(self):
-    return TokenizerVocabulary, (self._path,)  # the libraries' own objects cannot all be pickled
+    return TokenizerVocabulary, (self._path,)  # some objects of the tokenizer libraries cannot be pickled

@@ -1,8 +1,8 @@
 """Answer sets of the synthetic world: one tuple of words or small numbers per relation.
 
-All plain words of five letters or more, so that an answer cannot hide inside a
-prompt ("red" in "discovered"); sets that play the same part in two domains (two
-captains, two countries) have no word in common.
+All words have five letters or more, so that no answer is part of another word of a
+prompt, as "red" is of "discovered". Two sets of the same sort, such as two sets of
+countries, have no word in common.
 """
 
 

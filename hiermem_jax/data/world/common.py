@@ -1,7 +1,7 @@
-"""Common text of the synthetic world: everyday scenes from a small grammar, with no fact to know.
+"""Common text of the synthetic world: everyday scenes from a small grammar, without facts.
 
-A document is one scene with two people from a short list; its sentences follow
-few patterns, so that a small model learns them whole.
+A document is one scene with two people from a short list. There are few patterns of
+sentences, so that a small model can learn them completely.
 """
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy as np
 PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry",
           "Jack", "Kate", "Lucy", "Mark", "Nina", "Oscar", "Paul", "Rosa")
 # fmt: on
-SLOTS: dict[str, tuple[str, ...]] = {
+# Placeholder -> what may stand for it.
+VALUES: dict[str, tuple[str, ...]] = {
   "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
   "hour": ("early in the morning", "before noon", "after lunch", "in the afternoon", "late in the evening"),
   "sky": ("sunny", "cloudy", "rainy", "windy", "foggy", "warm", "cold"),
@@ -24,7 +25,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
   "count": ("two", "three", "four", "five", "six"),
 }
 
-# One tuple per scene: an opening, then sentences that may come in any order.
+# One tuple per scene: the first sentence, then sentences that may follow in any order.
 SCENES: tuple[tuple[str, ...], ...] = (
   (
     "It was a {sky} {day}, and {p} went for a walk with {q}.",
@@ -98,7 +99,7 @@ def common_text(rng: np.random.Generator) -> str:
   opening, *rest = pick(SCENES)
   order = rng.permutation(len(rest))[: rng.integers(5, len(rest) + 1)]
   p, q = rng.permutation(len(PEOPLE))[:2]
-  # One value per slot and document: the weather and the dish stay the same from sentence to sentence.
-  slots = {slot: pick(values) for slot, values in SLOTS.items()}
-  sentences = (s.format(p=PEOPLE[p], q=PEOPLE[q], **slots) for s in [opening, *(rest[i] for i in order)])
+  # One value per placeholder and document, so that, for example, the weather is the same in all its sentences.
+  chosen = {placeholder: pick(values) for placeholder, values in VALUES.items()}
+  sentences = (s.format(p=PEOPLE[p], q=PEOPLE[q], **chosen) for s in [opening, *(rest[i] for i in order)])
   return " ".join(s[0].upper() + s[1:] for s in sentences)

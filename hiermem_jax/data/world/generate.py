@@ -1,14 +1,15 @@
 """The synthetic long-tail world: a corpus of invented facts whose frequencies are known exactly.
 
-A small stand-in for the corpora and the atomic-number probe of the paper (section
-3 and Appendix B): entities with invented names sit in a topic tree (domain, kind),
-each has four facts drawn uniformly and independently of its kind, and the number of
-training documents about an entity follows a truncated Zipf law. Every document
-about an entity states each of its facts once, so a fact's count is its entity's
-number of documents. Everyday text that needs no fact is mixed in.
+It stands for the corpora and for the probe of atomic numbers in the paper (Section 3
+and Appendix B), at a small scale. Entities have invented names and belong to a kind
+of a domain. Each entity has four facts, drawn uniformly and independently of its
+kind. The number of training documents about an entity follows a truncated Zipf law.
+Every document about an entity states each of its facts once, so the number of times
+that a fact is stated is the number of documents about its entity. Everyday text
+without facts is mixed in.
 
-The world is a pure function of `WorldConfig`; facts do not depend on the settings
-of the documents.
+The world depends on `WorldConfig` only. The facts do not depend on those settings
+that concern the documents.
 """
 
 import collections
@@ -24,7 +25,7 @@ from hiermem_jax.data.world.relations import RELATIONS
 from hiermem_jax.data.world.topics import DOMAINS, Domain, Kind
 from hiermem_jax.errors import InputError
 
-# Raise it with every change of the wording or of the drawing: prepared copies are kept apart by it.
+# Must change with every change of the wording or of the random choices: TFDS keeps the versions apart.
 VERSION = "1.1.0"
 
 # fmt: off
@@ -33,20 +34,26 @@ _ONSETS = ("b", "br", "c", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "l",
 # fmt: on
 _VOWELS = "aeiou"
 _CODAS = ("", "l", "n", "r", "s")
-_MAX_PER_KIND = 20_000  # well under the 169,000 names that two syllables and two endings give a kind
+_MAX_PER_KIND = 20_000  # there are 169,000 names of two syllables with two endings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorldConfig:
   """Sizes and frequencies of the world.
 
-  `domains` and `kinds_per_domain` (at most 8 each) take the first rows of the topic
-  tables. Document counts fall as rank ** -zipf_exponent, cut off at `min_mentions`
-  and `max_mentions`, and scaled so that an entity has `mean_mentions` documents on
-  average. `probe_wording` is the share of fact sentences worded like the probe,
-  `common_share` the share of words in everyday text, `validation_fraction` the
-  number of validation documents per training document. `max_probes` keeps a sample
-  spread evenly over the frequencies (None: every entity and relation).
+  Attributes:
+    seed: of all random choices.
+    domains: number of domains, at most 8; the first ones of topics.py are taken.
+    kinds_per_domain: number of kinds of each domain, at most 8; the first ones are taken.
+    entities_per_kind: number of entities of each kind.
+    zipf_exponent: the number of documents about an entity falls as rank ** -zipf_exponent.
+    min_mentions: least number of documents about an entity.
+    max_mentions: largest number of documents about an entity.
+    mean_mentions: mean number of documents about an entity; the Zipf law is scaled to it.
+    probe_wording: share of fact sentences that are worded like the probe.
+    common_share: share of the words that are everyday text.
+    validation_fraction: number of validation documents about entities per training document.
+    max_probes: number of probes to keep, spread evenly over the frequencies; None for all.
 
   Raises:
     InputError: a value is out of its range.
@@ -87,7 +94,7 @@ class WorldConfig:
 
   @property
   def fingerprint(self) -> str:
-    """12 hex digits that differ between any two configs or versions of the generator."""
+    """12 hex digits, different for different configs and for different versions of the generator."""
     text = json.dumps([VERSION, dataclasses.asdict(self)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -98,7 +105,15 @@ QUICKSTART = WorldConfig()
 
 @dataclasses.dataclass(frozen=True)
 class Entity:
-  """An invented thing: `facts[i]` answers relation i of its domain, `count` is its number of documents."""
+  """An invented thing.
+
+  Attributes:
+    name: of the entity.
+    domain: see topics.py.
+    kind: see topics.py.
+    facts: answers of the relations of its domain, in their order.
+    count: number of training documents about it.
+  """
 
   name: str
   domain: Domain
@@ -109,12 +124,16 @@ class Entity:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-  """Records as they are stored.
+  """The entities, and the records of documents and probes.
 
-  Documents: {id, text, kind, domain}, str each, kind and domain "common" for
-  everyday text. Probes: {prompt, answer, relation, kind, domain, entity}, str, and
-  `count`, int: how often the training split states the fact. The prompt, a space
-  and the answer begin a sentence of the training wording.
+  Attributes:
+    entities: all entities.
+    train: documents, with the fields id, text, kind and domain, all str. Kind and domain of
+      everyday text are "common".
+    validation: the same.
+    probes: with the fields prompt, paraphrase, answer, relation, kind, domain and entity, all str,
+      and count, int: the number of times that the training documents state the fact. The prompt, a
+      space and the answer are the beginning of a sentence of the training documents.
   """
 
   entities: tuple[Entity, ...]
@@ -124,7 +143,7 @@ class World:
 
 
 def generate(config: WorldConfig) -> World:
-  """Draws the world; 20,000 documents take a few seconds."""
+  """Draws the world. It takes a few seconds for 20,000 documents."""
   entities = _entities(config)
   seen: set[str] = set()
   rng = _stream(config, "train")
@@ -138,7 +157,7 @@ def generate(config: WorldConfig) -> World:
 
 
 def mention_counts(config: WorldConfig) -> np.ndarray:
-  """Documents per entity by rank, most frequent first: int64 [entities], the truncated Zipf law."""
+  """Number of documents about each entity by the truncated Zipf law, in descending order: int64 [entities]."""
   ranks = np.arange(1, config.domains * config.kinds_per_domain * config.entities_per_kind + 1)
   weights = ranks**-config.zipf_exponent
 
@@ -146,14 +165,14 @@ def mention_counts(config: WorldConfig) -> np.ndarray:
     return np.clip(np.round(scale * weights), config.min_mentions, config.max_mentions).astype(np.int64)
 
   low, high = 0.0, (config.max_mentions + 1) / weights[-1]
-  for _ in range(100):  # bisection: the mean grows with the scale
+  for _ in range(100):  # bisection, because the mean grows with the scale
     middle = (low + high) / 2
     low, high = (middle, high) if counts(middle).mean() < config.mean_mentions else (low, middle)
   return counts(high)
 
 
 def _stream(config: WorldConfig, purpose: str) -> np.random.Generator:
-  """One random stream per purpose, so that no setting shifts the draws of another part."""
+  """A random generator for one purpose, so that the settings of one part do not change another part."""
   return np.random.default_rng([config.seed, *purpose.encode()])
 
 
@@ -161,7 +180,7 @@ def _entities(config: WorldConfig) -> tuple[Entity, ...]:
   topics = [(d, k) for d in DOMAINS[: config.domains] for k in d.kinds[: config.kinds_per_domain]]
   counts = mention_counts(config)
   ranks_rng = _stream(config, "ranks")
-  # Each run of len(topics) ranks is dealt out at random, one to a kind: no kind is all rare or all frequent.
+  # Of every len(topics) consecutive ranks each kind gets one at random, so that no kind has rare entities only.
   ranks = np.stack(
     [ranks_rng.permutation(len(topics)) + len(topics) * i for i in range(config.entities_per_kind)], axis=1
   )
@@ -180,7 +199,7 @@ _ANSWERS = tuple({a.lower() for relations in RELATIONS.values() for r in relatio
 
 
 def _new_name(rng: np.random.Generator, kind: Kind, taken: set[str]) -> str:
-  """Two syllables and an ending of the kind; never a name in use, nor one that hides an answer."""
+  """A name of two syllables and an ending of the kind. It is not in use yet and has no answer as a part."""
   while True:
     parts = (_ONSETS, _VOWELS, _CODAS, _ONSETS, _VOWELS, kind.endings)
     name = "".join(_pick(rng, part) for part in parts)
@@ -192,7 +211,7 @@ def _new_name(rng: np.random.Generator, kind: Kind, taken: set[str]) -> str:
 def _documents(
   rng: np.random.Generator, config: WorldConfig, split: str, subjects: list[Entity], seen: set[str]
 ) -> list[dict[str, Any]]:
-  """One article per subject and everyday text up to its share of the words, shuffled; no text comes twice."""
+  """An article about each subject, and everyday text up to its share of the words, shuffled. All texts differ."""
 
   def fresh(write) -> str:
     while (text := write()) in seen:
@@ -217,33 +236,33 @@ def _documents(
 
 
 def _article(rng: np.random.Generator, config: WorldConfig, entity: Entity) -> str:
-  """An introduction, then the four facts and one sentence without a fact, in any order."""
+  """An introduction, then the four facts and one sentence without a fact, in random order."""
   noun = entity.kind.noun
   x, y = rng.permutation(len(entity.kind.words))[:2]
-  slots = {
+  values = {
     "name": entity.name,
     "kind": noun,
     "a_kind": f"{'an' if noun[0] in _VOWELS else 'a'} {noun}",
     "x": entity.kind.words[x],
     "y": entity.kind.words[y],
   }
-  body = [_pick(rng, entity.domain.asides).format(**slots)]
+  body = [_pick(rng, entity.domain.asides).format(**values)]
   for relation, answer in zip(RELATIONS[entity.domain.name], entity.facts):
     probe, *others = relation.templates
     template = probe if rng.random() < config.probe_wording else _pick(rng, others)
-    body.append(template.format(answer=answer, **slots))
-  intro = _pick(rng, entity.domain.intros).format(**slots)
+    body.append(template.format(answer=answer, **values))
+  intro = _pick(rng, entity.domain.intros).format(**values)
   return " ".join([intro, *(body[i] for i in rng.permutation(len(body)))])
 
 
 def _probes(config: WorldConfig, entities: tuple[Entity, ...]) -> list[dict[str, Any]]:
   probes = []
   for entity in entities:
-    slots = {"name": entity.name, "kind": entity.kind.noun}
+    values = {"name": entity.name, "kind": entity.kind.noun}
     for relation, answer in zip(RELATIONS[entity.domain.name], entity.facts):
       probe = {
-        "prompt": relation.templates[0].removesuffix(" {answer}.").format(**slots),
-        "paraphrase": relation.templates[1].format(**slots, answer="which one"),
+        "prompt": relation.templates[0].removesuffix(" {answer}.").format(**values),
+        "paraphrase": relation.templates[1].format(**values, answer="which one"),
         "answer": answer,
         "relation": relation.name,
         "kind": entity.kind.noun,
@@ -254,7 +273,7 @@ def _probes(config: WorldConfig, entities: tuple[Entity, ...]) -> list[dict[str,
       probes.append(probe)
   if config.max_probes is None or config.max_probes >= len(probes):
     return probes
-  # Deal the probes out in rounds of one per octave of the count; the first rounds are the sample.
+  # A round is one probe of each octave of the count (1, 2-3, 4-7, ...), chosen at random. The first rounds are kept.
   octaves: collections.Counter[int] = collections.Counter()
   turns = []
   for i in _stream(config, "probes").permutation(len(probes)):

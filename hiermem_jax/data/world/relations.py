@@ -1,6 +1,6 @@
 """Relations of the synthetic world: what can be known about an entity, and the sentences that say it.
 
-Wording only; nothing here is drawn at random. Slots: `{name}` the entity, `{kind}`
+Wording only; nothing here is drawn at random. Placeholders: `{name}` the entity, `{kind}`
 its kind, `{answer}` the fact.
 """
 
@@ -11,10 +11,13 @@ from hiermem_jax.data.world import answers
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-  """One fact that every entity of a domain has.
+  """A fact that every entity of a domain has.
 
-  `templates[0]` is the probe's wording and ends in " {answer}."; every template
-  holds `{name}` and `{answer}` exactly once.
+  Attributes:
+    name: of the relation.
+    answers: the possible answers.
+    templates: sentences that state the fact, each with `{name}` and `{answer}` once. The first
+      one is the wording of the probe and ends in " {answer}.".
   """
 
   name: str

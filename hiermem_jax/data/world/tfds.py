@@ -1,8 +1,9 @@
 """The synthetic world as TFDS datasets: `synthetic_world` (documents) and `synthetic_world_probes`.
 
-Importing this module registers both with TFDS; it loads TensorFlow. A prepared copy
-lies at <data_dir>/synthetic_world/<config>/<version>, where a custom config is
-named by the fingerprint of its `WorldConfig`: another config is another folder.
+Importing this module registers both with TFDS, and imports TensorFlow. TFDS prepares a
+world in <data_dir>/synthetic_world/<config>/<version>. The name of a config that is not
+one of the presets is the fingerprint of its `WorldConfig`, so every world has a folder of
+its own.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from hiermem_jax.data.world.generate import WorldConfig
 
 @dataclasses.dataclass(eq=False)
 class WorldBuilderConfig(tfds.core.BuilderConfig):
-  """A TFDS config that holds the world to draw."""
+  """A TFDS config with the settings of the world."""
 
   world: WorldConfig = dataclasses.field(default_factory=WorldConfig)
 
@@ -28,7 +29,7 @@ _PRESETS = [
 
 
 def custom_config(world: WorldConfig) -> WorldBuilderConfig:
-  """The TFDS config of any world, named by its fingerprint."""
+  """The TFDS config of a world, named by the world's fingerprint."""
   return WorldBuilderConfig(name=f"world_{world.fingerprint}", world=world, description=repr(world))
 
 
@@ -37,7 +38,7 @@ def _text_features(*names: str) -> dict[str, tfds.features.Text]:
 
 
 class SyntheticWorld(tfds.core.GeneratorBasedBuilder):
-  """Documents of the world, splits `train` and `validation`, in the order `world.generate` gives them."""
+  """Documents of the world, splits `train` and `validation`, in the order of `World`."""
 
   VERSION = tfds.core.Version(world_lib.VERSION)
   BUILDER_CONFIGS = _PRESETS
@@ -48,7 +49,7 @@ class SyntheticWorld(tfds.core.GeneratorBasedBuilder):
       builder=self,
       description="Invented entities with facts of known, Zipf-distributed frequency.",
       features=features,
-      disable_shuffling=True,  # the world's documents are shuffled already
+      disable_shuffling=True,  # they are shuffled already
     )
 
   def _split_generators(self, dl_manager):
@@ -61,7 +62,7 @@ class SyntheticWorld(tfds.core.GeneratorBasedBuilder):
 
 
 class SyntheticWorldProbes(tfds.core.GeneratorBasedBuilder):
-  """Fact probes of the world, split `test`, entity by entity."""
+  """Probes of the world, split `test`, in the order of `World`."""
 
   VERSION = tfds.core.Version(world_lib.VERSION)
   BUILDER_CONFIGS = _PRESETS

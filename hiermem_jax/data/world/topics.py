@@ -1,6 +1,6 @@
 """Topic tree of the synthetic world: 8 domains of 8 kinds, in plain English.
 
-Wording only; nothing here is drawn at random. Slots: `{name}` the entity, `{kind}`
+Wording only; nothing here is drawn at random. Placeholders: `{name}` the entity, `{kind}`
 its kind, `{a_kind}` the kind with its article, `{x}` and `{y}` two words typical of
 the kind.
 """
@@ -10,7 +10,13 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """A leaf of the topic tree: entities of one kind share name endings and typical words."""
+  """A topic within a domain.
+
+  Attributes:
+    noun: what its entities are called.
+    endings: of the names of its entities.
+    words: typical of texts about its entities.
+  """
 
   noun: str
   endings: tuple[str, ...]
@@ -19,7 +25,14 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Domain:
-  """A branch of the topic tree: first sentences, sentences without a fact, kinds."""
+  """A topic of the first level.
+
+  Attributes:
+    name: of the domain.
+    intros: first sentences of documents.
+    asides: sentences that state no fact.
+    kinds: the topics within the domain.
+  """
 
   name: str
   intros: tuple[str, ...]
@@ -29,8 +42,8 @@ class Domain:
 
 def _kinds(table: str) -> tuple[Kind, ...]:
   """Reads lines of "noun: endings: typical words"."""
-  rows = [line.split(":") for line in table.strip().splitlines()]
-  return tuple(Kind(noun.strip(), tuple(ends.split()), tuple(words.split())) for noun, ends, words in rows)
+  lines = [line.split(":") for line in table.strip().splitlines()]
+  return tuple(Kind(noun.strip(), tuple(ends.split()), tuple(words.split())) for noun, ends, words in lines)
 
 
 DOMAINS: tuple[Domain, ...] = (

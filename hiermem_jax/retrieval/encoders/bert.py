@@ -1,7 +1,7 @@
 """The BERT encoder (Devlin et al., 2019) in Flax: word pieces -> one vector per position.
 
-Only what a sentence encoder runs: no dropout, no pooler, no heads. Letters: B sequences, S positions, D width, N heads,
-H head width.
+It has no dropout, no pooler and no output heads, which a sentence encoder does not use. Letters in shapes: B sequences,
+S positions, D width, N heads, H head width.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from hiermem_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BertConfig:
-  """The fields of a Hugging Face config.json that decide the computation, by their names there."""
+  """The fields of a Hugging Face config.json that decide the computation, under the names that they have there."""
 
   vocab_size: int
   hidden_size: int
@@ -34,7 +34,7 @@ class BertConfig:
     """Reads the content of a config.json.
 
     Raises:
-      InputError: a field is missing or no number, or names something other than a plain BERT encoder.
+      InputError: a field is missing or not a positive number, or the model is not a plain BERT encoder.
     """
     required = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     defaults = {"position_embedding_type": "absolute", "is_decoder": False}
@@ -46,9 +46,9 @@ class BertConfig:
     except KeyError as error:
       raise InputError(f"{path}: field {error} is missing: give the config.json of a BERT model") from None
     for field in dataclasses.fields(cls):
-      value = getattr(config, field.name)
-      if isinstance(value, bool) or not isinstance(value, field.type) or value <= 0:
-        raise InputError(f"{path}: {field.name} is {value!r}: give a positive {field.type.__name__}")
+      value, kind = getattr(config, field.name), float if field.name == "layer_norm_eps" else int
+      if isinstance(value, bool) or not isinstance(value, kind) or value <= 0:
+        raise InputError(f"{path}: {field.name} is {value!r}: give a positive {kind.__name__}")
     if config.hidden_size % config.num_attention_heads:
       raise InputError(f"{path}: hidden_size {config.hidden_size} is not a multiple of its attention heads: mend it")
     return config
@@ -58,8 +58,8 @@ class BertEncoder(nn.Module):
   """Embeddings and post-norm transformer layers.
 
   Attributes:
-    config: its shape.
-    dtype: of activations and matmuls; normalisation, softmax and the result are float32.
+    config: shape of the model.
+    dtype: of activations and matrix products. Normalisation, softmax and the result are float32.
   """
 
   config: BertConfig
@@ -71,10 +71,10 @@ class BertEncoder(nn.Module):
 
     Args:
       ids: int32 [B, S].
-      mask: bool [B, S]; False is padding, which nothing attends to.
+      mask: bool [B, S]; False for padding, which no position attends to.
 
     Returns:
-      float32 [B, S, D]; padded positions hold no meaning.
+      float32 [B, S, D]; the vectors of padded positions have no meaning.
     """
     c = self.config
     x = nn.Embed(c.vocab_size, c.hidden_size, name="word")(ids)
@@ -97,7 +97,7 @@ class _Layer(nn.Module):
     heads, width = c.num_attention_heads, c.hidden_size // c.num_attention_heads
     qkv = nn.Dense(3 * c.hidden_size, dtype=self.dtype, name="qkv")(x)
     qkv = qkv.reshape(*x.shape[:2], 3, heads, width).transpose(0, 2, 3, 1, 4)  # [B, 3, N, S, H]
-    if jax.default_backend() == "cpu":  # one sequence at a time: its scores stay in the cache
+    if jax.default_backend() == "cpu":  # one sequence at a time, so that its scores stay in the cache
       context = jax.lax.map(lambda sequence: _attend(*sequence), (qkv, bias))
     else:
       context = jax.vmap(_attend)(qkv, bias)
@@ -119,7 +119,12 @@ def _attend(qkv: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def from_hugging_face(tensors: Mapping[str, np.ndarray], config: BertConfig, path: str) -> dict[str, Any]:
-  """Parameters of `BertEncoder` from the tensors of a `BertModel`, whose names may start with "bert.".
+  """Parameters of `BertEncoder`, made of the weights of Hugging Face's `BertModel`.
+
+  Args:
+    tensors: name -> tensor. The names may start with "bert.".
+    config: shape of the model.
+    path: of the file, for messages.
 
   Raises:
     InputError: a tensor is missing or has another shape.
@@ -146,7 +151,7 @@ def from_hugging_face(tensors: Mapping[str, np.ndarray], config: BertConfig, pat
       "bias": np.concatenate([take(f"{name}.bias", outputs) for name in names]),
     }
 
-  params = {
+  params: dict[str, Any] = {
     "word": embedding("word", config.vocab_size),
     "position": embedding("position", config.max_position_embeddings),
     "type": embedding("token_type", config.type_vocab_size),

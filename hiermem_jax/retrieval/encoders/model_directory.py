@@ -1,7 +1,8 @@
-"""What a directory in the format of sentence-transformers holds, read and checked.
+"""Reads and checks a directory in the format of sentence-transformers.
 
-Its files: `config.json` and `model.safetensors` (the BERT model), `tokenizer.json`, `1_Pooling/config.json` and
-`modules.json` (what is applied one after the other). They decide the vectors, and nothing else in the directory does.
+It reads `config.json` and `model.safetensors` (the BERT model), `tokenizer.json`, `1_Pooling/config.json`, and
+`modules.json` (the modules that are applied one after the other). No other file of the directory has an influence on
+the embeddings.
 """
 
 import dataclasses
@@ -21,16 +22,16 @@ from hiermem_jax.retrieval.encoders.bert import BertConfig, from_hugging_face
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 POOLING, MODULES = "1_Pooling/config.json", "modules.json"
 FILES = (CONFIG, WEIGHTS, TOKENIZER, POOLING, MODULES)
-_FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}  # as safetensors calls them
+_FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}  # by the names of safetensors
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-  """A sentence encoder as it was read.
+  """A sentence encoder, as read from its directory.
 
   Attributes:
-    files: content of each of `FILES`.
+    files: name -> content of each of `FILES`.
     config: shape of the BERT model.
     params: of `BertEncoder`, numpy float32.
     tokenizer: a `tokenizers.Tokenizer` that adds [CLS] and [SEP] and does not pad.
@@ -45,7 +46,11 @@ class Model:
 
 
 def read_model(directory: str, expected: Mapping[str, str] | None = None) -> Model:
-  """Reads a model; its files must have the `expected` sha256, where these are given.
+  """Reads a model.
+
+  Args:
+    directory: of the files.
+    expected: name of each file -> sha256 that it must have; None for no check.
 
   Raises:
     InputError: a file is missing or damaged, or the model is not a BERT encoder with mean or [CLS] pooling.
@@ -73,7 +78,10 @@ def sha256(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def download(model: str) -> str:
-  """Fetches a model by its hub id; returns its directory.
+  """Downloads a model from the Hugging Face hub and returns its directory.
+
+  Args:
+    model: hub id, e.g. "sentence-transformers/all-MiniLM-L6-v2".
 
   Raises:
     InputError: the hub cannot be reached or has no such model.
@@ -86,8 +94,8 @@ def download(model: str) -> str:
   except Exception as error:  # network, name and permission errors have no common class
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise InputError(
-      f"SentenceTransformer.model = {model!r}: no such directory, and not to be had from the hub ({reason}); give the"
-      " path of a sentence-transformers directory"
+      f"SentenceTransformer.model = {model!r}: no such directory, and the download from the hub failed ({reason}); give"
+      " the path of a sentence-transformers directory"
     ) from error
 
 
@@ -100,7 +108,7 @@ def _read(path: str) -> bytes:
 
 
 def _parse(content: bytes, path: str) -> Any:
-  """A json object, or for modules.json the list of its objects."""
+  """The JSON object in a file; for modules.json, the list of its objects."""
   try:
     found = json.loads(content)
   except ValueError as error:

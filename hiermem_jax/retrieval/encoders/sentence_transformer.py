@@ -212,7 +212,7 @@ class FittedSentenceTransformer(Encoder):
       mask = jnp.arange(ids.shape[1]) < sizes[:, None]
       # By default an accelerator rounds the factors of float32 products.
       with jax.default_matmul_precision("float32"):
-        hidden = model.apply({"params": params}, ids, mask)
+        hidden: Any = model.apply({"params": params}, ids, mask)
       if pooling == "cls":
         pooled = hidden[:, 0]
       else:

@@ -174,7 +174,7 @@ def test_prepare_encodes_only_what_cluster_has_not(grow, corpus, tokenizer, tmp_
 
 
 def _knows_nothing(self, *arguments):
-  self._keys, self._embeddings = np.zeros(0, np.uint64), None
+  self._keys = np.zeros(0, np.uint64)
 
 
 def test_embeddings_of_other_windows_are_not_used(grow, corpus, tokenizer):
