@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from hiermem_jax import configuration
+from hiermem_jax import configuration, sweep
 
 ROOT = pathlib.Path(__file__).parents[2]
 SWEEPS = sorted(ROOT.glob("experiments/*/sweep*.json"))
@@ -25,8 +25,7 @@ def flags(command):
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_sweeps(script, path, monkeypatch):
-  sweep = script("sweep")
+def test_sweeps(path, monkeypatch):
   monkeypatch.chdir(ROOT)
   jobs = [job for job in sweep.jobs(sweep.load(path), pathlib.Path("/runs")) if job.seed == 0]
   for job in jobs:
