@@ -230,13 +230,15 @@ class Runner:
   def _one(self, job: Job) -> bool:
     """Runs one job and stores its result; says whether it succeeded."""
     worker = self._workers.get()
-    start = time.monotonic()
-    log = job.directory.with_name(f"{job.directory.name}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    status = _PREEMPTED
-    while status == _PREEMPTED and not self._stopping.is_set():
-      status = self._launch(job, log, worker, self._started)
-    self._workers.put(worker)
+    try:
+      start = time.monotonic()
+      log = job.directory.with_name(f"{job.directory.name}.log")
+      log.parent.mkdir(parents=True, exist_ok=True)
+      status = _PREEMPTED
+      while status == _PREEMPTED and not self._stopping.is_set():
+        status = self._launch(job, log, worker, self._started)
+    finally:
+      self._workers.put(worker)
     if self._stopping.is_set():
       return False
     seconds = time.monotonic() - start

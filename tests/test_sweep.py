@@ -129,3 +129,11 @@ def test_bad_sweeps_are_named(folder, change, message):
   (folder / "sweep.json").write_text(json.dumps({key: value for key, value in spec.items() if value is not None}))
   with pytest.raises(InputError, match=message):
     sweep.load(folder / "sweep.json")
+
+
+def test_an_error_of_the_launcher_ends_the_sweep(folder):
+  def launch(job, log, worker, started):
+    raise OSError("no space left")
+
+  with pytest.raises(OSError, match="no space left"):
+    run(folder, launch, jobs=1)
