@@ -166,6 +166,15 @@ def test_bootstrap_reaches_every_host_and_tries_again(cloud):
   assert all("scp" in call for call in cloud.calls[cloud.calls.index(sent[0]) : last_sent + 1])
 
 
+@pytest.mark.parametrize("flags, given", [(("--internal_ips",), True), ((), False)])
+def test_addresses_inside_the_network(cloud, flags, given):
+  (cloud.folder / "exists").touch()
+  cloud("bootstrap", *flags, hosts=8)
+  for word in ("ssh", "scp"):
+    calls = cloud.named(f"tpu-vm {word}")
+    assert len(calls) == 8 and all(("--internal-ip" in call) == given for call in calls)
+
+
 def test_host_that_stays_away_is_named(cloud):
   (cloud.folder / "exists").touch()
   cloud.answer(("ssh&--worker=5&bootstrap.sh", 255, "ssh: connect to host 10.0.0.5 port 22: Connection refused", 9))

@@ -87,6 +87,11 @@ def test_costs_from_first_principles(capsys, tmp_path):
   prices.write_text("[v5e]\nspot = 0.5\nreserved = -1\n")
   page = costs.report(config.load(None, CLOUD | {"topology": "v5e:16x16"}), 3600 * 197e12 * 100, 0.5, prices)
   assert "chip-hours        200 of v5e" in page and "price             100 at 0.5" in page and "128.00 an hour" in page
+  assert "a forgotten slice 128.00 an hour, 3,072 a day" in page
+  two = config.load(None, CLOUD | {"topology": "v5e:16x16", "slices": 2})
+  page = costs.report(two, 3600 * 197e12 * 100, 0.5, prices)
+  assert "chip-hours        200 of v5e" in page and "on 2 x v5e:16x16  0.4 hours (0.0 days) on 512 chips" in page
+  assert "price             100 at 0.5" in page and "a forgotten slice 256.00 an hour, 6,144 a day" in page
   with pytest.raises(InputError, match="reserved = -1: give a price"):
     costs.price(config.load(None, CLOUD | {"capacity": "reserved"}), prices)
   assert main(["costs", "--utilisation=40", "--", "--gin_file=gin/runs/a2.gin"]) == 2
@@ -99,15 +104,18 @@ def test_prices_name_every_chip():
 
 
 def test_gke_manifest(capsys, tmp_path):
-  flags = ["--topology=v5e:4x8", "--slices=2", "--bucket=gs://bkt", "--run_dir=gs://bkt/runs/a2"]
+  flags = ["--topology=v5e:4x8", "--slices=2", "--bucket=gs://bkt", "--run_dir=gs://bkt/runs/a2", "--tries=7"]
+  flags += ["--stop_seconds=90", "--service_account=trainer", "--labels=team=x"]
   command = ["--", "train", "--gin_file=gin/runs/a2.gin", "--gin_bindings=train.dataset = 'gs://bkt/d'"]
   assert main(["gke", *flags, "--image=img", *command]) == 0
   found = yaml.safe_load(capsys.readouterr().out)
   assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+  assert found["metadata"]["labels"] == {"team": "x"} and found["spec"]["failurePolicy"] == {"maxRestarts": 7}
   (replicated,) = found["spec"]["replicatedJobs"]
   job = replicated["template"]["spec"]
   assert (replicated["replicas"], job["parallelism"], job["completions"], job["backoffLimit"]) == (2, 8, 8, 0)
   pod = job["template"]["spec"]
+  assert (pod["terminationGracePeriodSeconds"], pod["serviceAccountName"]) == (90, "trainer")
   assert pod["nodeSelector"] == {
     "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
     "cloud.google.com/gke-tpu-topology": "4x8",
@@ -157,15 +165,44 @@ def test_scripts_pass_shellcheck():
   assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("commit", ["", "HEAD"])
-def test_archive_of_the_code(tmp_path, commit):
-  path = tmp_path / "code.tar.gz"
-  name = source.archive(commit, path)
-  subprocess.run(["tar", "-xzf", path, "-C", tmp_path], check=True)
-  assert (tmp_path / "COMMIT").read_text() == name and re.fullmatch(r"[0-9a-f]{12}(\+changes)?", name)
-  if not commit:
-    assert (tmp_path / "hiermem_jax/train.py").read_text() == (ROOT / "hiermem_jax/train.py").read_text()
-  assert (tmp_path / "gin/runs/a2.gin").exists() and not (tmp_path / ".venv").exists()
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+  """A git checkout of one commit, in place of this one."""
+  root = tmp_path / "checkout"
+  root.mkdir()
+  monkeypatch.setattr(source, "ROOT", root)
+  (root / ".gitignore").write_text("ignored\n")
+  (root / "old.py").write_text("old\n")
+  (root / "gone.py").write_text("gone\n")
+  identity = ["-c", "user.name=n", "-c", "user.email=e"]
+  for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "one"]):
+    subprocess.run(["git", "-C", root, *arguments], check=True)
+  return root
+
+
+def test_archive_of_a_commit_and_of_the_working_tree(checkout, tmp_path):
+  def unpacked(commit):
+    directory = tmp_path / (commit or "tree")
+    directory.mkdir()
+    name = source.archive(commit, tmp_path / "code.tar.gz")
+    subprocess.run(["tar", "-xzf", tmp_path / "code.tar.gz", "-C", directory], check=True)
+    files = {path.name: path.read_text() for path in directory.iterdir()}
+    assert files.pop("COMMIT") == name
+    return name, files
+
+  committed = {".gitignore": "ignored\n", "old.py": "old\n", "gone.py": "gone\n"}
+  clean, files = unpacked("")
+  assert re.fullmatch(r"[0-9a-f]{12}", clean) and files == committed
+  (checkout / "ignored").write_text("x")
+  (checkout / "new.py").write_text("new\n")
+  (checkout / "old.py").write_text("changed\n")
+  (checkout / "gone.py").unlink()
+  assert unpacked("HEAD") == (clean, committed)
+  (tmp_path / "tree").rename(tmp_path / "before")
+  assert unpacked("") == (
+    f"{clean}+changes",
+    {".gitignore": "ignored\n", "old.py": "changed\n", "new.py": "new\n"},
+  )
 
 
 def test_archive_of_no_commit(tmp_path):
@@ -269,7 +306,7 @@ def test_shell_tries_again_and_says_what_failed(tmp_path):
   pauses = []
   shell = Shell(dry_run=False, tries=3, backoff_seconds=2, sleep=pauses.append)
   assert shell.run(["sh", "-c", "echo out; echo err >&2"]) == "out\n"
-  counted = f"echo x >> {tmp_path}/count; echo 'ERROR: no luck' >&2; echo after >&2; exit 3"
+  counted = f"echo x >> {tmp_path}/count; echo ERROR out; echo 'ERROR: no luck' >&2; echo after >&2; exit 3"
   with pytest.raises(CommandError) as caught:
     shell.run(["sh", "-c", counted], again=lambda error: error.status == 3)
   assert caught.value.line == "ERROR: no luck" and (tmp_path / "count").read_text() == "x\n" * 3 and pauses == [2, 4]
