@@ -26,7 +26,7 @@ class Cloud:
     self.answer()
 
   def answer(self, *wrong):
-    """What goes wrong: (words of the command joined by &, status, text, how often)."""
+    """What goes wrong: (words of the command joined by &, status or an exception to raise, text, how often)."""
     self._wrong = [[words.split("&"), status, text, times] for words, status, text, times in wrong]
 
   def _run(self, command, **_):
@@ -45,6 +45,8 @@ class Cloud:
       words, status, output, times = wrong
       if times and all(word in text for word in words):
         wrong[3] -= 1
+        if not isinstance(status, int):
+          raise status
         return status, output
     return None
 

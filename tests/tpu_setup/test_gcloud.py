@@ -142,6 +142,22 @@ def test_request_that_never_comes_is_deleted(cloud):
   assert cloud.calls[-1] == DELETE
 
 
+@pytest.mark.parametrize("moment", ["queued-resources create", "queued-resources describe"])
+def test_interrupted_request_is_deleted(cloud, moment):
+  cloud.answer((moment, KeyboardInterrupt(), "", 1))
+  assert "taking the request back" in cloud("create", status=130)
+  assert cloud.calls[-1] == DELETE
+
+
+@pytest.mark.parametrize("other, state", [("READY", "active"), ("CREATING", "waiting"), ("PREEMPTED", "lost")])
+def test_several_slices_are_one(cloud, other, state):
+  """They are active when all are, and lost when one is."""
+  (cloud.folder / "exists").touch()
+  answer = f'{{"state": "{other}", "networkEndpoints": [{{}}]}}'
+  cloud.answer(("tpu-vm describe hiermem-1", 0, answer, 9))
+  assert f"hiermem: {state}" in cloud("status", "--slices=2", hosts=1)
+
+
 def test_failed_deletion_says_that_it_costs(cloud):
   (cloud.folder / "exists").touch()
   cloud.answer(("delete", 1, "ERROR: INTERNAL", 9))

@@ -136,10 +136,31 @@ def test_gke_manifest(capsys, tmp_path):
   assert run[:4] == ["-m", "hiermem_jax.train", "--distributed", "--run_dir=/gcs/bkt/runs/a2"]
   assert run[-1] == "--gin_bindings=train.dataset = '/gcs/bkt/d'"
   options = pod["volumes"][0]["csi"]["volumeAttributes"]["mountOptions"]
-  assert "metadata-cache:ttl-secs:0" in options
+  assert set(options.split(",")) == {"implicit-dirs", "metadata-cache:ttl-secs:0", "metadata-cache:negative-ttl-secs:0"}
   assert container["volumeMounts"][0]["mountPath"] == "/gcs/bkt"
   assert main(["gke", *flags, *command]) == 2
   assert "--image is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "topology, accelerator",  # cloud.google.com/kubernetes-engine/docs/how-to/tpus
+  [
+    ("v4:2x2x4", "tpu-v4-podslice"),
+    ("v5e:4x4", "tpu-v5-lite-podslice"),
+    ("v5p:2x2x4", "tpu-v5p-slice"),
+    ("v6e:4x4", "tpu-v6e-slice"),
+  ],
+)
+def test_gke_names_of_chips(capsys, topology, accelerator):
+  assert (
+    main(["gke", f"--topology={topology}", "--run_dir=/r", "--image=img", "--capacity=on-demand", "--", "train"]) == 0
+  )
+  (job,) = yaml.safe_load(capsys.readouterr().out)["spec"]["replicatedJobs"]
+  assert job["template"]["spec"]["template"]["spec"]["nodeSelector"] == {
+    "cloud.google.com/gke-tpu-accelerator": accelerator,
+    "cloud.google.com/gke-tpu-topology": topology.partition(":")[2],
+  }
+  assert job["template"]["spec"]["parallelism"] == 4
 
 
 def test_reader_that_has_enough(tmp_path):
