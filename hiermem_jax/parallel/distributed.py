@@ -46,7 +46,7 @@ def initialize(
   if process_id is not None and num_processes is not None and process_id >= num_processes:
     raise InputError(f"--process_id={process_id}: --num_processes={num_processes} are counted from 0; give less")
   here = hosts.facts()
-  hosts.check_chips(here, jax.config.jax_platforms)
+  hosts.check_chips(here, jax.config.jax_platforms)  # type: ignore[attr-defined]  # jax adds its options at run time
   jax.config.update("jax_enable_preemption_service", preemptible)
   logging.info("waiting for the other processes, up to five minutes")
   try:
@@ -90,9 +90,10 @@ def together(function: Callable[[], T]) -> T:
   """
   if not jax.distributed.is_initialized():
     return function()
-  result, failure, kind = None, None, 0
+  result: list[T] = []
+  failure, kind = None, 0
   try:
-    result = function()
+    result.append(function())
   except Exception as error:
     failure, kind = error, 1 if isinstance(error, (InputError, OSError)) else 2
   lines = _everyones(f"{kind}process {jax.process_index()}: {failure}" if failure else "")
@@ -100,7 +101,7 @@ def together(function: Callable[[], T]) -> T:
     raise failure
   for line in filter(None, lines):
     raise (InputError if line[0] == "1" else RuntimeError)(line[1:])
-  return result
+  return result[0]
 
 
 def _everyones(text: str) -> list[str]:

@@ -24,7 +24,7 @@ Facts = Mapping[str, str | int]
 
 def facts() -> dict[str, str | int]:
   """Name, TPU chips, and versions of Python, of what training depends on (empty: not installed) and of this code."""
-  found = {"host": socket.gethostname(), "chips": _chips(), "python": platform.python_version()}
+  found: dict[str, str | int] = {"host": socket.gethostname(), "chips": _chips(), "python": platform.python_version()}
   for package in _PACKAGES:
     try:
       found[package] = importlib.metadata.version(package)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hiermem_jax.pod.hlo import Array, Instruction, Module
+from hiermem_jax.pod.hlo import Array, Instruction, Module, matched
 from hiermem_jax.pod.tensor_names import Names, scope_name
 
 _BYTES = {
@@ -68,16 +68,16 @@ def collectives(text: str, devices_per_slice: int | None = None) -> list[Collect
   module = Module(text)
   names = Names(module)
   started = _started(module)
-  rows: dict[tuple, list] = {}
+  rows: dict[tuple[str, str, str, str], tuple[int, float, int]] = {}
   for computation, times in module.executions():
     for found in _found(module, names, started, computation, devices_per_slice or module.num_partitions):
       if times is None:
         raise ValueError(f"{found.kind} in {computation}: the loop around it has no known number of iterations")
       for array, name in found.tensors:
-        row = rows.setdefault((found.kind, array.dtype, name, found.network), [0, 0.0, 0])
-        row[0] += times
-        row[1] += times * _BYTES[found.kind](array.bytes, found.group)
-        row[2] = max(row[2], found.group)
+        key = (found.kind, array.dtype, name, found.network)
+        count, size, group = rows.get(key, (0, 0.0, 0))
+        size += times * _BYTES[found.kind](array.bytes, found.group)
+        rows[key] = (count + times, size, max(group, found.group))
   result = [Collective(*key, count, size, group) for key, (count, size, group) in rows.items() if group > 1]
   return sorted(result, key=lambda c: (-c.bytes, c.kind, c.tensor))
 
@@ -92,7 +92,7 @@ class _Found(NamedTuple):
 
 
 def _channel(instruction: Instruction) -> str | None:
-  return re.search(r"channel_id=(\d+)|$", instruction.attributes)[1]
+  return matched(r"channel_id=(\d+)|$", instruction.attributes)[1]
 
 
 def _starts(module: Module, fusion: Instruction) -> bool:
@@ -166,7 +166,7 @@ def _between_slices(names: Names, computation: str, send: Instruction) -> _Found
   if not transfer or transfer[1] not in _MEGASCALE:
     raise ValueError(f"{send.name}: a transfer between slices of an unknown type {transfer and transfer[1]}")
   kind = _MEGASCALE[transfer[1]]
-  target = re.search(r'_xla_megascale_target="?\{+([^}]*)\}', send.attributes)[1]
+  target = matched(r'_xla_megascale_target="?\{+([^}]*)\}', send.attributes)[1]
   group = 2 if "->" in target else sum(_span(part) for part in target.split(","))
   name = names.of(computation, dataclasses.replace(send, operands=send.operands[:1]), send.operands[0])
   return _Found(kind, group, "DCN", [(send.arrays[0], name)])
@@ -218,7 +218,7 @@ def _numbers(text: str) -> list[int]:
 
 def _iota(text: str) -> np.ndarray:
   """The numbers 0..7 of "[4,2]T(1,0)" in that shape, transposed and flattened."""
-  shape, transpose = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
+  shape, transpose = matched(r"^\[([\d,]+)\](?:T\(([\d,]+)\))?$", text).groups()
   numbers = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
   return (numbers.transpose(_numbers(transpose)) if transpose else numbers).reshape(-1)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hiermem_jax.pod.hlo import Array, Computation, Instruction, Module
+from hiermem_jax.pod.hlo import Array, Computation, Instruction, Module, matched
 
 # These touch no data, or (for loops and calls) others do it for them.
 _FREE = {
@@ -55,7 +55,7 @@ def _flops(module: Module, computation: str, instruction: Instruction) -> int:
   scope = module.computations[computation]
   if instruction.opcode == "dot":
     left = scope[instruction.operands[0]].arrays[0]
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
+    contracted = matched(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
     depth = math.prod(left.dims[int(axis)] for axis in contracted.split(",") if axis)
     return 2 * instruction.arrays[0].elements * depth
   if instruction.opcode == "convolution":
@@ -69,12 +69,12 @@ def _convolution_flops(instruction: Instruction, left: Array, right: Array) -> i
 
   The TPU compiler writes every matrix product as a convolution, batched ones with dilation and padding.
   """
-  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+  labels = matched(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
   sides = [dict(zip(label, array.dims)) for label, array in zip(labels.groups(), (left, right, instruction.arrays[0]))]
   groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
   count = 2 * sides[0]["b"] * sides[1]["i"] * sides[2]["f"] // int(groups[1] if groups else 1)
-  window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
-  window = dict(re.findall(r"(\w+)=([\w\-]+)", window[1])) if window else {}
+  settings = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+  window = dict(re.findall(r"(\w+)=([\w\-]+)", settings[1])) if settings else {}
   for position, axis in enumerate(sorted(label for label in sides[0] if label.isdigit())):
 
     def setting(name, default, position=position):
@@ -104,10 +104,10 @@ def _hbm_bytes(module: Module, computation: str, instruction: Instruction) -> in
   if opcode != "fusion":
     read, written = _touched(instruction, scope)
     return sum(_limited(arrays, limit) for arrays, limit in zip(operands, read)) + _limited(instruction.arrays, written)
-  read = (_read_inside(module, instruction.called, number) for number in range(len(operands)))
-  written = _written_inside(module, instruction.called, module.root(instruction.called))
-  return sum(_limited(arrays, limit) for arrays, limit in zip(operands, read)) + sum(
-    _limited((array,), limit) for array, limit in zip(instruction.arrays, written)
+  inside = [_read_inside(module, instruction.called, number) for number in range(len(operands))]
+  results = _written_inside(module, instruction.called, module.root(instruction.called))
+  return sum(_limited(arrays, limit) for arrays, limit in zip(operands, inside)) + sum(
+    _limited((array,), limit) for array, limit in zip(instruction.arrays, results)
   )
 
 

@@ -63,13 +63,20 @@ class Instruction:
     return found[1] if found else ""
 
   @property
-  def called(self) -> str | None:
+  def called(self) -> str:
     """The fused computation of a fusion."""
-    found = re.search(r"calls=%?([\w.\-]+)", self.attributes)
-    return found[1] if found else None
+    return matched(r"calls=%?([\w.\-]+)", self.attributes)[1]
 
 
 Computation = dict[str, Instruction]
+
+
+def matched(pattern: str, text: str) -> re.Match[str]:
+  """The first match of a pattern. Raises ValueError where there is none."""
+  found = re.search(pattern, text)
+  if found is None:
+    raise ValueError(f"nothing matches {pattern} in {text[:200]!r}")
+  return found
 
 
 class Module:
@@ -107,7 +114,8 @@ class Module:
     def visit(name: str, times: int | None):
       if name not in counts:
         order.append(name)
-      counts[name] = None if times is None or counts[name] is None else counts[name] + times
+      before = counts[name]
+      counts[name] = None if times is None or before is None else before + times
       for instruction in self.computations[name].values():
         if instruction.opcode in _CALLERS:
           trips = self.trip_count(name, instruction) if instruction.opcode == "while" else 1
@@ -126,7 +134,7 @@ class Module:
     """
     if known := re.search(r'known_trip_count":?=?\{"?n"?[:=]"?(\d+)', loop.attributes):
       return int(known[1])
-    condition, body = (re.search(rf"{key}=%?([\w.\-]+)", loop.attributes)[1] for key in ("condition", "body"))
+    condition, body = (matched(rf"{key}=%?([\w.\-]+)", loop.attributes)[1] for key in ("condition", "body"))
     test = self.root(condition)
     scope = condition
     if test.opcode == "fusion":  # the comparison alone; its parameters are the fusion's operands
@@ -145,7 +153,7 @@ class Module:
     step = self._step(body, index)
     if not step:
       return None
-    direction = re.search(r"direction=(\w+)", test.attributes)[1]
+    direction = matched(r"direction=(\w+)", test.attributes)[1]
     if direction not in ("LT", "LE", "GT", "GE", "NE"):
       return None
     distance = (limit - start) * (1 if step > 0 else -1) + (1 if direction in ("LE", "GE") else 0)
@@ -177,7 +185,7 @@ class Module:
     instruction = self._source(computation, name)
     if instruction.opcode != "get-tuple-element":
       return None
-    return int(re.search(r"index=(\d+)", instruction.attributes)[1])
+    return int(matched(r"index=(\d+)", instruction.attributes)[1])
 
   def _initial(self, computation: str, loop: Instruction, index: int) -> int | None:
     start = self._source(computation, loop.operands[0])

@@ -9,7 +9,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 
-from hiermem_jax.pod.hlo import Instruction, Module
+from hiermem_jax.pod.hlo import Instruction, Module, matched
 
 # Components of an op name that say how it came about and not where it belongs.
 _NOISE = re.compile(
@@ -30,7 +30,7 @@ def scope_name(op_name: str) -> str:
   "jit(step)/jvp(Anchor)/while/body/closed_call/layers/attention/query/dot_general" is "layers/attention/query",
   "jit(step)/fetch/shard_map/level_2/all_to_all" is "fetch level_2"; a name from the backward pass ends in " gradient".
   """
-  parts = []
+  parts: list[str] = []
   for part in op_name.split("/")[1:-1]:  # without the jitted function and the primitive
     while wrapped := re.fullmatch(r"(?:jvp|transpose|vmap)\((.*)\)", part):
       part = wrapped[1]
@@ -65,7 +65,7 @@ class Names:
     """Notes which loop runs which body, so that a value can be followed out of it."""
     self._module = module
     self._loops = {
-      re.search(r"body=%?([\w.\-]+)", instruction.attributes)[1]: (computation, instruction)
+      matched(r"body=%?([\w.\-]+)", instruction.attributes)[1]: (computation, instruction)
       for computation, body in module.computations.items()
       for instruction in body.values()
       if instruction.opcode == "while"
@@ -125,7 +125,7 @@ class Names:
 
   def _elements(self, computation: str, element: Instruction) -> Iterator[tuple[str, str]]:
     """Where the value of a get-tuple-element comes from: into a loop, out of its result, through a tuple."""
-    index = int(re.search(r"index=(\d+)", element.attributes)[1])
+    index = int(matched(r"index=(\d+)", element.attributes)[1])
     source = self._module.computations[computation][element.operands[0]]
     if source.opcode == "parameter" and computation in self._loops:
       outside, loop = self._loops[computation]
@@ -134,7 +134,7 @@ class Names:
       if not unchanged:
         yield from self._tuple_element(computation, self._module.root(computation).name, index)
     elif source.opcode == "while":
-      body = re.search(r"body=%?([\w.\-]+)", source.attributes)[1]
+      body = matched(r"body=%?([\w.\-]+)", source.attributes)[1]
       if not self._passes_through(body, index):
         yield from self._tuple_element(body, self._module.root(body).name, index)
       yield from self._tuple_element(computation, source.operands[0], index)
@@ -159,7 +159,7 @@ class Names:
     value = scope[root.operands[index]]
     if value.opcode != "get-tuple-element" or scope[value.operands[0]].opcode != "parameter":
       return False
-    return int(re.search(r"index=(\d+)", value.attributes)[1]) == index
+    return int(matched(r"index=(\d+)", value.attributes)[1]) == index
 
   def _origin(self, computation: str, name: str) -> str:
     """The name of the nearest computation that a value comes from."""

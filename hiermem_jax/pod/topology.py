@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -172,7 +173,7 @@ def topology_devices(topology: Topology) -> Sequence[jax.Device]:
     os.environ.setdefault(variable, value)
   from jax.experimental import topologies
 
-  options = dict(topology.chip.libtpu)
+  options: dict[str, Any] = dict(topology.chip.libtpu)
   if math.prod(topology.shape) == 1:
     options["chips_per_host_bounds"] = (1, 1, 1)
   if topology.slices > 1:

@@ -19,7 +19,7 @@ def preemption_notice() -> Iterator[Callable[[int], bool]]:
   """
   if jax.distributed.is_initialized():
     # Without the service SIGTERM ends a process, see `distributed.initialize`.
-    serviced = jax.config.jax_enable_preemption_service
+    serviced = jax.config.jax_enable_preemption_service  # type: ignore[attr-defined]  # jax adds it at run time
     yield multihost_utils.reached_preemption_sync_point if serviced else lambda step: False
     return
   noticed = threading.Event()

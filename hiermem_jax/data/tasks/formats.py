@@ -191,8 +191,10 @@ def _choice(record: Record) -> Item:
   return Item(query=query, choices=choices, gold=record.index("gold", len(choices)), retrieval=_question(query))
 
 
-def _generated(query: str, answers: tuple[str, ...], **about: str) -> Item:
-  return Item(query=query, choices=answers[:1], answers=answers, retrieval=_question(query), **about)
+def _generated(query: str, answers: tuple[str, ...], group: str = "", subject: str = "") -> Item:
+  return Item(
+    query=query, choices=answers[:1], answers=answers, retrieval=_question(query), group=group, subject=subject
+  )
 
 
 def _question(text: str) -> str:

@@ -13,7 +13,7 @@ Accuracies come with their standard error, sqrt(p (1 - p) / count).
 import collections
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,7 +128,7 @@ def _judge_number(requested: Sequence[tuple[Example, str]]) -> dict[str, Any]:
   return {"correct": found is not None and int(found[0]) == int(example["answers"][0])}
 
 
-_JUDGES = {
+_JUDGES: dict[str, Callable[[Sequence[tuple[Example, Any]]], dict[str, Any]]] = {
   "multiple_choice": _judge_options,
   "schema": _judge_options,
   "language_modeling": _judge_continuation,
