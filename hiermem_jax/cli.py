@@ -64,7 +64,7 @@ _FLAGS = {
     flags.DEFINE_bool,
     False,
     "Set a damaged checkpoint aside and resume from the one before it.",
-    lambda given: ["train.skip_damaged_checkpoints = True"] if given else [],
+    lambda given: ["CheckpointConfig.skip_damaged = True"] if given else [],
   ),
   "distributed": _Flag(flags.DEFINE_bool, False, "One of several processes that run the same command."),
   # What a Cloud TPU pod or Slurm says by itself; anywhere else all three are given.

@@ -15,6 +15,7 @@ import sys
 from absl import logging
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.training.config import TrainingRun
 
 _SHOWN = 24  # collectives on the page; the rest is one line
 _GIB = 2**30
@@ -27,13 +28,19 @@ _BOUNDS = {
 
 
 def compile_pod(
-  *, topology: str | None = None, num_slices: int | None = None, length: int = 2048, as_json: bool = False
+  *,
+  run: TrainingRun,
+  topology: str | None = None,
+  num_slices: int | None = None,
+  length: int = 2048,
+  as_json: bool = False,
 ) -> None:
-  """Compiles what is bound to `train.*` and prints the report.
+  """Compiles the step of a run and prints the report.
 
   Args:
+    run: the run, with what is bound to `train`.
     topology: chip and shape of a slice, e.g. "v5e:16x16", "v5p:4x4x8", "tpu7x:4x4x4".
-    num_slices: slices, joined by the data-centre network; as `MeshConfig.slices` says where not given, else 1.
+    num_slices: slices, joined by the data-centre network. None is the number that `MeshConfig.slices` says, or 1.
     length: tokens of a sequence.
     as_json: print JSON.
 
@@ -49,32 +56,18 @@ def compile_pod(
 
   if topology is None:
     raise InputError("--topology is missing; name chip and shape, e.g. --topology=v5e:16x16")
-  run = _bound_to_train()
-  mesh_config = run.pop("mesh")
   if num_slices is not None:
-    mesh_config = dataclasses.replace(mesh_config, slices=num_slices)
-  pod = parse_topology(topology, mesh_config.slices or 1)
+    run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, slices=num_slices))
+  pod = parse_topology(topology, run.mesh.slices or 1)
   jax.config.update("jax_platforms", "cpu")  # the TPU that libtpu would otherwise look for is not needed
-  mesh = make_mesh(mesh_config, topology_devices(pod))
-  program = make_program(**run, mesh_config=mesh_config, mesh=mesh)
+  mesh = make_mesh(run.mesh, topology_devices(pod))
+  program = make_program(run, mesh)
   logging.info("compiling for %d devices; a scanned model takes one to a few minutes", mesh.size)
-  report = pod_report(program, anchor=run["anchor"], memory=run["memory"], topology=pod, length=length)
+  report = pod_report(program, topology=pod, length=length)
   print(json.dumps(report, indent=2) if as_json else as_text(report))
   if not report["fits"]:
     print(f"error: {report['reason']}", file=sys.stderr)
     sys.exit(1)
-
-
-def _bound_to_train() -> dict:
-  """The arguments of `train` that its step depends on, as bound or by default."""
-  from hiermem_jax import configuration
-
-  names = ("anchor", "memory", "optimizer", "steps", "batch_size", "generic_probability", "z_loss", "frozen_anchor")
-  bound = {name: configuration.bound_argument("train", name) for name in (*names, "mesh")}
-  for name in ("anchor", "optimizer", "steps", "batch_size"):
-    if bound[name] is None:
-      raise InputError(f"train.{name} is not bound: name a run with --gin_file, e.g. gin/runs/a2.gin")
-  return bound
 
 
 def as_text(report: dict) -> str:

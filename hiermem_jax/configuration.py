@@ -8,6 +8,7 @@ files of the named runs hold it.
 """
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib
@@ -16,7 +17,7 @@ import os
 import pathlib
 import re
 import tokenize
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import gin
@@ -37,6 +38,11 @@ _ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
 _NUMBERS = BeartypeConf(is_pep484_tower=True)  # an int is welcome where a float is expected
 # Defaults that gin constructs, so that what is bound to them counts.
 _DEFAULTS = """
+train.model = @ModelConfig()
+train.objective = @Objective()
+train.checkpoints = @CheckpointConfig()
+train.mesh = @MeshConfig()
+merge.mesh = @MeshConfig()
 cluster.encoder = @LsaEncoder()
 cluster.tree = @TreeConfig()
 cluster.read = @ReadConfig()
@@ -68,6 +74,24 @@ def _checked(target: Callable, name: str, is_verb: bool = False) -> Callable:
   return checked
 
 
+def _with_fields(function: Callable, argument: str) -> Callable:
+  """`function` with the fields of one of its arguments, a dataclass, as arguments of its own."""
+  signature = inspect.signature(function)
+  made = signature.parameters[argument].annotation
+  fields = inspect.signature(made).parameters
+
+  @functools.wraps(function)
+  def wrapper(**kwargs):
+    values = {name: kwargs.pop(name) for name in tuple(kwargs) if name in fields}
+    return function(**kwargs, **{argument: made(**values)})
+
+  del wrapper.__wrapped__  # gin would look through it, at the arguments of `function`
+  rest = [parameter for name, parameter in signature.parameters.items() if name != argument]
+  expanded: Any = wrapper
+  expanded.__signature__ = signature.replace(parameters=[*rest, *fields.values()])
+  return expanded
+
+
 def _check_type(name: str, value: Any, hint: Any) -> None:
   # beartype looks at one element of a tuple, drawn at random: so at each as a tuple[X, ...] of its own.
   parts = [value, *((element,) for element in value)] if isinstance(value, tuple) else [value]
@@ -86,20 +110,24 @@ def register() -> None:
   from hiermem_jax.data.corpus.runner import BeamConfig
   from hiermem_jax.data.sources import SOURCES
   from hiermem_jax.data.world.generate import WorldConfig
-  from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+  from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
   from hiermem_jax.parallel import MeshConfig
   from hiermem_jax.retrieval.build import TreeConfig
   from hiermem_jax.retrieval.encoders import on_registration
+  from hiermem_jax.training.config import CheckpointConfig, Objective, ValidationConfig
   from hiermem_jax.training.optimizer import OptimizerConfig
 
   gin.add_config_file_search_path(_ROOT)
-  models = (AnchorConfig, MemoryConfig, MeshConfig, OptimizerConfig)
+  models = (ModelConfig, AnchorConfig, MemoryConfig, MeshConfig)
+  training = (OptimizerConfig, Objective, CheckpointConfig, ValidationConfig)
   corpus = (BeamConfig, PackConfig, ReadConfig, TreeConfig, WorldConfig)
-  for constructor in (*models, *SOURCES, *corpus):
+  for constructor in (*models, *training, *SOURCES, *corpus):
     _register(constructor)
   on_registration(_register)  # encoders; also those of a module that a gin file imports
   for verb in VERBS.values():
     function = getattr(importlib.import_module(verb.module), verb.name)
+    if verb.takes_fields_of is not None:
+      function = _with_fields(function, verb.takes_fields_of)
     gin.external_configurable(_checked(function, verb.name, is_verb=True), verb.name, module="hiermem_jax")
 
 
@@ -241,13 +269,14 @@ def dry_run(verb: str, **arguments) -> str:
 
 def bound_argument(verb: str, argument: str) -> Any:
   """The value bound to a verb's argument, constructed and checked; its default, or else None, when nothing is bound."""
-  with _cause_only():
-    bindings = gin.get_bindings(verb)
-  parameter = inspect.signature(gin.get_configurable(verb)).parameters[argument]
+  bindings = gin.get_bindings(verb, resolve_references=False)
+  parameter = _parameters(verb)[argument]
   if argument not in bindings:
     return None if parameter.default is parameter.empty else parameter.default
-  _check_type(f"{verb}.{argument}", bindings[argument], parameter.annotation)
-  return bindings[argument]
+  with _cause_only():
+    value = copy.deepcopy(bindings[argument])  # which is how gin constructs what a reference names
+  _check_type(f"{verb}.{argument}", value, parameter.annotation)
+  return value
 
 
 def bound_arguments(verb: str, into: type[T]) -> T:
@@ -261,14 +290,14 @@ def bound_arguments(verb: str, into: type[T]) -> T:
   Raises:
     InputError: such an argument has no default in the dataclass either; or a value is of the wrong type.
   """
-  values: dict[str, Any] = {}
-  missing = []
-  for field in dataclasses.fields(into):
-    parameter = inspect.signature(gin.get_configurable(verb)).parameters[field.name]
-    if field.name in gin.get_bindings(verb) or parameter.default is not parameter.empty:
-      values[field.name] = bound_argument(verb, field.name)
-    elif field.default is dataclasses.MISSING:
-      missing.append(f"{verb}.{field.name}")
-  if missing:
+  bound, parameters = gin.get_bindings(verb, resolve_references=False), _parameters(verb)
+  names = [f.name for f in dataclasses.fields(into)]
+  given = [name for name in names if name in bound or parameters[name].default is not inspect.Parameter.empty]
+  required = [f.name for f in dataclasses.fields(into) if f.default is dataclasses.MISSING]
+  if missing := [f"{verb}.{name}" for name in required if name not in given]:
     raise InputError(f"{', '.join(missing)}: not bound; name a run with --gin_file, e.g. gin/runs/a2.gin")
-  return into(**values)
+  return into(**{name: bound_argument(verb, name) for name in given})
+
+
+def _parameters(verb: str) -> Mapping[str, inspect.Parameter]:
+  return inspect.signature(gin.get_configurable(verb)).parameters

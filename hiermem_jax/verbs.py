@@ -24,6 +24,8 @@ class Verb:
     trains: whether it trains. Such a run owns its directory (its configuration is RUN_DIR/config.gin), and a process
       that is told to end saves its state first.
     replaces: whether a second run in a directory may have another configuration; the newer one is kept.
+    takes_fields_of: an argument of the function that is a dataclass. Its fields are bound as arguments of the verb
+      itself: `train.steps`.
     reads: arguments of the function that are not bound themselves: a dataclass made of what is bound to another verb,
       whose name is given. See `configuration.call`.
   """
@@ -33,6 +35,7 @@ class Verb:
   flags: tuple[str, ...]
   trains: bool = False
   replaces: bool = False
+  takes_fields_of: str | None = None
   reads: tuple[tuple[str, str], ...] = ()
 
   @property
@@ -60,17 +63,24 @@ _ALL = (
   Verb(name="train_tokenizer", help="trains a SentencePiece tokenizer on a small corpus", flags=_RUN),
   Verb(name="cluster", help="learns the cluster tree of a corpus, and a tokenizer", flags=(*_RUN, *_BEAM)),
   Verb(name="prepare", help="routes a corpus to the tree's leaves and packs it for training", flags=(*_RUN, *_BEAM)),
-  Verb(name="describe", help="prints the parameters, FLOPs and bytes of a run", flags=(*_EVERY, *_PRINTED)),
+  Verb(
+    name="describe",
+    help="prints the parameters, FLOPs and bytes of a run",
+    flags=(*_EVERY, *_PRINTED),
+    reads=(("run", "train"), ("prepared", "prepare")),
+  ),
   Verb(
     name="compile_pod",
     help="compiles the training step for a TPU pod on a machine without one, and prints what it needs",
     flags=(*_EVERY, *_PRINTED),
+    reads=(("run", "train"),),
   ),
   Verb(
     name="train",
     help="trains an anchor, or an anchor with its memory bank, on a packed dataset",
     flags=(*_RUN, "skip_damaged_checkpoints", *_PROCESSES),
     trains=True,
+    takes_fields_of="run",
   ),
   Verb(name="merge", help="assembles the bank that was trained one subtree at a time", flags=(*_RUN, *_PROCESSES)),
   Verb(

@@ -9,7 +9,7 @@ import pytest
 
 from hiermem_jax import compile_pod, configuration
 from hiermem_jax.errors import InputError
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.pod.collectives import Collective
 from hiermem_jax.pod.report import exchange_bounds, remedies, step_seconds
 from hiermem_jax.pod.topology import GIB, parse_topology
@@ -27,7 +27,7 @@ OptimizerConfig.peak_learning_rate = 1e-3
 OptimizerConfig.final_learning_rate = 1e-4
 OptimizerConfig.warmup_steps = 1
 OptimizerConfig.weight_decay = 1e-3
-train.memory = @MemoryConfig()
+ModelConfig.memory = @MemoryConfig()
 train.steps = 5
 train.batch_size = 16
 compile_pod.length = 128
@@ -121,7 +121,7 @@ def test_two_slices(compile_run):
 
 
 def test_without_memory(compile_run):
-  report = compile_run("train.memory = None", topology="v6e:2x2")
+  report = compile_run("ModelConfig.memory = None", topology="v6e:2x2")
   assert report["exchange"] == []
   assert not any(c["tensor"].startswith(("fetch", "push")) for c in report["collectives"])
 
@@ -188,7 +188,7 @@ def test_run_that_the_mesh_does_not_divide(compile_run, bindings, message):
 
 def test_nothing_bound():
   configuration.load([], [])
-  with pytest.raises(InputError, match="train.anchor is not bound: name a run with --gin_file"):
+  with pytest.raises(InputError, match="ModelConfig.anchor: not bound"):
     configuration.call("compile_pod", topology="v5e:2x2")
 
 
@@ -198,19 +198,19 @@ _ANCHOR = {"num_layers": 35, "width": 512, "num_heads": 12, "head_dim": 32, "mlp
 def test_bounds_of_the_papers_a2():
   """Row A2 on 16x16 v5e: 4 sequences a device; level 1 has 17 rows, of 3 * 256 * 35 * 512 parameters."""
   anchor, memory = AnchorConfig(**_ANCHOR), MemoryConfig(rows=(256, 64, 16, 0))
-  bounds = exchange_bounds(memory, anchor, 1024, {"replica": 1, "data": 256, "model": 1})
+  bounds = exchange_bounds(ModelConfig(anchor=anchor, memory=memory), 1024, {"replica": 1, "data": 256, "model": 1})
   assert len(bounds) == 6
   assert bounds["fetch level_1", "ICI"] == bounds["push level_1", "ICI"] == 4 * 13_762_560 * 2 * 255 / 256
   assert bounds["fetch level_3", "ICI"] == 4 * 860_160 * 2 * 255 / 256
 
   # 32 sequences a device: each of the 17 rows once, and half of it on each of two model-parallel devices.
-  bounds = exchange_bounds(memory, anchor, 32 * 128, {"replica": 1, "data": 128, "model": 2})
+  bounds = exchange_bounds(ModelConfig(anchor=anchor, memory=memory), 32 * 128, {"replica": 1, "data": 128, "model": 2})
   assert bounds["fetch level_1", "ICI"] == 17 * 13_762_560 / 2 * 2 * 127 / 128
   assert bounds["fetch level_2", "ICI"] == 32 * 3_440_640 / 2 * 2 * 127 / 128
 
   # float32, three slices of 4: the 16 sequences of the other two reach at most 16 rows of level 2, 16 of level 3.
   float32 = AnchorConfig(**_ANCHOR, dtype="float32")
-  bounds = exchange_bounds(memory, float32, 24, {"replica": 3, "data": 4, "model": 1})
+  bounds = exchange_bounds(ModelConfig(anchor=float32, memory=memory), 24, {"replica": 3, "data": 4, "model": 1})
   assert bounds["push level_2", "DCN"] == 16 * 3_440_640 / 4 * 4
   assert bounds["push level_1", "DCN"] == 16 * 13_762_560 / 4 * 4
   assert bounds["push level_2", "ICI"] == 2 * 3_440_640 * 4 * 3 / 4
@@ -237,15 +237,15 @@ def test_remedies_name_a_batch_and_a_slice_that_fit():
     "mesh": {"replica": 1, "data": 64, "model": 1},
     "batch_size": 64 * 10,
   }
-  advice = "\n".join(remedies(report, anchor, None))
+  advice = "\n".join(remedies(report, ModelConfig(anchor=anchor)))
   assert "a slice of about 256 devices holds this state and batch\n" in advice  # 44 / 4 = 11 GiB
   assert "train.batch_size = 128 (now 640)" in advice  # 4 + 40 * 2 / 10 = 12 GiB; three each would just fill it
   assert "AnchorConfig.remat = 'full' (now 'none')" in advice
   report["batch_size"] = 64
   assert "a slice of about 256 devices holds this state and batch, with train.batch_size = 256\n" in "\n".join(
-    remedies(report, anchor, None)
+    remedies(report, ModelConfig(anchor=anchor))
   )
-  assert "remat" not in "\n".join(remedies(report, AnchorConfig(**_ANCHOR, remat="full"), None))
+  assert "remat" not in "\n".join(remedies(report, ModelConfig(anchor=AnchorConfig(**_ANCHOR, remat="full"))))
 
 
 def test_help_shows_the_command():

@@ -29,7 +29,7 @@ def rejected(*bindings: str, files=(_A2,), verb: str = "train") -> str:
   [
     ("trian.steps = 4", ["--gin_bindings=trian.steps = 4", "No configurable matching 'trian'", "correct the name"]),
     ("train.stepz = 4", ["--gin_bindings=train.stepz = 4", "doesn't have a parameter named 'stepz'"]),
-    ("train.memory = @Memory()", ["No configurable matching reference '@Memory()'"]),
+    ("ModelConfig.memory = @Memory()", ["No configurable matching reference '@Memory()'"]),
     ("STEP = 4", ["gin macro STEP = 4: nothing reads it"]),
     ("train.steps = %STEP", ["gin macro STEP: read and not bound", 'bind with --gin_bindings="STEP = ..."']),
     ("train.steps == 4", ["--gin_bindings=train.steps == 4", "line 1", "correct the line"]),
@@ -37,8 +37,8 @@ def rejected(*bindings: str, files=(_A2,), verb: str = "train") -> str:
     ("phase2/train.steps = 4", ["phase2/train.steps", "nothing refers to scope phase2"]),
     ("train.steps = '4'", ["train.steps = '4': must be int"]),
     ("train.steps = 4.0", ["train.steps = 4.0: must be int"]),
-    ("train.memory = 4", ["train.memory = 4: must be MemoryConfig | None"]),
-    ("train.memory = @MemoryConfig", ["write @MemoryConfig() to construct one"]),
+    ("ModelConfig.memory = 4", ["ModelConfig.memory = 4: must be MemoryConfig | None"]),
+    ("ModelConfig.memory = @MemoryConfig", ["write @MemoryConfig() to construct one"]),
     ("MemoryConfig.rows = (1, 2.5)", ["MemoryConfig.rows = (1, 2.5): must be tuple[int, ...]"]),
     ("AnchorConfig.norm = 'batchnorm'", ["must be Literal['layernorm', 'rmsnorm']"]),
     ("AnchorConfig.width = -512", ["AnchorConfig.width = -512: must be positive; bind another value"]),
@@ -50,14 +50,18 @@ def test_bad_binding_is_named_with_its_remedy(binding, parts):
 
 
 def test_an_int_is_a_float():
-  configuration.load([_A2], [_DATASET, "train.z_loss = 1"])
-  assert "train.z_loss = 1\n" in configuration.dry_run("train", run_dir="")
+  configuration.load([_A2], [_DATASET, "Objective.z_loss = 1"])
+  assert "Objective.z_loss = 1\n" in configuration.dry_run("train", run_dir="")
 
 
 def test_missing_arguments_are_all_named():
   message = rejected(files=())
-  assert message.startswith("train.anchor, train.memory, train.optimizer, train.steps, train.batch_size: not bound;")
-  assert message.endswith('--gin_bindings="train.anchor = ..."')
+  assert (
+    message == 'ModelConfig.anchor: not bound; bind in a gin file or with --gin_bindings="ModelConfig.anchor = ..."'
+  )
+  message = rejected("ModelConfig.anchor = @AnchorConfig()", files=["gin/models/160m.gin"])
+  assert message.startswith("train.optimizer, train.steps, train.batch_size: not bound;")
+  assert message.endswith('--gin_bindings="train.optimizer = ..."')
 
 
 @pytest.mark.parametrize(
@@ -90,14 +94,14 @@ def test_missing_file_is_named():
 def test_files_are_found_from_anywhere(tmp_path, monkeypatch, path):
   monkeypatch.chdir(tmp_path)
   configuration.load([path], [])
-  assert configuration.bound_argument("train", "anchor") == AnchorConfig(
+  assert configuration.bound_argument("train", "model").anchor == AnchorConfig(
     num_layers=35, width=512, num_heads=12, head_dim=32, mlp_width=2048, tied_embeddings=True
   )
 
 
 def test_later_bindings_win():
   configuration.load([_A2, str(_ROOT / "gin/models/410m.gin")], ["AnchorConfig.num_layers = 3"])
-  anchor = configuration.bound_argument("train", "anchor")
+  anchor = configuration.bound_argument("train", "model").anchor
   assert (anchor.num_layers, anchor.width) == (3, 1024)
 
 

@@ -59,8 +59,12 @@ def test_page_with_and_without_memory(capsys):
 @pytest.mark.parametrize(
   "bindings, message",
   [
-    ([], "train.anchor is not bound: name a run with --gin_file, e.g. gin/runs/a2.gin"),
-    (["train.anchor = 3"], "train.anchor = 3: must be AnchorConfig; bind such a value"),
+    ([], "train.optimizer, train.steps, train.batch_size: not bound; name a run with --gin_file, e.g. gin/runs/a2.gin"),
+    (
+      ["train.optimizer = 3", "train.steps = 4", "train.batch_size = 2", "ModelConfig.anchor = @AnchorConfig()"],
+      "AnchorConfig.num_layers, AnchorConfig.width, AnchorConfig.num_heads, AnchorConfig.head_dim,"
+      ' AnchorConfig.mlp_width: not bound; bind in a gin file or with --gin_bindings="AnchorConfig.num_layers = ..."',
+    ),
   ],
 )
 def test_nothing_to_describe(bindings, message):

@@ -44,7 +44,7 @@ def test_phases_have_the_papers_settings(phase, tokens, batch_tokens, peak, last
   assert [*rates, bound("OptimizerConfig.weight_decay")] == [peak, last, decay]
   assert bound("OptimizerConfig.warmup_steps") / bound("train.steps") == pytest.approx(warmup, rel=1e-3)
   assert (bound("OptimizerConfig.beta1"), bound("OptimizerConfig.beta2")) == (0.9, 0.95)
-  assert bound("train.z_loss") == (1e-4 if "anchor" in phase else 0.0)
+  assert bound("Objective.z_loss") == (1e-4 if "anchor" in phase else 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_phases_from_scratch(train, tmp_path, phase):
 
 
 def test_frozen_without_an_anchor_is_one_clear_line(train, tmp_path):
-  with pytest.raises(InputError, match="train.frozen_anchor = True, train.init_from = None"):
+  with pytest.raises(InputError, match="Objective.frozen_anchor = True, train.init_from = None"):
     train("frozen", tmp_path)
 
 

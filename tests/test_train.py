@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.models import AnchorConfig, MemoryConfig
+from hiermem_jax.models import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.parallel import make_mesh
 from hiermem_jax.train import train
 from hiermem_jax.training import OptimizerConfig
 from hiermem_jax.training.checkpoint import load_model
+from hiermem_jax.training.config import CheckpointConfig, TrainingRun
 from hiermem_jax.training.metrics import CLOCK_SCALARS
 
 ANCHOR = AnchorConfig(num_layers=1, width=16, num_heads=2, head_dim=8, mlp_width=32, vocab_size=32, dtype="float32")
@@ -33,18 +34,16 @@ def dataset(write_decomposed, tmp_path_factory):
 
 
 def run(run_dir, dataset, **changes):
+  model = {"anchor": ANCHOR} | {name: changes.pop(name) for name in ("anchor", "memory") if name in changes}
   settings = {
-    "run_dir": str(run_dir),
-    "dataset": dataset,
-    "anchor": ANCHOR,
-    "memory": None,
+    "model": ModelConfig(**model),
     "optimizer": OPTIMIZER,
     "steps": STEPS,
     "batch_size": 8,
-    "checkpoint_every": STEPS // 2,
+    "checkpoints": CheckpointConfig(every=STEPS // 2),
     "log_every": 1,
   }
-  train(**settings | changes)
+  train(run_dir=str(run_dir), dataset=dataset, run=TrainingRun(**settings | changes))
   lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
   return [{name: value for name, value in line.items() if name not in CLOCK_SCALARS} for line in lines]
 

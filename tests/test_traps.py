@@ -77,10 +77,10 @@ def test_a_killed_run_continues_bit_for_bit(world, tmp_path):
   """SIGKILL between two checkpoints; the rerun's loss curve is that of a run that was left alone."""
   bindings = [
     f"train.dataset = '{world / 'packed/train'}'",
-    "train.memory = @MemoryConfig()",
+    "ModelConfig.memory = @MemoryConfig()",
     "train.steps = 40",
     "train.log_every = 1",
-    "train.checkpoint_every = 10",
+    "CheckpointConfig.every = 10",
   ]
   command = [sys.executable, "-m", "hiermem_jax.train", f"--gin_file={ROOT / 'tests/traps.gin'}"]
   command += [f"--gin_bindings={binding}" for binding in bindings]

@@ -163,21 +163,21 @@ def training_step(anchor: AnchorConfig, flags: argparse.Namespace, devices) -> C
   import jax
   import numpy as np
 
+  from hiermem_jax.models.config import ModelConfig
   from hiermem_jax.parallel import MeshConfig, make_mesh, place_batch
+  from hiermem_jax.training.config import Objective, TrainingRun
   from hiermem_jax.training.optimizer import OptimizerConfig
   from hiermem_jax.training.program import make_program
 
   mesh = make_mesh(MeshConfig(), devices)
-  program = make_program(
-    anchor=anchor,
-    memory=None,
+  run = TrainingRun(
+    model=ModelConfig(anchor=anchor),
     optimizer=OptimizerConfig(peak_learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=100, weight_decay=0.1),
     steps=10_000,
     batch_size=flags.batch,
-    mesh_config=MeshConfig(),
-    mesh=mesh,
-    z_loss=1e-4,
+    objective=Objective(z_loss=1e-4),
   )
+  program = make_program(run, mesh)
   shape = (flags.batch, flags.length)
   tokens = np.random.default_rng(0).integers(1, anchor.vocab_size, shape, dtype=np.int32)
   batch = {
@@ -191,12 +191,12 @@ def training_step(anchor: AnchorConfig, flags: argparse.Namespace, devices) -> C
   batch = place_batch(batch, mesh)
   state, key = program.init(jax.random.key(0)), program.replicate(jax.random.key(1))
 
-  def run():
+  def step():
     nonlocal state
     state, metrics = program.step(state, batch, key)
     jax.block_until_ready((state, metrics))
 
-  return run
+  return step
 
 
 def peak_flops(flags: argparse.Namespace, device) -> tuple[float | None, str]:

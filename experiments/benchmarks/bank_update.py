@@ -26,11 +26,13 @@ import jax
 from common import filled_state, in_turns, peak_bytes, random_batch, require_positive, table
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel import MeshConfig, fetch, make_mesh, place_batch
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
+from hiermem_jax.models.losses import anchor_losses
+from hiermem_jax.parallel import fetch, make_mesh, place_batch
+from hiermem_jax.training.config import TrainingRun
 from hiermem_jax.training.optimizer import OptimizerConfig
 from hiermem_jax.training.program import make_program
-from hiermem_jax.training.step import anchor_losses, make_gradients, make_update
+from hiermem_jax.training.step import make_gradients, make_update
 
 COLUMNS = ["optimizer", "bank_params", "fetched_params", "forward_ms", "backward_ms", "update_ms", "step_ms"]
 COLUMNS += ["peak_bytes"]
@@ -83,15 +85,9 @@ def prepare(flags: argparse.Namespace, optimizer: str, branching: int):
     bank_moment_dtype=flags.moment_dtype,
   )
   mesh = make_mesh()
-  program = make_program(
-    anchor=anchor,
-    memory=memory,
-    optimizer=config,
-    steps=1000,
-    batch_size=flags.batch,
-    mesh_config=MeshConfig(),
-    mesh=mesh,
-  )
+  model = ModelConfig(anchor=anchor, memory=memory)
+  run = TrainingRun(model=model, optimizer=config, steps=1000, batch_size=flags.batch)
+  program = make_program(run, mesh)
   batches = [
     place_batch(random_batch(flags.batch, flags.length, flags.vocab, memory.num_leaves, seed), mesh)
     for seed in range(BATCHES)
@@ -101,13 +97,12 @@ def prepare(flags: argparse.Namespace, optimizer: str, branching: int):
 
   @jax.jit
   def forward(params, batch):
-    block = fetch(params["bank"], batch["memory_leaf"], memory, anchor, mesh)
+    block = fetch(params["bank"], batch["memory_leaf"], model, mesh)
     return anchor_losses(anchor, params["anchor"], batch, block)[0].mean()
 
-  gradients = make_gradients(anchor=anchor, memory=memory, mesh=mesh)
+  gradients = make_gradients(model, mesh, objective=run.objective)
   backward = jax.jit(lambda params, batch: gradients(params, batch["memory_leaf"], batch))
-  transformation = config.build(1000, memory, flags.batch)
-  make_step = make_update(transformation)
+  make_step = make_update(run.transformation())
   update = jax.jit(lambda state, grads, key: make_step(state, grads, key)[0], donate_argnums=0)
   grads = [backward(state.params, batch)[0] for batch in batches]
   next_grads = functools.partial(next, itertools.cycle(grads))
@@ -125,8 +120,8 @@ def prepare(flags: argparse.Namespace, optimizer: str, branching: int):
 
   sizes = {
     "optimizer": optimizer,
-    "bank_params": memory.bank_params(anchor),
-    "fetched_params": flags.batch * memory.fetched_params(anchor),
+    "bank_params": model.bank_params,
+    "fetched_params": flags.batch * model.fetched_params,
     "peak_bytes": peak_bytes(compiled),
   }
   parts = {

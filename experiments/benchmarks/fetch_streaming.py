@@ -32,7 +32,7 @@ from jax.sharding import PartitionSpec as P
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models import bank as bank_lib
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.models.memory import ffn
 from hiermem_jax.parallel import fetch, make_mesh, push
 from hiermem_jax.parallel.mesh import BATCH_AXES, DATA_AXIS, ROW_AXES
@@ -50,10 +50,15 @@ SEQUENCES, ROWS = P(BATCH_AXES), P(None, None, ROW_AXES)
 class Size(NamedTuple):
   """Of the skeleton."""
 
-  anchor: AnchorConfig  # what is not about layers, width and MLP means nothing here
+  anchor: AnchorConfig  # only its layers, width and MLP width matter here
   memory: MemoryConfig
   sequences: int  # on each device; at most the rows of the smallest table
   length: int = 2048
+
+  @property
+  def model(self) -> ModelConfig:
+    """Both configurations."""
+    return ModelConfig(anchor=self.anchor, memory=self.memory)
 
 
 def size(layers, width, mlp_width, rows, sequences, *, dtype="bfloat16", branching=16, **other) -> Size:
@@ -78,7 +83,7 @@ def make_step(variant: str, size: Size, mesh: Mesh):
   [U_k, R_k * L * 3 * D] for `upfront`, [L, U_k, 3 * R_k * D] otherwise.
   """
   anchor, memory = size.anchor, size.memory
-  names = list(bank_lib.table_shapes(memory, anchor))
+  names = list(bank_lib.table_shapes(size.model))
   split = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
 
   def upfront(bank, leaf, weights, x):
@@ -91,15 +96,15 @@ def make_step(variant: str, size: Size, mesh: Mesh):
       value, grads = jax.value_and_grad(loss, (0, 1))(weights, block)
       return jax.lax.psum(value, BATCH_AXES), *grads
 
-    value, weight_grads, block_grads = gradients(weights, fetch(bank, leaf, memory, anchor, mesh), x)
-    row_grads = push(block_grads, leaf, memory, anchor, mesh)
+    value, weight_grads, block_grads = gradients(weights, fetch(bank, leaf, size.model, mesh), x)
+    row_grads = push(block_grads, leaf, size.model, mesh)
     return value, weight_grads, {name: row_grads[name].value for name in names}
 
   tables = dict.fromkeys(names, ROWS)
 
   @functools.partial(split, in_specs=(tables, SEQUENCES, WEIGHTS, SEQUENCES), out_specs=(P(), WEIGHTS, tables))
   def streamed(bank, leaf, weights, x):
-    wanted = bank_lib.slots(jax.lax.all_gather(leaf, DATA_AXIS, tiled=True), memory)
+    wanted = bank_lib.row_indices(jax.lax.all_gather(leaf, DATA_AXIS, tiled=True), memory)
     index = {name: _places(wanted[name], len(bank[name])) for name in names}
 
     def fetched(number):
@@ -167,7 +172,7 @@ def arguments(variant: str, size: Size, mesh: Mesh):
   """A step's arguments as shapes laid out on the mesh."""
   layers, width, mlp_width = size.anchor.num_layers, size.anchor.width, size.anchor.mlp_width
   bank, specs = {}, P(None, ROW_AXES) if variant == "upfront" else ROWS
-  for name, (clusters, row) in bank_lib.table_shapes(size.memory, size.anchor).items():
+  for name, (clusters, row) in bank_lib.table_shapes(size.model).items():
     shape = (clusters, row) if variant == "upfront" else (clusters, layers, row // layers)
     bank[name] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, specs))
   batch = size.sequences * mesh.size
@@ -248,7 +253,7 @@ def time_small(size: Size, devices: int, rounds: int) -> list[dict]:
 def _bank(variant: str, size: Size) -> bank_lib.Bank:
   """The same random tables in the order that the variant wants, none of them zero."""
   anchor, bank = size.anchor, {}
-  for level, (name, (clusters, row)) in zip(size.memory.levels, bank_lib.table_shapes(size.memory, anchor).items()):
+  for level, (name, (clusters, row)) in zip(size.memory.levels, bank_lib.table_shapes(size.model).items()):
     table = jax.random.normal(jax.random.key(level), (clusters, row)) * anchor.width**-0.5
     if variant != "upfront":
       table = table.reshape(clusters, -1, anchor.num_layers, 3, anchor.width).transpose(0, 2, 1, 3, 4)
@@ -277,7 +282,7 @@ def main(argv: list[str]) -> int:
     chosen = chosen._replace(sequences=flags.sequences or chosen.sequences)
     options = {"xla_tpu_enable_async_all_to_all": "true"} if flags.overlap else {}
     try:
-      smallest = min(clusters for clusters, _ in bank_lib.table_shapes(chosen.memory, chosen.anchor).values())
+      smallest = min(clusters for clusters, _ in bank_lib.table_shapes(chosen.model).values())
       if not 0 < chosen.sequences <= smallest:
         raise InputError(
           f"--sequences={chosen.sequences}: the smallest table has {smallest} rows; give 1 to {smallest}"

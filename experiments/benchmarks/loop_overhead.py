@@ -11,6 +11,7 @@ neither.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -22,13 +23,14 @@ import jax
 from common import random_batch, require_positive, table
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel import MeshConfig, make_mesh, place_batch
-from hiermem_jax.train import telemetry
-from hiermem_jax.training.loop import train
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
+from hiermem_jax.parallel import make_mesh, place_batch
+from hiermem_jax.training.config import CheckpointConfig, Objective, TrainingRun
+from hiermem_jax.training.loop import LoopData, train
 from hiermem_jax.training.optimizer import OptimizerConfig
 from hiermem_jax.training.program import make_program
 from hiermem_jax.training.step import choose_generic, make_gradients, make_update
+from hiermem_jax.training.writers import open_writers
 
 ANCHOR = AnchorConfig(
   num_layers=2,
@@ -63,16 +65,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
   return flags
 
 
+def training_run(steps: int) -> TrainingRun:
+  """The run that both sides train."""
+  model, objective = ModelConfig(anchor=ANCHOR, memory=MEMORY), Objective(generic_probability=GENERIC)
+  return TrainingRun(model=model, optimizer=OPTIMIZER, steps=steps, batch_size=BATCH, objective=objective)
+
+
 class BareLoop:
   """The step alone, again and again."""
 
   def __init__(self, mesh, batches, steps: int):
-    program = make_program(
-      anchor=ANCHOR, memory=MEMORY, optimizer=OPTIMIZER, steps=steps, batch_size=BATCH, mesh_config=MeshConfig(),
-      mesh=mesh, generic_probability=GENERIC,
-    )  # fmt: skip
-    gradients = make_gradients(anchor=ANCHOR, memory=MEMORY, mesh=mesh)
-    update = make_update(OPTIMIZER.build(steps, MEMORY, BATCH))
+    run = training_run(steps)
+    program = make_program(run, mesh)
+    gradients = make_gradients(run.model, mesh, objective=run.objective)
+    update = make_update(run.transformation())
 
     def step(state, batch, key):
       generic_key, rounding_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -126,23 +132,14 @@ def measure(flags: argparse.Namespace) -> dict:
   batches = [random_batch(BATCH, LENGTH, ANCHOR.vocab_size, MEMORY.num_leaves, seed) for seed in range(20)]
   turns = Turns(BareLoop(mesh, batches, flags.steps), flags.chunk)
   with tempfile.TemporaryDirectory() as directory:
-    open_writer, _ = telemetry(directory, flags.steps)
-    _, scalars = train(
-      run_dir=os.path.join(directory, "run"),
-      anchor=ANCHOR,
-      memory=MEMORY,
-      optimizer=OPTIMIZER,
-      batches=lambda start: itertools.cycle(batches),
-      steps=flags.steps,
-      batch_size=BATCH,
-      mesh=mesh,
-      metadata={},
-      open_writer=open_writer,
-      hooks=[turns],
-      generic_probability=GENERIC,
-      checkpoint_every=flags.checkpoint_every,
+    open_writer, _ = open_writers(directory, flags.steps)
+    run = dataclasses.replace(
+      training_run(flags.steps),
+      checkpoints=CheckpointConfig(every=flags.checkpoint_every),
       log_every=flags.log_every,
     )
+    data = LoopData(batches=lambda start: itertools.cycle(batches))
+    _, scalars = train(run, os.path.join(directory, "run"), data, mesh, open_writer=open_writer, hooks=[turns])
     turns.finish()
   return {
     "steps": turns.bare_steps,

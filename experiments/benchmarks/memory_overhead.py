@@ -11,7 +11,7 @@ The default is A2's shape scaled down for a CPU: 336 memory neurons to an MLP of
 """
 
 import argparse
-import functools
+import dataclasses
 import itertools
 import json
 import sys
@@ -20,8 +20,9 @@ import jax
 from common import filled_state, in_turns, random_batch, require_positive, table
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel import MeshConfig, make_mesh, place_batch
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
+from hiermem_jax.parallel import make_mesh, place_batch
+from hiermem_jax.training.config import TrainingRun
 from hiermem_jax.training.optimizer import OptimizerConfig
 from hiermem_jax.training.program import make_program
 
@@ -66,9 +67,8 @@ def measure(flags: argparse.Namespace) -> dict:
   )
   memory = MemoryConfig(rows=(256, 64, 16, 0)) if flags.a2 else MemoryConfig(rows=(64, 16, 4, 0), branching=12)
   mesh = make_mesh()
-  make = functools.partial(
-    make_program,
-    anchor=anchor,
+  run = TrainingRun(
+    model=ModelConfig(anchor=anchor, memory=memory),
     optimizer=OptimizerConfig(
       peak_learning_rate=1e-4,
       final_learning_rate=1e-5,
@@ -78,24 +78,23 @@ def measure(flags: argparse.Namespace) -> dict:
     ),
     steps=1000,
     batch_size=flags.batch,
-    mesh_config=MeshConfig(),
-    mesh=mesh,
   )
+  alone = dataclasses.replace(run, model=ModelConfig(anchor=anchor))
   batches = [
     place_batch(random_batch(flags.batch, flags.length, anchor.vocab_size, memory.num_leaves, seed), mesh)
     for seed in range(8)
   ]
   times = in_turns(
-    {"anchor": stepper(make(memory=None), batches), "memory": stepper(make(memory=memory), batches)}, flags.rounds
+    {name: stepper(make_program(side, mesh), batches) for name, side in (("anchor", alone), ("memory", run))},
+    flags.rounds,
   )
-  plain = anchor.flops_per_token(flags.length)
   step_ratio = times["memory"] / times["anchor"]
-  flop_ratio = (plain + memory.flops_per_token(anchor)) / plain
+  flop_ratio = run.model.flops_per_token(flags.length) / anchor.flops_per_token(flags.length)
   return {
     "batch": flags.batch,
     "length": flags.length,
     "params": anchor.params,
-    "fetched_params": memory.fetched_params(anchor),
+    "fetched_params": run.model.fetched_params,
     "anchor_ms": times["anchor"],
     "memory_ms": times["memory"],
     "step_ratio": step_ratio,

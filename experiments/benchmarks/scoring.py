@@ -26,10 +26,10 @@ from common import random_batch, require_positive, table
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.evaluation import Scorer
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
+from hiermem_jax.models.model import Model, init_params
 from hiermem_jax.parallel import make_mesh
-from hiermem_jax.training.checkpoint import Model
-from hiermem_jax.training.state import abstract_arrays, init_params
+from hiermem_jax.parallel.layout import abstract_arrays
 
 ANCHOR = {"num_layers": 8, "width": 256, "num_heads": 4, "head_dim": 64, "mlp_width": 768}
 COLUMNS = ["questions", "score_tokens_per_s", "forward_tokens_per_s", "padding", "score_ratio"]
@@ -39,12 +39,13 @@ COLUMNS += ["new_tokens_per_s", "cache_speedup", "decode_ratio"]
 def model_on(mesh, dtype: str, vocab_size: int) -> Model:
   """A model whose every number is written."""
   anchor, memory = AnchorConfig(**ANCHOR, dtype=dtype, vocab_size=vocab_size), MemoryConfig(rows=(16, 16), branching=16)
-  abstract = abstract_arrays(lambda: init_params(jax.random.key(0), anchor, memory), mesh)
+  config = ModelConfig(anchor=anchor, memory=memory)
+  abstract = abstract_arrays(lambda: init_params(jax.random.key(0), config), mesh)
   rng = np.random.default_rng(0)
   params = jax.tree.map(
     lambda x: jax.device_put((0.02 * rng.standard_normal(x.shape)).astype(np.float32), x.sharding), abstract
   )
-  return Model(anchor, memory, params, {})
+  return Model(config, params, {})
 
 
 def measure(flags: argparse.Namespace) -> dict:
@@ -73,7 +74,7 @@ def measure(flags: argparse.Namespace) -> dict:
   step = (generating - once) / (new - 1)
   cache = 2 * len(asked) * longest * model.anchor.num_layers * model.anchor.attention_width
   item = jnp.dtype(flags.dtype).itemsize
-  read = 4 * model.anchor.params + item * (len(asked) * model.memory.fetched_params(model.anchor) + cache)
+  read = 4 * model.anchor.params + item * (len(asked) * model.config.fetched_params + cache)
   return {
     "questions": len(prompts),
     "score_tokens_per_s": tokens / scoring,

@@ -38,7 +38,7 @@ include 'gin/phases/toy.gin'
 MemoryConfig.rows = (256, 256)
 train.dataset = '%s'
 train.steps = {STEPS}
-train.checkpoint_every = {EVERY}
+CheckpointConfig.every = {EVERY}
 train.log_every = 1
 """
 # What a process runs: the verb, its batches poisoned where asked for.

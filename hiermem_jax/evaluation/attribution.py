@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from hiermem_jax.evaluation.measure import Probe
 from hiermem_jax.evaluation.modes import keep_levels
 from hiermem_jax.evaluation.scoring import Scorer, prompt_batch
-from hiermem_jax.models.bank import gather_rows, rows_to_block, slots, table_name
-from hiermem_jax.training.checkpoint import Model
-from hiermem_jax.training.step import apply_anchor, token_losses
+from hiermem_jax.models.bank import gather_rows, row_indices, rows_to_block, table_name
+from hiermem_jax.models.losses import apply_anchor, token_losses
+from hiermem_jax.models.model import Model
 
 
 def ablations(
@@ -45,23 +45,22 @@ def gradients(model: Model, probe: Probe, bos_id: int) -> dict[int, np.ndarray]:
     For each level with rows, float32 [L, R_k] nats: what log-likelihood the unit adds, to first order. Their sum
     approximates what all of the memory adds where its effect is small.
   """
-  memory, anchor = model.memory, model.anchor
   length = len(probe.prompt) + len(probe.answer)
   batch = jax.tree.map(
     jnp.asarray, prompt_batch([(probe.prompt, probe.answer)], np.array([probe.leaf], np.int32), length, bos_id)
   )
-  slot = slots(batch["memory_leaf"], memory)
-  rows = {name: gather_rows(model.params["bank"][name], slot[name]).astype(jnp.float32) for name in slot}
+  indices = row_indices(batch["memory_leaf"], model.memory)
+  rows = {name: gather_rows(model.params["bank"][name], indices[name]).astype(jnp.float32) for name in indices}
 
   def log_likelihood(rows):
-    logits = apply_anchor(anchor, model.params["anchor"], batch, rows_to_block(rows, memory, anchor))
+    logits = apply_anchor(model.anchor, model.params["anchor"], batch, rows_to_block(rows, model.config))
     losses, _ = token_losses(logits, batch)
     return -(losses * batch["decoder_loss_weights"]).sum()
 
   grads = jax.jit(jax.grad(log_likelihood))(rows)
-  layers = len(memory.layer_numbers(anchor))
+  layers = len(model.config.memory_layers)
 
   def share(name):
-    return (grads[name] * rows[name]).reshape(-1, layers, memory.unit_params(anchor)).sum(axis=-1).T
+    return (grads[name] * rows[name]).reshape(-1, layers, model.config.unit_params).sum(axis=-1).T
 
-  return {level: np.asarray(share(table_name(level))) for level in memory.levels}
+  return {level: np.asarray(share(table_name(level))) for level in model.memory.levels}

@@ -10,8 +10,8 @@ from hiermem_jax.evaluation.modes import check_mode, keep_levels, mode_levels
 from hiermem_jax.evaluation.routes import Routes, is_route
 from hiermem_jax.evaluation.scoring import Scorer
 from hiermem_jax.models.bank import NO_MEMORY
+from hiermem_jax.models.model import Model
 from hiermem_jax.retrieval.retriever import Retriever
-from hiermem_jax.training.checkpoint import Model
 
 
 class MemoryModes:

@@ -15,7 +15,7 @@ import numpy as np
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.bank import NO_MEMORY, table_name
 from hiermem_jax.models.config import MemoryConfig
-from hiermem_jax.training.checkpoint import Model
+from hiermem_jax.models.model import Model
 
 MODES = ("none", "generic", "fetched", "wrong")
 _LEVELS = re.compile(r"levels( [1-9])+")
@@ -57,4 +57,5 @@ def keep_levels(model: Model, levels: tuple[int, ...] | None) -> Model:
     return model
   rows = tuple(rows if level in levels else 0 for level, rows in enumerate(model.memory.rows, start=1))
   bank = {table_name(level): model.params["bank"][table_name(level)] for level in levels}
-  return model._replace(memory=dataclasses.replace(model.memory, rows=rows), params=model.params | {"bank": bank})
+  config = dataclasses.replace(model.config, memory=dataclasses.replace(model.memory, rows=rows))
+  return dataclasses.replace(model, config=config, params=model.params | {"bank": bank})

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hiermem_jax.data.text.tokenizer import Tokenizer
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.retrieval.document_index import DocumentIndex
 from hiermem_jax.retrieval.retriever import Retriever
 
@@ -62,7 +62,7 @@ def relative_flops(
   """
 
   def flops(lengths, memory):
-    extra = memory.flops_per_token(anchor) if memory else 0
+    extra = ModelConfig(anchor=anchor, memory=memory).memory_flops_per_token
     return sum(n * (anchor.flops_per_token(n) + extra) for n in lengths.tolist())
 
   return flops(lengths, memory) / flops(plain_lengths, None)

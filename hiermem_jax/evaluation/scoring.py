@@ -11,11 +11,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.inference import make_greedy
-from hiermem_jax.parallel import batch_parallel, batch_sharding, batch_shards, fetch, local_rows, place_batch
+from hiermem_jax.models.losses import anchor_hidden, token_losses
+from hiermem_jax.models.model import Model
+from hiermem_jax.parallel import batch_sharding, batch_shards, local_sequences, place_batch, with_fetched_block
 from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
-from hiermem_jax.training.checkpoint import Model
-from hiermem_jax.training.state import anchor_specs
-from hiermem_jax.training.step import anchor_hidden, token_losses
 
 _LENGTH_BUCKET = 16  # prompts are padded to multiples of this, so that few shapes are compiled
 _LOGITS_AT_A_TIME = 2048  # tokens of a device whose logits exist together: 0.4 GB for a vocabulary of 50,432
@@ -54,7 +53,7 @@ class Scorer:
     self.model, self.truncated = model, 0
     self._bos_id, self._max_length, self._rules = bos_id, max_length, rules
     self.batch_size = -(-batch_size // batch_shards(mesh)) * batch_shards(mesh)
-    self._mesh, self._rows = mesh, local_rows(mesh, self.batch_size)
+    self._mesh, self._rows = mesh, local_sequences(mesh, self.batch_size)
     by_sequence = batch_sharding(mesh).spec
 
     def score_local(count, params, block, batch):
@@ -73,14 +72,10 @@ class Scorer:
       losses, agrees = losses.reshape(weights.shape), agrees.reshape(weights.shape)
       return (losses * weights).sum(axis=-1), weights.sum(axis=-1), (agrees | (weights == 0)).all(axis=-1)
 
-    specs = (anchor_specs(model.anchor, rules), by_sequence, by_sequence)
-
     def score(params, batch, count):
-      block = None
-      if model.memory is not None:
-        block = fetch(params["bank"], batch["memory_leaf"], model.memory, model.anchor, mesh)
       local = functools.partial(score_local, count)
-      return batch_parallel(local, mesh, rules, in_specs=specs, out_specs=by_sequence)(params["anchor"], block, batch)
+      run = with_fetched_block(local, model.config, mesh, rules, out_specs=by_sequence)
+      return run(params, batch["memory_leaf"], batch)
 
     self._score = self._jit(score, static_argnums=2)
     self._greedy = functools.cache(self._compile_greedy)
@@ -90,8 +85,7 @@ class Scorer:
     return jax.jit(function, out_shardings=everywhere, **settings)
 
   def _compile_greedy(self, max_new_tokens: int) -> Callable:
-    specs = anchor_specs(self.model.anchor, self._rules)
-    return self._jit(make_greedy(self.model.anchor, self.model.memory, specs, self._mesh, max_new_tokens, self._rules))
+    return self._jit(make_greedy(self.model.config, self._mesh, max_new_tokens, self._rules))
 
   def _place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """A batch filled up to the batch size with zeros, on the devices."""

@@ -8,25 +8,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from hiermem_jax.models.anchor import Anchor, KVCache
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel import batch_parallel, batch_sharding, fetch
+from hiermem_jax.models.config import ModelConfig
+from hiermem_jax.parallel import batch_sharding, with_fetched_block
 from hiermem_jax.parallel.mesh import BATCH_AXES, DEFAULT_RULES, Rules
 
 
 def make_greedy(
-  anchor: AnchorConfig,
-  memory: MemoryConfig | None,
-  anchor_specs: Any,
-  mesh: Mesh,
-  max_new_tokens: int,
-  rules: Rules = DEFAULT_RULES,
+  config: ModelConfig, mesh: Mesh, max_new_tokens: int, rules: Rules = DEFAULT_RULES
 ) -> Callable[[dict[str, Any], dict[str, jax.Array], jax.Array], jax.Array]:
   """Builds the greedy continuation of a batch of prompts (not yet jitted).
 
   Args:
-    anchor: the anchor's configuration.
-    memory: the bank's, or None.
-    anchor_specs: how the anchor's parameters are split over the data axis, a tree of `PartitionSpec`s.
+    config: shapes of the anchor and of the memory.
     mesh: the mesh.
     max_new_tokens: how many tokens are generated at most.
     rules: of the layout.
@@ -37,6 +30,8 @@ def make_greedy(
     1) and `memory_leaf` int32 [B]; `stop` int32 [n] are the tokens that end a continuation. What follows the first
     of them in a row means nothing; all rows end when each has had one.
   """
+
+  anchor = config.anchor
 
   def local(params, block, prompts, stop):
     model, variables = Anchor(anchor), {"params": params}
@@ -74,13 +69,5 @@ def make_greedy(
     return jax.lax.while_loop(unfinished, step, state)[3]
 
   by_sequence = batch_sharding(mesh).spec
-  specs = (anchor_specs, by_sequence, by_sequence, PartitionSpec())
-  local_fn = batch_parallel(local, mesh, rules, in_specs=specs, out_specs=by_sequence)
-
-  def greedy(params, prompts, stop):
-    block = None
-    if memory is not None:
-      block = fetch(params["bank"], prompts["memory_leaf"], memory, anchor, mesh)
-    return local_fn(params["anchor"], block, prompts, stop)
-
-  return greedy
+  run = with_fetched_block(local, config, mesh, rules, out_specs=by_sequence, more_specs=(PartitionSpec(),))
+  return lambda params, prompts, stop: run(params, prompts["memory_leaf"], prompts, stop)

@@ -12,7 +12,8 @@ R_k memory rows of level k, R the sum of all R_k.
 """
 
 from hiermem_jax.models.anchor import Anchor
-from hiermem_jax.models.bank import GENERIC_SLOTS, NO_MEMORY
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.models.bank import GENERIC_ROWS, NO_MEMORY
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
+from hiermem_jax.models.model import Model
 
-__all__ = ["Anchor", "AnchorConfig", "GENERIC_SLOTS", "MemoryConfig", "NO_MEMORY"]
+__all__ = ["Anchor", "AnchorConfig", "GENERIC_ROWS", "MemoryConfig", "Model", "ModelConfig", "NO_MEMORY"]

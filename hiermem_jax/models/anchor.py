@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hiermem_jax.models.anchor_config import AnchorConfig
 from hiermem_jax.models.attention import document_mask, splash
-from hiermem_jax.models.config import AnchorConfig
 from hiermem_jax.models.memory import Block, with_memory
 
 _REMAT_POLICIES = {

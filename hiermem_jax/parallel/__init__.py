@@ -4,13 +4,13 @@ Hands out `MeshConfig`, `make_mesh`, `state_shardings`, `fetch` and `push`. Know
 rows: the model names its axes logically, and this room maps the names to the mesh.
 """
 
-from hiermem_jax.parallel.exchange import fetch, push
+from hiermem_jax.parallel.exchange import fetch, push, with_fetched_block
 from hiermem_jax.parallel.mesh import (
   MeshConfig,
   batch_parallel,
   batch_sharding,
   batch_shards,
-  local_rows,
+  local_sequences,
   make_mesh,
   place_batch,
   state_shardings,
@@ -22,9 +22,10 @@ __all__ = [
   "batch_sharding",
   "batch_shards",
   "fetch",
-  "local_rows",
+  "local_sequences",
   "make_mesh",
   "place_batch",
   "push",
   "state_shardings",
+  "with_fetched_block",
 ]

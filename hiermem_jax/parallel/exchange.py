@@ -1,94 +1,158 @@
 """The exchange: moving memory rows between tables that are split along the row and batches that are split by sequence.
 
-Every device of a slice holds the same part of every row. A fetch gathers that part of all rows that the slice's
-sequences want (local work), then one all-to-all per table hands each device the rows of its own sequences. A push is
-the mirror image for gradients. Each device does the same work whatever the mix of topics.
+Every device of a slice holds the same part of every row. A fetch has two steps per table. Each device gathers its part
+of all rows that the slice's sequences address, which is local work. One all-to-all then hands each device the whole
+rows of its own sequences. A push sends gradients back the same way. Each device does the same work whatever the mix of
+topics.
 
-On the wire rows have the type that the anchor computes in (bfloat16 as a rule); tables and sums are float32. A device
-that has more sequences than a table has rows (a shallow level) receives each of that table's rows once and sends one
-sum for each, so U_k = min(sequences per device, C_k + 1) rows of level k travel per device and direction.
+Rows travel in the type that the anchor computes in, bfloat16 as a rule; tables and sums are float32. A device may have
+more sequences than a shallow level's table has rows. It then receives each of that table's rows once, and sends one sum
+for each. So M_k = min(sequences per device, C_k + 1) rows of level k travel per device and direction.
 
-Slices hold copies of the tables, so a fetch never leaves its slice; of a push, the sums of each slice cross.
+Slices hold copies of the tables. A fetch never leaves its slice; of a push, the sums of each slice cross to the others.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from hiermem_jax.models import bank as bank_lib
-from hiermem_jax.models.bank import Bank, Block, RowGradient
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel.mesh import BATCH_AXES, DATA_AXIS, MODEL_AXIS, REPLICA_AXIS, ROW_AXES
+from hiermem_jax.models.bank import (
+  Bank,
+  Block,
+  RowGradient,
+  block_to_rows,
+  gather_rows,
+  num_table_rows,
+  row_indices,
+  rows_to_block,
+  sum_rows,
+  table_name,
+)
+from hiermem_jax.models.config import MemoryConfig, ModelConfig
+from hiermem_jax.parallel.layout import anchor_specs
+from hiermem_jax.parallel.mesh import (
+  BATCH_AXES,
+  DATA_AXIS,
+  MODEL_AXIS,
+  REPLICA_AXIS,
+  ROW_AXES,
+  Rules,
+  batch_parallel,
+)
 
 _LEAF = PartitionSpec(BATCH_AXES)
 _TABLE = PartitionSpec(None, ROW_AXES)
 _BLOCK = PartitionSpec(BATCH_AXES, None, MODEL_AXIS, None)
 
 
-def fetch(bank: Bank, leaf: jax.Array, memory: MemoryConfig, anchor: AnchorConfig, mesh: Mesh) -> Block:
+def fetch(bank: Bank, leaf: jax.Array, model: ModelConfig, mesh: Mesh) -> Block:
   """The block that each sequence's leaf id addresses, for use inside `jax.jit`.
 
+  On each device, with b of the B sequences, for the table of level k whose row has W = R_k * L * P parameters:
+
+    1. row indices of the slice's sequences        int32 [data * M_k]
+    2. gather this device's part of these rows     [data * M_k, W / (data * model)]
+    3. all-to-all over the data axis               [M_k, W / model], whole rows along data
+    4. one row per sequence, where M_k < b         [b, W / model]
+    5. levels side by side, cut into vectors       [b, L, R / model, width] each
+
   Args:
-    bank: tables [C_k + 1, R_k * L * U], split along the row.
-    leaf: int32 [B] leaf ids, split by sequence; the module `models.bank` says what ids do.
-    memory: shape of the tree.
-    anchor: depth, width and the type to fetch in.
-    mesh: the mesh; replica x data must divide B, model every R_k, and data the rest of a row.
+    bank: tables [C_k + 1, R_k * L * P], split along the row.
+    leaf: int32 [B] leaf ids, split by sequence; `models.bank` says what an id addresses.
+    model: shapes of the anchor and of the tree, and the type to fetch in.
+    mesh: the mesh. replica x data must divide B, model must divide every R_k, and data the rest of a row.
 
   Returns:
-    The block in `anchor.dtype`, leaves [B, L, R, width], split by sequence and, over the model axis, by unit. The order
-    of units on the R axis depends on the mesh, and nothing else does.
+    The block in `anchor.dtype`, vectors [B, L, R, width], split by sequence and, over the model axis, by unit. The
+    order of the units on the R axis depends on the mesh; their values do not.
   """
 
   @functools.partial(jax.shard_map, mesh=mesh, in_specs=(_TABLE, _LEAF), out_specs=_BLOCK, check_vma=False)
-  def local(bank, leaf):  # parts of all rows; the leaves of this device's sequences [b]
-    own, wanted = _slots(leaf, memory)
+  def local(bank, leaf):
+    own, exchanged = _exchanged_rows(leaf, model.memory)
     rows = {}
     for name, table in bank.items():
       with jax.named_scope(name):
-        part = bank_lib.gather_rows(table, wanted[name]).astype(anchor.dtype)
+        part = gather_rows(table, exchanged[name]).astype(model.anchor.dtype)
         whole = _all_to_all(part, split=0, join=1)
-        rows[name] = whole if len(leaf) <= len(table) else bank_lib.gather_rows(whole, own[name])
-    return bank_lib.rows_to_block(rows, memory, anchor)
+        rows[name] = whole if len(leaf) <= len(table) else gather_rows(whole, own[name])
+    return rows_to_block(rows, model)
 
   with jax.named_scope("fetch"):
     return local(bank, leaf)
 
 
-def push(
-  block: Block, leaf: jax.Array, memory: MemoryConfig, anchor: AnchorConfig, mesh: Mesh
-) -> dict[str, RowGradient]:
+def push(block: Block, leaf: jax.Array, model: ModelConfig, mesh: Mesh) -> dict[str, RowGradient]:
   """Gradient of the fetched rows from the gradient of the block, which has `fetch`'s shape and layout.
 
+  On each device, for the table of level k, with the letters of `fetch`:
+
+    1. the block's gradient as rows                     [b, W / model]
+    2. sums of the sequences that share a row,
+       where the device has more sequences than rows    [M_k, W / model]
+    3. all-to-all over the data axis                    [data * M_k, W / (data * model)]
+    4. sums of equal row indices                        n rows, float32
+    5. with several slices: all-gather of the slices'
+       sums over the replica axis, and their sums       n' rows, float32
+
   Returns:
-    Per table the gradient summed over all sequences of the batch that share a row; values are float32, split along
-    the row, the slots are replicated.
+    Per table the gradient, summed over all sequences of the batch that share a row. The values are float32 and split
+    along the row; the indices are replicated.
   """
-  out_specs = {name: RowGradient(PartitionSpec(), _TABLE) for name in map(bank_lib.table_name, memory.levels)}
+  out_specs = {name: RowGradient(PartitionSpec(), _TABLE) for name in map(table_name, model.memory.levels)}
 
   @functools.partial(jax.shard_map, mesh=mesh, in_specs=(_BLOCK, _LEAF), out_specs=out_specs, check_vma=False)
   def local(block, leaf):
-    own, wanted = _slots(leaf, memory)
+    own, exchanged = _exchanged_rows(leaf, model.memory)
     result = {}
-    for level, (name, rows) in zip(memory.levels, bank_lib.block_to_rows(block, memory, anchor).items()):
-      table_rows, wire = memory.clusters(level) + bank_lib.GENERIC_SLOTS, rows.dtype
+    for level, (name, rows) in zip(model.memory.levels, block_to_rows(block, model).items()):
+      table_rows, wire = num_table_rows(model.memory, level), rows.dtype
       with jax.named_scope(name):
         if len(leaf) > table_rows:
           sums = jnp.zeros((table_rows, rows.shape[1]), jnp.float32)
           rows = sums.at[own[name]].add(rows.astype(jnp.float32), mode="drop").astype(wire)
         part = _all_to_all(rows, split=1, join=0)
-        gradient = bank_lib.sum_rows(wanted[name], part, table_rows)
+        gradient = sum_rows(exchanged[name], part, table_rows)
         if mesh.shape[REPLICA_AXIS] > 1:
           sums = gradient._replace(value=gradient.value.astype(wire))
-          slot, value = jax.lax.all_gather(sums, REPLICA_AXIS, tiled=True)
-          gradient = bank_lib.sum_rows(slot, value, table_rows)
+          index, value = jax.lax.all_gather(sums, REPLICA_AXIS, tiled=True)
+          gradient = sum_rows(index, value, table_rows)
         result[name] = gradient
     return result
 
   with jax.named_scope("push"):
     return local(block, leaf)
+
+
+def with_fetched_block(
+  function: Callable, model: ModelConfig, mesh: Mesh, rules: Rules, *, out_specs: Any, more_specs: tuple = ()
+) -> Callable:
+  """`function` on the devices' own sequences, each with the block that its leaf id addresses; for use inside `jax.jit`.
+
+  Args:
+    function: function(anchor parameters, block or None, batch, *more), of what one device holds; see `batch_parallel`.
+    model: shapes of the anchor and of the memory. Without memory the block is None.
+    mesh: the mesh.
+    rules: of the layout.
+    out_specs: how the results are split over replica and data.
+    more_specs: the same for the further arguments.
+
+  Returns:
+    run(params, leaf int32 [B], batch, *more) -> results. `params` has "anchor" and, with memory, "bank"; every array of
+    `batch` has a leading axis of B sequences.
+  """
+  specs = (anchor_specs(model.anchor, rules), _LEAF, _LEAF, *more_specs)
+  local = batch_parallel(function, mesh, rules, in_specs=specs, out_specs=out_specs)
+
+  def run(params, leaf, batch, *more):
+    block = None if model.memory is None else fetch(params["bank"], leaf, model, mesh)
+    return local(params["anchor"], block, batch, *more)
+
+  return run
 
 
 def _all_to_all(rows: jax.Array, *, split: int, join: int) -> jax.Array:
@@ -98,14 +162,14 @@ def _all_to_all(rows: jax.Array, *, split: int, join: int) -> jax.Array:
   return jax.lax.all_to_all(rows, DATA_AXIS, split_axis=split, concat_axis=join, tiled=True)
 
 
-def _slots(leaf: jax.Array, memory: MemoryConfig) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  """Per table, of this device's leaf ids [b]: its own slots [b], and the rows [data * U_k] that the slice exchanges."""
+def _exchanged_rows(leaf: jax.Array, memory: MemoryConfig) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  """Row indices per table: of this device's leaf ids [b], and of the rows that the slice exchanges [data * M_k]."""
   everyone = jax.lax.all_gather(leaf, DATA_AXIS, tiled=True)
-  own, wanted = bank_lib.slots(leaf, memory), bank_lib.slots(everyone, memory)
+  own, exchanged = row_indices(leaf, memory), row_indices(everyone, memory)
   for level in memory.levels:
-    name, table_rows = bank_lib.table_name(level), memory.clusters(level) + bank_lib.GENERIC_SLOTS
+    name, table_rows = table_name(level), num_table_rows(memory, level)
     if len(leaf) > table_rows:
-      named = jnp.zeros(table_rows, bool).at[wanted[name]].set(True, mode="drop")
+      named = jnp.zeros(table_rows, bool).at[exchanged[name]].set(True, mode="drop")
       rows = jnp.where(named, jnp.arange(table_rows), table_rows)  # a row that no sequence names stays unnamed
-      wanted[name] = jnp.tile(rows, len(everyone) // len(leaf))
-  return own, wanted
+      exchanged[name] = jnp.tile(rows, len(everyone) // len(leaf))
+  return own, exchanged

@@ -11,7 +11,7 @@ One CPU device is the mesh (1, 1, 1), a v5e 16x16 slice (1, 256, 1), two of them
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -98,10 +98,12 @@ def abstract_mesh(shape: tuple[int, int, int]) -> AbstractMesh:
 
 
 def batch_parallel(function: Callable, mesh: Mesh, rules: Rules, in_specs, out_specs) -> Callable:
-  """`function` run by every device on its own sequences, with the logical axis names of the model in force.
+  """`function` run by every device on its own sequences.
 
-  Arrays are local along replica and data: what crosses devices there is what `function` says (gathers of weights,
-  sums). The model axis stays with the compiler, which splits what the rules split over it.
+  Along replica and data the function sees what its own device holds. Nothing crosses devices there but by the
+  collectives that the function calls itself: gathers of weights, sums. The compiler splits the work along the model
+  axis, by the rules. The rules are in force while the function is traced, so that the model's logical axis names mean
+  something.
 
   Args:
     function: of local arrays.
@@ -129,8 +131,11 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-  """Which positions of a global batch this process feeds to its devices, ascending, int64 [b].
+def local_sequences(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """The positions, in a global batch, of the sequences that this process feeds to its devices.
+
+  Returns:
+    int64 [b], ascending.
 
   Raises:
     InputError: the mesh does not divide the batch.
@@ -142,10 +147,13 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
   return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
 
 
-def place_batch(batch, mesh: Mesh):
-  """Global arrays of what every process holds of a batch (its `local_rows`), of any number of sequences."""
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Global arrays of a batch, of which every process gives its own sequences (`local_sequences`).
+
+  A batch may have any number of sequences that the devices divide.
+  """
   sharding, shards = batch_sharding(mesh), batch_shards(mesh)
-  held = len(local_rows(mesh, shards))  # by this process; JAX cannot tell where processes share some of their shards
+  held = len(local_sequences(mesh, shards))  # by this process; JAX cannot tell where processes share some shards
 
   def place(array):
     return jax.make_array_from_process_local_data(sharding, array, (len(array) * shards // held, *array.shape[1:]))

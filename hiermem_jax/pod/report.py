@@ -1,31 +1,52 @@
 """What a compiled training step needs of a TPU pod: memory, FLOPs, collectives, and which of them bounds its time."""
 
+from typing import Any, Protocol
+
 import jax
+from jax.sharding import Mesh
 
 from hiermem_jax.models.bank import table_shapes
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.models.config import ModelConfig
+from hiermem_jax.parallel.layout import bytes_per_device
 from hiermem_jax.parallel.mesh import DATA_AXIS, MODEL_AXIS, REPLICA_AXIS
 from hiermem_jax.pod.collectives import Collective, collectives
 from hiermem_jax.pod.cost import cost
 from hiermem_jax.pod.topology import GIB, Topology, out_of_memory
-from hiermem_jax.training.program import Program, bytes_per_device
 
 
-def pod_report(
-  program: Program, *, anchor: AnchorConfig, memory: MemoryConfig | None, topology: Topology, length: int
-) -> dict:
+class StepProgram(Protocol):
+  """What this module needs of a training program, e.g. of `training.program.Program`.
+
+  Attributes:
+    model: shapes of the anchor and of the memory.
+    mesh: devices of the topology.
+    batch_size: sequences of a global batch.
+    abstract_state: shapes, types and shardings of the state; has `params`.
+  """
+
+  model: ModelConfig
+  mesh: Mesh
+  batch_size: int
+  abstract_state: Any
+
+  def abstract_batch(self, length: int) -> Any:
+    """Shapes, types and shardings of a batch of sequences of `length` tokens."""
+
+  def lower(self, length: int) -> jax.stages.Lowered:
+    """The step lowered for abstract arguments, which needs no device."""
+
+
+def pod_report(program: StepProgram, *, topology: Topology, length: int) -> dict:
   """Compiles a program's step and reports on it; all sizes are bytes per device, all counts per device and step.
 
   Args:
     program: on a mesh of the topology's devices.
-    anchor: the program's anchor.
-    memory: its bank's configuration.
     topology: what to compile for.
     length: tokens of a sequence.
 
   Returns:
-    JSON values. Where the step does not fit, "fits" is False, "reason" says by how much, "remedies" what would make it
-    fit, and what only a compiled step can tell is not there.
+    JSON values. Where the step does not fit, "fits" is False, "reason" says by how much, and "remedies" says what would
+    make it fit; the values that only a compiled step can tell are then missing.
   """
   report = {
     "topology": topology.name,
@@ -38,13 +59,15 @@ def pod_report(
   compiled, report["hbm"] = _compile(program, topology, length)
   report["fits"] = compiled is not None and report["hbm"]["peak"] <= report["hbm"]["usable"]
   report["reason"] = None if report["fits"] else _reason(report, program)
-  report["remedies"] = [] if report["fits"] else remedies(report, anchor, memory)
+  report["remedies"] = [] if report["fits"] else remedies(report, program.model)
   if compiled is not None:
-    report |= _traffic(compiled, report, anchor, memory, topology)
+    report |= _traffic(compiled, report, program.model, topology)
   return report
 
 
-def _compile(program: Program, topology: Topology, length: int) -> tuple[jax.stages.Compiled | None, dict[str, int]]:
+def _compile(
+  program: StepProgram, topology: Topology, length: int
+) -> tuple[jax.stages.Compiled | None, dict[str, int]]:
   """The compiled step, None when it does not fit, and its bytes of HBM on each device."""
   chip = topology.chip
   arguments = bytes_per_device((program.abstract_state, program.abstract_batch(length)))
@@ -66,26 +89,27 @@ def _compile(program: Program, topology: Topology, length: int) -> tuple[jax.sta
   return compiled, hbm | {"arguments": arguments, "temporaries": temporaries, "peak": arguments + temporaries}
 
 
-def _reason(report: dict, program: Program) -> str:
+def _reason(report: dict, program: StepProgram) -> str:
   """One line that says what does not fit."""
   hbm, devices = report["hbm"], report["devices"]
-  room = f"of each of {devices} devices, which give a program {hbm['usable'] / GIB:.2f} GiB"
+  limit = f"of each of {devices} devices, which give a program {hbm['usable'] / GIB:.2f} GiB"
   if hbm["arguments"] <= hbm["usable"]:
-    return f"the step needs {hbm['peak'] / GIB:.2f} GiB {room}"
+    return f"the step needs {hbm['peak'] / GIB:.2f} GiB {limit}"
   leaves = jax.tree_util.tree_leaves_with_path(program.abstract_state.params)
   path, largest = max(leaves, key=lambda leaf: bytes_per_device(leaf[1]))
   name = "/".join(key.key for key in path)
   return (
-    f"parameters and optimizer state take {hbm['arguments'] / GIB:.2f} GiB {room}; the largest array is"
+    f"parameters and optimizer state take {hbm['arguments'] / GIB:.2f} GiB {limit}; the largest array is"
     f" {name} {largest.shape}, {bytes_per_device(largest) / GIB:.2f} GiB without its moments"
   )
 
 
-def _traffic(compiled, report: dict, anchor: AnchorConfig, memory: MemoryConfig | None, topology: Topology) -> dict:
+def _traffic(compiled: jax.stages.Compiled, report: dict, model: ModelConfig, topology: Topology) -> dict:
   text = compiled.as_text()
   found, counted = collectives(text, topology.devices_per_slice), cost(text)
-  per_token = anchor.flops_per_token(report["length"]) + (memory.flops_per_token(anchor) if memory else 0)
-  model_flops = 3 * per_token * report["batch_size"] * report["length"] / report["devices"]
+  model_flops = (
+    3 * model.flops_per_token(report["length"]) * report["batch_size"] * report["length"] / report["devices"]
+  )
   seconds = step_seconds(max(model_flops, counted.flops), counted.hbm_bytes, found, topology)
   slowest = max(seconds, key=seconds.get)
   return {
@@ -97,7 +121,7 @@ def _traffic(compiled, report: dict, anchor: AnchorConfig, memory: MemoryConfig 
     },
     "hbm_traffic": counted.hbm_bytes,
     "collectives": [vars(collective) for collective in found],
-    "exchange": exchange_ratios(found, report, anchor, memory),
+    "exchange": exchange_ratios(found, report, model),
     "seconds": seconds,
     "bound_by": slowest,
     "mfu_bound": model_flops / (topology.chip.peak_flops / topology.chip.devices) / seconds[slowest],
@@ -123,65 +147,64 @@ def step_seconds(flops: float, hbm_bytes: float, found: list[Collective], topolo
   }
 
 
-def exchange_bounds(
-  memory: MemoryConfig, anchor: AnchorConfig, batch_size: int, mesh: dict[str, int]
-) -> dict[tuple[str, str], float]:
+def exchange_bounds(model: ModelConfig, batch_size: int, mesh: dict[str, int]) -> dict[tuple[str, str], float]:
   """The least that a device must receive for the fetch, and for the return of its gradient, per (tensor, network).
 
-  Of level k a device wants U_k = min(sequences per device, C_k + 1) rows, each once, of which it holds 1 / data:
+  A row of level k has W_k = R_k * L * P parameters, where P is `ModelConfig.unit_params` (3 * D for an FFN memory). A
+  device wants M_k = min(sequences per device, C_k + 1) rows of level k, each once. It holds 1 / data of each already,
+  so it must receive
 
-    U_k * row_k / model * wire * (data - 1) / data,     row_k = 3 * R_k * L * D,  wire = bytes of `anchor.dtype`
+    M_k * W_k / model * wire * (data - 1) / data bytes,     wire = bytes of `anchor.dtype`
 
-  and the gradient is the same the other way. A slice has copies of the tables, so a fetch stays in it; of the
-  gradient, a device must get one sum for each row of its part, row_k / (data * model), that another slice has touched:
+  The gradient is the same the other way. Every slice has copies of the tables, so a fetch stays in its slice. Of the
+  gradient, a device must receive one sum for each row of its part, W_k / (data * model), that another slice has
+  touched:
 
-    min((slices - 1) * batch / slices, C_k + 1) * row_k / (data * model) * wire
+    min((slices - 1) * batch / slices, C_k + 1) * W_k / (data * model) * wire bytes
 
-  which an all-gather of every slice's sums reaches where the slices touch different rows.
+  An all-gather of every slice's sums reaches this bound where the slices touch different rows.
   """
-  slices, data, model = mesh[REPLICA_AXIS], mesh[DATA_AXIS], mesh[MODEL_AXIS]
-  wire = 2 if anchor.dtype == "bfloat16" else 4
+  slices, data, parts = mesh[REPLICA_AXIS], mesh[DATA_AXIS], mesh[MODEL_AXIS]
+  wire = 2 if model.anchor.dtype == "bfloat16" else 4
   bounds = {}
-  for name, (table_rows, row) in table_shapes(memory, anchor).items():
+  for name, (table_rows, row) in table_shapes(model).items():
     wanted = min(batch_size // (slices * data), table_rows)
-    inside = wanted * row / model * wire * (data - 1) / data
+    inside = wanted * row / parts * wire * (data - 1) / data
     bounds[f"fetch {name}", "ICI"] = bounds[f"push {name}", "ICI"] = inside
     if slices > 1:
       elsewhere = min((slices - 1) * batch_size // slices, table_rows)
-      bounds[f"push {name}", "DCN"] = elsewhere * row / (data * model) * wire
+      bounds[f"push {name}", "DCN"] = elsewhere * row / (data * parts) * wire
   return bounds
 
 
-def exchange_ratios(
-  found: list[Collective], report: dict, anchor: AnchorConfig, memory: MemoryConfig | None
-) -> list[dict]:
+def exchange_ratios(found: list[Collective], report: dict, model: ModelConfig) -> list[dict]:
   """What the compiled step sends for fetch and push of every level, beside `exchange_bounds`."""
-  if memory is None:
+  if model.memory is None:
     return []
   rows = []
-  for (tensor, network), bound in exchange_bounds(memory, anchor, report["batch_size"], report["mesh"]).items():
+  for (tensor, network), bound in exchange_bounds(model, report["batch_size"], report["mesh"]).items():
     sent = sum(c.bytes for c in found if (c.tensor, c.network) == (tensor, network) and c.dtype.startswith(("f", "bf")))
     ratio = sent / bound if bound else None
     rows.append({"tensor": tensor, "network": network, "bytes": sent, "bound": bound, "ratio": ratio})
   return rows
 
 
-def remedies(report: dict, anchor: AnchorConfig, memory: MemoryConfig | None) -> list[str]:
+def remedies(report: dict, model: ModelConfig) -> list[str]:
   """What would make a step fit, by arithmetic: the state and the batch are split over the devices of a slice."""
   hbm, mesh = report["hbm"], report["mesh"]
   split, shards = mesh[DATA_AXIS] * mesh[MODEL_AXIS], mesh[REPLICA_AXIS] * mesh[DATA_AXIS]
-  room, advice = hbm["usable"] - hbm["arguments"], []
+  anchor, remaining, advice = model.anchor, hbm["usable"] - hbm["arguments"], []
   devices = split
   while devices * hbm["usable"] < split * hbm["peak"]:
     devices *= 2
   sequences = devices // mesh[MODEL_AXIS] * mesh[REPLICA_AXIS]
   larger = f", with train.batch_size = {sequences}" if sequences > report["batch_size"] else ""
   advice.append(f"more chips: a slice of about {devices} devices holds this state and batch{larger}")
-  if room <= 0:
-    if memory is not None:
+  if remaining <= 0:
+    if model.memory is not None:
       advice.append(
         "a smaller state: MemoryConfig.dtype = 'bfloat16', OptimizerConfig.bank_moment_dtype = 'bfloat16', or fewer"
-        f" MemoryConfig.rows; the state alone exceeds the device by {-room / GIB:.2f} GiB"
+        f" MemoryConfig.rows; the state alone exceeds the device by {-remaining / GIB:.2f} GiB"
       )
     return advice
   if anchor.remat != "full":
@@ -193,6 +216,6 @@ def remedies(report: dict, anchor: AnchorConfig, memory: MemoryConfig | None) ->
   per_shard = report["batch_size"] // shards
   if per_shard > 1:
     # A step that the compiler gave up on is counted after it had saved what it could, so less than in proportion fits.
-    fitting = max(1, int(0.75 * per_shard * room / hbm["temporaries"]))
+    fitting = max(1, int(0.75 * per_shard * remaining / hbm["temporaries"]))
     advice.append(f"a smaller batch: train.batch_size = {fitting * shards} (now {report['batch_size']})")
   return advice

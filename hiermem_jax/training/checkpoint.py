@@ -5,11 +5,10 @@ hold a digest of every item, computed on the devices when it was saved and again
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,26 +17,19 @@ from absl import logging
 from jax.sharding import Mesh
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.models.config import ModelConfig
+from hiermem_jax.models.model import Model, init_params
 from hiermem_jax.parallel import distributed
+from hiermem_jax.parallel.layout import abstract_arrays, check_mesh
 from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
 from hiermem_jax.training.digest import digest
-from hiermem_jax.training.state import TrainState, abstract_arrays, check_mesh, init_params
+from hiermem_jax.training.state import TrainState
 
 DIRECTORY, DAMAGED = "checkpoints", "damaged"
 
 
 class DamagedCheckpointError(InputError):
   """A checkpoint cannot be read, or holds something else than was saved."""
-
-
-class Model(NamedTuple):
-  """A trained model as evaluation and later phases need it."""
-
-  anchor: AnchorConfig
-  memory: MemoryConfig | None
-  params: dict[str, Any]  # "anchor", and "bank" when there is a memory
-  metadata: dict[str, Any]  # as saved: step, tree and tokenizer fingerprints
 
 
 class CheckpointStore:
@@ -58,7 +50,7 @@ class CheckpointStore:
       run_dir: where `checkpoints/` is, or will be.
       keep: how many of the newest are kept.
       keep_every: steps; checkpoints at multiples of it are kept for good.
-      read_only: leave unfinished checkpoints alone: the run that writes them may be alive.
+      read_only: do not remove unfinished checkpoints. The run that writes them may be alive.
     """
     self.failed = 0
     self._run_dir, self._directory = run_dir, os.path.abspath(os.path.join(run_dir, DIRECTORY))
@@ -138,11 +130,10 @@ class CheckpointStore:
       DamagedCheckpointError: it cannot be read or is not what was saved.
     """
     metadata = self.metadata()
-    anchor = AnchorConfig(**metadata["anchor"])
-    memory = stored_memory(metadata["memory"]) if bank else None
-    check_mesh(mesh, anchor, memory)
-    abstract = abstract_arrays(lambda: init_params(jax.random.key(0), anchor, memory), mesh, rules)
-    return Model(anchor, memory, self._restore_arrays(abstract, metadata), metadata)
+    config = ModelConfig.from_json(metadata if bank else metadata | {"memory": None})
+    check_mesh(mesh, config)
+    abstract = abstract_arrays(lambda: init_params(jax.random.key(0), config), mesh, rules)
+    return Model(config, self._restore_arrays(abstract, metadata), metadata)
 
   def set_aside(self) -> str:
     """Moves the newest checkpoint out of the way, so that the one before it is the newest; returns where it went."""
@@ -165,7 +156,7 @@ class CheckpointStore:
   def close(self) -> None:
     """Waits for saves and releases the manager."""
     self.wait()
-    with contextlib.suppress(Exception):  # what it would say has been said
+    with contextlib.suppress(Exception):  # `wait` has logged it already
       self._manager.close()
 
   def _path(self, step: int | None) -> str:
@@ -232,18 +223,3 @@ def load_model(run_dir: str, mesh: Mesh, rules: Rules = DEFAULT_RULES, *, bank: 
     return store.load_model(mesh, rules, bank=bank)
   finally:
     store.close()
-
-
-def describe_model(anchor: AnchorConfig, memory: MemoryConfig | None) -> dict[str, Any]:
-  """The configurations as the JSON that a checkpoint's metadata holds."""
-  return {
-    "anchor": dataclasses.asdict(anchor),
-    "memory": None if memory is None else dataclasses.asdict(memory),
-  }
-
-
-def stored_memory(held: dict[str, Any] | None) -> MemoryConfig | None:
-  """The memory's configuration from what `describe_model` made of it, maybe before it had all of its fields."""
-  if held is None:
-    return None
-  return MemoryConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in held.items()})

@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.bank import Bank
 from hiermem_jax.models.config import MemoryConfig
+from hiermem_jax.models.model import Model, init_params
+from hiermem_jax.parallel.layout import abstract_arrays
 from hiermem_jax.parallel.mesh import Rules
-from hiermem_jax.training.checkpoint import CheckpointStore, Model, describe_model, load_model
-from hiermem_jax.training.state import abstract_arrays, init_params
+from hiermem_jax.training.checkpoint import CheckpointStore, load_model
 
 
 def merge_parts(
@@ -56,7 +57,8 @@ def merge_parts(
     _require_same(subtrees[0], first, source, model)
 
   memory = dataclasses.replace(first.memory, part="all")
-  abstract = abstract_arrays(lambda: init_params(jax.random.key(0), first.anchor, memory), mesh, rules)["bank"]
+  config = dataclasses.replace(first.config, memory=memory)
+  abstract = abstract_arrays(lambda: init_params(jax.random.key(0), config), mesh, rules)["bank"]
   parts = [models[by_part[part]].params["bank"] for part in range(memory.branching)]
   last = parts[0] if generic is None else models[generic].params["bank"]
   bank = {}
@@ -68,7 +70,7 @@ def merge_parts(
     if store.latest_step is not None:
       raise InputError(f"{directory}: has a checkpoint already; give another directory, or delete it")
     steps = {source: model.metadata["step"] for source, model in models.items()}
-    metadata = first.metadata | describe_model(first.anchor, memory) | {"merged": steps}
+    metadata = first.metadata | config.to_json() | {"merged": steps}
     store.save_model(max(steps.values()), first.params | {"bank": bank}, metadata)
     store.wait()
     if store.failed:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.models.bank import GENERIC_SLOTS, table_name
+from hiermem_jax.models.bank import num_table_rows, table_name
 from hiermem_jax.models.config import MemoryConfig
 from hiermem_jax.training.row_adamw import apply_row_updates, row_adamw
 
@@ -70,7 +70,7 @@ class OptimizerConfig:
       if isinstance(choice, tuple):
         return choice[level - 1]
       if choice == "auto":
-        return "dense" if memory.clusters(level) + GENERIC_SLOTS <= batch_size else "lazy"
+        return "dense" if num_table_rows(memory, level) <= batch_size else "lazy"
       return choice
 
     return {table_name(level): of(level) for level in memory.levels}

@@ -2,29 +2,27 @@
 
 import dataclasses
 import functools
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel import MeshConfig, batch_sharding, batch_shards
-from hiermem_jax.parallel.mesh import Rules
-from hiermem_jax.training.optimizer import OptimizerConfig
-from hiermem_jax.training.state import TrainState, abstract_arrays, check_mesh, init_state
+from hiermem_jax.models.config import ModelConfig
+from hiermem_jax.parallel import batch_sharding, batch_shards
+from hiermem_jax.parallel.layout import abstract_arrays, bytes_per_device, check_mesh
+from hiermem_jax.training.config import TrainingRun
+from hiermem_jax.training.state import TrainState, init_state
 from hiermem_jax.training.step import make_train_step
 
 
 @flax.struct.dataclass
 class Scalars:
-  """Named float32 scalars in one array, so that a step has one more output and not dozens."""
+  """Named float32 scalars in one array: a step then has one output for all of them."""
 
   values: jax.Array  # float32 [n]
   names: tuple[str, ...] = flax.struct.field(pytree_node=False)
@@ -47,6 +45,7 @@ class Scalars:
 class Program:
   """A training step and the layout of what it takes; see `make_program`."""
 
+  model: ModelConfig
   mesh: Mesh
   batch_size: int
   abstract_state: TrainState  # shapes, types and shardings
@@ -95,52 +94,18 @@ class Program:
       )
 
 
-def make_program(
-  *,
-  anchor: AnchorConfig,
-  memory: MemoryConfig | None,
-  optimizer: OptimizerConfig,
-  steps: int,
-  batch_size: int,
-  mesh_config: MeshConfig,
-  mesh: Mesh,
-  generic_probability: float = 1 / 17,
-  z_loss: float = 0.0,
-  frozen_anchor: bool = False,
-) -> Program:
-  """The training program of a run.
-
-  Args:
-    anchor: the anchor's configuration.
-    memory: the bank's, or None to train the anchor alone.
-    optimizer: one setting for anchor and bank.
-    steps: length of the run, which sets the learning-rate schedule.
-    batch_size: sequences of a global batch.
-    mesh_config: the rules of the layout.
-    mesh: devices, which may be those of an ahead-of-time topology.
-    generic_probability: chance that a sequence trains the generic memory.
-    z_loss: coefficient of the squared mean log-partition.
-    frozen_anchor: train the bank alone; the anchor has neither gradients nor moments.
+def make_program(run: TrainingRun, mesh: Mesh) -> Program:
+  """The training program of a run on a mesh, whose devices may be those of an ahead-of-time topology.
 
   Raises:
-    InputError: the mesh does not divide the batch, the heads, the rows or a weight.
+    InputError: the mesh does not divide the batch, the heads, the memory units or a weight.
   """
   shards = batch_shards(mesh)
-  if batch_size % shards:
-    raise InputError(f"train.batch_size = {batch_size}: cannot be split over {shards} devices; bind a multiple")
-  transformation = optimizer.build(steps, memory, batch_size, frozen_anchor=frozen_anchor)
-  init = functools.partial(init_state, anchor=anchor, memory=memory, optimizer=transformation)
-  abstract_state = abstract_train_state(anchor, memory, transformation, mesh, mesh_config.rules)
-  train_step = make_train_step(
-    anchor=anchor,
-    memory=memory,
-    optimizer=transformation,
-    mesh=mesh,
-    rules=mesh_config.rules,
-    generic_probability=generic_probability,
-    z_loss=z_loss,
-    frozen_anchor=frozen_anchor,
-  )
+  if run.batch_size % shards:
+    raise InputError(f"train.batch_size = {run.batch_size}: cannot be split over {shards} devices; bind a multiple")
+  optimizer = run.transformation()
+  abstract_state = abstract_train_state(run, mesh)
+  train_step = make_train_step(run.model, optimizer, mesh, objective=run.objective, rules=run.mesh.rules)
 
   def step(state, batch, key):
     state, metrics = train_step(state, batch, key)
@@ -148,49 +113,16 @@ def make_program(
 
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
-  return Program(mesh, batch_size, abstract_state, step, init)
+  init = functools.partial(init_state, model=run.model, optimizer=optimizer)
+  return Program(run.model, mesh, run.batch_size, abstract_state, step, init)
 
 
-def abstract_train_state(
-  anchor: AnchorConfig,
-  memory: MemoryConfig | None,
-  optimizer: optax.GradientTransformation,
-  mesh: Mesh | AbstractMesh,
-  rules: Rules,
-) -> TrainState:
-  """Shapes, types and shardings of a run's state on a mesh, which needs no devices.
+def abstract_train_state(run: TrainingRun, mesh: Mesh | AbstractMesh) -> TrainState:
+  """Shapes, types and shardings of a run's state on a mesh. No device is needed.
 
   Raises:
-    InputError: the mesh does not divide the heads, the rows or a weight.
+    InputError: the mesh does not divide the heads, the memory units or a weight.
   """
-  check_mesh(mesh, anchor, memory)
-  return abstract_arrays(lambda: init_state(jax.random.key(0), anchor, memory, optimizer), mesh, rules)
-
-
-class ArrayLayout(NamedTuple):
-  """Where one array of the state lies."""
-
-  name: str
-  shape: tuple[int, ...]
-  dtype: str
-  spec: PartitionSpec
-  bytes_per_device: int
-
-
-def layout(abstract) -> list[ArrayLayout]:
-  """One entry for each array of a tree of `jax.ShapeDtypeStruct`s with shardings."""
-  return [
-    ArrayLayout(
-      jax.tree_util.keystr(path, simple=True, separator="/"),
-      x.shape,
-      x.dtype.name,
-      x.sharding.spec,
-      bytes_per_device(x),
-    )
-    for path, x in jax.tree_util.tree_leaves_with_path(abstract)
-  ]
-
-
-def bytes_per_device(abstract) -> int:
-  """Bytes that one device holds of a tree of `jax.ShapeDtypeStruct`s with shardings."""
-  return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(abstract))
+  check_mesh(mesh, run.model)
+  optimizer = run.transformation()
+  return abstract_arrays(lambda: init_state(jax.random.key(0), run.model, optimizer), mesh, run.mesh.rules)

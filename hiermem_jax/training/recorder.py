@@ -1,4 +1,4 @@
-"""What the loop writes down: scalars of steps, what they cost in time, and batches that had to be skipped."""
+"""What the loop records: scalars of steps, the time that steps and waits take, and batches that had to be skipped."""
 
 import collections
 import contextlib
@@ -12,12 +12,12 @@ from typing import Any
 import jax
 from absl import logging
 
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
 from hiermem_jax.parallel import distributed
+from hiermem_jax.training.config import TrainingRun
 from hiermem_jax.training.metrics import JsonlWriter, MetricWriter
 from hiermem_jax.training.program import Scalars
 
-_BEHIND = 8  # steps whose metrics may be unread: so that nobody waits for the device as long as it has work
+_BEHIND = 8  # steps whose metrics may be unread, so that the device always has work while the loop goes on
 
 
 class Recorder:
@@ -30,36 +30,28 @@ class Recorder:
 
   def __init__(
     self,
+    run: TrainingRun,
+    directory: str,
     writer: MetricWriter,
     start: int,
     *,
-    run_dir: str,
-    schedule: Callable[[int], Any],
-    flops_per_token: Callable[[int], float],
-    peak_flops: float | None,
-    describe_batch: Callable[[int], Any],
-    max_skipped: int,
-    log_every: int,
-    last: int,
+    peak_flops: float,
+    batch_origin: Callable[[int], Any],
   ):
     """Starts the clock.
 
     Args:
+      run: the run, which says how often a line is due: the first step, the last, and every `log_every` steps.
+      directory: where skipped.jsonl goes.
       writer: of scalars.
       start: step the run starts at.
-      run_dir: where skipped.jsonl goes.
-      schedule: learning rate after a number of updates.
-      flops_per_token: from the length of a sequence to training FLOPs per token.
-      peak_flops: of all devices together, per second.
-      describe_batch: from a step, counted from 0, to a JSON value that tells where its batch comes from.
-      max_skipped: batches in a row that are not finite, after which the run ends.
-      log_every: steps between lines; the first step of a run and the last have one.
-      last: the last step.
+      peak_flops: of all devices together, per second; 0 where it is not known.
+      batch_origin: from a step, counted from 0, to a JSON value that says which sequences its batch has.
     """
-    self._writer, self._start, self._schedule, self._flops = writer, start, schedule, flops_per_token
-    self._peak, self._describe_batch, self._max_skipped = peak_flops, describe_batch, max_skipped
-    self._log_every, self._last = log_every, last
-    self._skipped_path, self._skipped_writer = os.path.join(run_dir, "skipped.jsonl"), None
+    self._run, self._writer, self._start = run, writer, start
+    self._schedule = run.optimizer.schedule(run.steps)
+    self._peak, self._batch_origin = peak_flops, batch_origin
+    self._skipped_path, self._skipped_writer = os.path.join(directory, "skipped.jsonl"), None
     self._pending: collections.deque[tuple[int, Scalars, int]] = collections.deque()
     self._in_a_row = 0
     self._begin = self._since = time.monotonic()
@@ -86,8 +78,8 @@ class Recorder:
     while len(self._pending) > _BEHIND or (self._pending and self._pending[0][1].values.is_ready()):
       self._read(*self._pending.popleft())
 
-  def settle(self) -> None:
-    """Reads the metrics of all steps so far now.
+  def drain(self) -> None:
+    """Waits for the metrics of all steps so far, and reads them.
 
     Raises:
       FloatingPointError: too many batches in a row were not finite.
@@ -96,10 +88,10 @@ class Recorder:
       self._read(*self._pending.popleft())
 
   def _read(self, step: int, metrics: Scalars, length: int) -> None:
-    due = step % self._log_every == 0 or step in (self._start + 1, self._last)
+    due = step % self._run.log_every == 0 or step in (self._start + 1, self._run.steps)
     values = metrics.read()
     self._tokens += values["tokens"]
-    self._flops_done += values["tokens"] * self._flops(length)
+    self._flops_done += values["tokens"] * self._run.flops_per_token(length)
     finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
     if due:
       values["learning_rate"] = float(self._schedule(step - 1 - int(values["skipped"])))
@@ -144,24 +136,15 @@ class Recorder:
   def _skip(self, step: int, values: Mapping[str, float]) -> None:
     """Notes a batch whose update was left out; ends the run when there were too many in a row."""
     what = {name: repr(values[name]) for name in ("loss", "grad_norm")}
-    batch = self._describe_batch(step - 1)
+    batch = self._batch_origin(step - 1)
     logging.warning("step %d: skipped, loss %s, grad_norm %s; batch %s", step, *what.values(), json.dumps(batch)[:200])
     if distributed.is_first():
       if self._skipped_writer is None:
         self._skipped_writer = JsonlWriter(self._skipped_path, self._start)
       self._skipped_writer.write(step, what | {"batch": batch})
-    if self._in_a_row >= self._max_skipped:
+    if self._in_a_row >= self._run.max_skipped:
       raise FloatingPointError(
         f"{self._in_a_row} batches in a row gave a loss or gradient that is not finite, the last at step {step} (loss"
         f" {what['loss']}, grad_norm {what['grad_norm']}); {self._skipped_path} says where they come from; lower the"
         " learning rate, or mend the data"
       )
-
-
-def training_flops(anchor: AnchorConfig, memory: MemoryConfig | None, *, frozen_anchor: bool) -> Callable[[int], float]:
-  """From the length of a sequence to the model FLOPs of training on one token: forward, and twice that backward.
-
-  A frozen anchor has no gradients of its weights, which saves a third of it; what remat computes again is not counted.
-  """
-  block = 3 * memory.flops_per_token(anchor) if memory else 0
-  return lambda length: (2 if frozen_anchor else 3) * anchor.flops_per_token(length) + block

@@ -62,22 +62,22 @@ def row_adamw(
     return -rate * (mu / (jnp.sqrt(nu) + eps) + weight_decay * weights.astype(jnp.float32))
 
   def update(gradient: RowGradient, state: RowAdamState, table: jax.Array, *, finite: jax.Array | bool = True, **_):
-    slot, value = gradient
+    index, value = gradient
     value, rate, one = jnp.where(finite, value, 0.0), learning_rate(state.step), jnp.int32(finite)
     (decay1, new1), (decay2, new2) = ((jnp.where(finite, b, 1.0), jnp.where(finite, 1 - b, 0.0)) for b in (b1, b2))
-    mu = decay1 * _rows(state.mu, slot) + new1 * value
-    nu = decay2 * _rows(state.nu, slot) + new2 * jnp.square(value)
+    mu = decay1 * _rows(state.mu, index) + new1 * value
+    nu = decay2 * _rows(state.nu, index) + new2 * jnp.square(value)
     if lazy:
-      row_steps = state.row_steps.at[slot].add(one, mode="drop", unique_indices=True)
-      steps = jnp.maximum(row_steps.at[slot].get(mode="fill", fill_value=1), 1)[:, None]
-      rows = direction(mu, nu, steps, _rows(table, slot), rate)
-      updates = RowGradient(slot, jnp.where(finite, rows, 0.0))
-      moments = _set_rows(state.mu, slot, mu), _set_rows(state.nu, slot, nu)
+      row_steps = state.row_steps.at[index].add(one, mode="drop", unique_indices=True)
+      steps = jnp.maximum(row_steps.at[index].get(mode="fill", fill_value=1), 1)[:, None]
+      rows = direction(mu, nu, steps, _rows(table, index), rate)
+      updates = RowGradient(index, jnp.where(finite, rows, 0.0))
+      moments = _set_rows(state.mu, index, mu), _set_rows(state.nu, index, nu)
     else:
       row_steps = state.row_steps + one
       moments = (
-        _set_rows((decay1 * state.mu.astype(jnp.float32)).astype(moment_dtype), slot, mu),
-        _set_rows((decay2 * state.nu.astype(jnp.float32)).astype(moment_dtype), slot, nu),
+        _set_rows((decay1 * state.mu.astype(jnp.float32)).astype(moment_dtype), index, mu),
+        _set_rows((decay2 * state.nu.astype(jnp.float32)).astype(moment_dtype), index, nu),
       )
       updates = jnp.where(finite, direction(*moments, jnp.maximum(row_steps, 1), table, rate), 0.0)
     return updates, RowAdamState(state.step + one, row_steps, *moments)
@@ -91,8 +91,8 @@ def apply_row_updates(table: jax.Array, updates: RowGradient | jax.Array, key: j
   Without it an update below 1/256 of a weight would be lost each time, and at the paper's rate nearly all are.
   """
   if isinstance(updates, RowGradient):
-    rows = _rows(table, updates.slot) + updates.value
-    return _set_rows(table, updates.slot, rows if table.dtype == jnp.float32 else stochastic_round(key, rows))
+    rows = _rows(table, updates.index) + updates.value
+    return _set_rows(table, updates.index, rows if table.dtype == jnp.float32 else stochastic_round(key, rows))
   weights = table.astype(jnp.float32) + updates
   return weights if table.dtype == jnp.float32 else stochastic_round(key, weights)
 
@@ -104,9 +104,9 @@ def stochastic_round(key: jax.Array, x: jax.Array) -> jax.Array:
   return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
 
 
-def _rows(table: jax.Array, slot: jax.Array) -> jax.Array:
-  return table.at[slot].get(mode="fill", fill_value=0).astype(jnp.float32)
+def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
+  return table.at[index].get(mode="fill", fill_value=0).astype(jnp.float32)
 
 
-def _set_rows(table: jax.Array, slot: jax.Array, rows: jax.Array) -> jax.Array:
-  return table.at[slot].set(rows.astype(table.dtype), mode="drop", unique_indices=True)
+def _set_rows(table: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:
+  return table.at[index].set(rows.astype(table.dtype), mode="drop", unique_indices=True)

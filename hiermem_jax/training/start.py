@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.bank import table_name
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.parallel.mesh import Rules
-from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointError, load_model, stored_memory
+from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointError, load_model
 from hiermem_jax.training.state import TrainState
 
 
@@ -43,54 +43,53 @@ def load_start(
   init_from: str | None,
   init_bank_from: str | None,
   *,
-  anchor: AnchorConfig,
-  memory: MemoryConfig | None,
+  model: ModelConfig,
   metadata: Mapping[str, Any],
   mesh: Mesh,
   rules: Rules,
 ) -> dict[str, Any]:
-  """Parameters from the newest checkpoints of other runs, which may have had another mesh.
+  """Parameters from the newest checkpoints of other runs. Those runs may have had another mesh.
 
   Args:
     init_from: run directory whose anchor to take, or None.
-    init_bank_from: run directory whose bank to take, or None. Levels that it has no rows on are left out, so that a
+    init_bank_from: run directory whose bank to take, or None. Levels that it has no table for are left out, so that a
       trained bank can be given another level.
-    anchor: this run's anchor.
-    memory: this run's bank.
+    model: this run's anchor and memory.
     metadata: of this run's checkpoints; the tree's fingerprint must be the bank's.
-    mesh: where to put them.
+    mesh: where to put the parameters.
     rules: how to lay them out.
 
   Returns:
-    {"anchor": ..., "bank": {table: ...}}, without what is not taken.
+    {"anchor": ..., "bank": {table name: ...}}; a key is missing where nothing is taken.
 
   Raises:
     InputError: there is no checkpoint, or it does not fit; both sides are named.
   """
   result = {}
   if init_from is not None:
-    model = load_model(init_from, mesh, rules, bank=False)
-    if not _same_parameters(model.anchor, anchor):
-      raise InputError(f"{init_from}: its anchor is {model.anchor}, this run's is {anchor}; bind the same values")
-    result["anchor"] = model.params["anchor"]
+    held = load_model(init_from, mesh, rules, bank=False)
+    if not _same_parameters(held.anchor, model.anchor):
+      raise InputError(f"{init_from}: its anchor is {held.anchor}, this run's is {model.anchor}; bind the same values")
+    result["anchor"] = held.params["anchor"]
   if init_bank_from is not None:
-    model = load_model(init_bank_from, mesh, rules)
-    _check_bank(init_bank_from, model.memory, memory, model.anchor, anchor)
-    held, wanted = model.metadata.get("tree_fingerprint"), metadata.get("tree_fingerprint")
-    if held != wanted:
+    held = load_model(init_bank_from, mesh, rules)
+    _check_bank(init_bank_from, held.config, model)
+    tree, wanted = held.metadata.get("tree_fingerprint"), metadata.get("tree_fingerprint")
+    if tree != wanted:
       raise InputError(
-        f"{init_bank_from}: its bank is of the tree {held}, this run's dataset of {wanted}; use the ones of one tree"
+        f"{init_bank_from}: its bank is of the tree {tree}, this run's dataset of {wanted}; use the ones of one tree"
       )
-    result["bank"] = model.params["bank"]
+    result["bank"] = held.params["bank"]
   return result
 
 
-def _check_bank(
-  source: str, held: MemoryConfig | None, memory: MemoryConfig | None, held_anchor: AnchorConfig, anchor: AnchorConfig
-) -> None:
+def _check_bank(source: str, held_model: ModelConfig, model: ModelConfig) -> None:
+  """Raises InputError when tables of one model cannot be those of the other."""
+  held, memory = held_model.memory, model.memory
   if held is None or memory is None:
     raise InputError(f"train.init_bank_from = {source}: its bank is {held}, this run's {memory}; both must have one")
-  sizes = {"width": (held_anchor.width, anchor.width), "num_layers": (held_anchor.num_layers, anchor.num_layers)}
+  anchors = held_model.anchor, model.anchor
+  sizes = {name: tuple(getattr(anchor, name) for anchor in anchors) for name in ("width", "num_layers")}
   sizes |= {"branching": (held.branching, memory.branching), "part": (held.part, memory.part)}
   sizes["depth"] = (held.depth, memory.depth)
   sizes |= {name: (getattr(held, name), getattr(memory, name)) for name in ("dtype", "kind", "layers")}
@@ -106,7 +105,10 @@ def _check_bank(
 
 
 def _same_parameters(config: AnchorConfig, other: AnchorConfig) -> bool:
-  """Whether parameters of one configuration mean the same under the other, which may compute in another way."""
+  """Whether two configurations have the same parameters and the same function.
+
+  Fields that say how the function is computed may differ: the type of activations, remat, the attention kernel, chunks.
+  """
   how = {name: getattr(other, name) for name in ("dtype", "remat", "attention", "logits_chunk")}
   return dataclasses.replace(config, **how) == other
 
@@ -118,10 +120,15 @@ def _check_resumable(run_dir: str, stored: Mapping[str, Any], metadata: Mapping[
     if name == "anchor":
       same = _same_parameters(AnchorConfig(**held), AnchorConfig(**value))
     elif name == "memory":
-      same = stored_memory(held) == stored_memory(value)
+      same = _memory(held) == _memory(value)
     else:
       same = json.dumps(held) == json.dumps(value)
     if not same:
       raise InputError(
         f"{run_dir}: its checkpoints have {name} {held}, this run has {value}; bind the same or use another directory"
       )
+
+
+def _memory(stored: Mapping[str, Any] | None) -> Any:
+  """What checkpoint metadata say of the memory, with the defaults of fields that they lack."""
+  return None if stored is None else MemoryConfig.from_json(stored)

@@ -19,23 +19,29 @@ class Losses(NamedTuple):
   tokens_of_sequence: jax.Array  # [B]
 
 
-def describe_step(
+def step_scalars(
   memory: MemoryConfig | None, leaf: jax.Array, losses: Losses, grads: dict[str, Any], updates: dict[str, Any]
 ) -> dict[str, jax.Array]:
   """Scalars of a step with memory; none without.
 
   Args:
     memory: shape of the tree.
-    leaf: int32 [B], the memory each sequence trained.
+    leaf: int32 [B], leaf id of the memory that each sequence trained.
     losses: of the batch.
     grads: of `make_gradients`, before clipping.
-    updates: what was added to the parameters.
+    updates: of `make_update`, what was added to the parameters.
 
   Returns:
-    float32 []: `loss/generic` and `loss/fetched`, `loss/cluster_07` for every level-1 cluster (of its fetched
-    sequences), NaN where the batch has no such sequence; `grad_norm/...` and `update_norm/...` of the anchor, unless it
-    is frozen, and of the rows of each table that the batch has fetched (dense updates move the others as well);
-    `touched/level_2`, the share of the table's clusters that the batch has fetched.
+    float32 [] each:
+
+      loss/generic, loss/fetched   mean of the sequences that trained the generic memory, or their own path
+      loss/cluster_07              mean of the sequences that fetched from level-1 cluster 7; one for every cluster
+      grad_norm/anchor, update_norm/anchor     unless the anchor is frozen
+      grad_norm/level_2, update_norm/level_2   of the rows that the batch has fetched; one for every table. A dense
+                                               update moves the other rows as well, which is not counted.
+      touched/level_2              share of the table's clusters that the batch has fetched
+
+    A loss is NaN where the batch has no such sequence.
   """
   if memory is None:
     return {}
@@ -54,9 +60,9 @@ def describe_step(
     scalars["update_norm/anchor"] = optax.global_norm(updates["anchor"])
   for level in memory.levels:
     name, clusters = table_name(level), memory.clusters(level)
-    (slot, gradient), update = grads["bank"][name], updates["bank"][name]
-    rows = update.value if isinstance(update, RowGradient) else gather_rows(update, slot)
+    (index, gradient), update = grads["bank"][name], updates["bank"][name]
+    rows = update.value if isinstance(update, RowGradient) else gather_rows(update, index)
     scalars[f"grad_norm/{name}"] = optax.global_norm(gradient)  # a term of the global norm, which is not added up again
     scalars[f"update_norm/{name}"] = optax.global_norm(rows)
-    scalars[f"touched/{name}"] = jnp.count_nonzero(slot < clusters) / max(clusters, 1)
+    scalars[f"touched/{name}"] = jnp.count_nonzero(index < clusters) / max(clusters, 1)
   return scalars

@@ -1,9 +1,8 @@
-"""Held-out loss on the way, and the best model by it."""
+"""Held-out loss during training, and the best model by it."""
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +10,20 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel import batch_parallel, batch_sharding, fetch, place_batch
+from hiermem_jax.models.config import ModelConfig
+from hiermem_jax.models.losses import anchor_losses
+from hiermem_jax.parallel import batch_sharding, place_batch, with_fetched_block
 from hiermem_jax.parallel.mesh import Rules
 from hiermem_jax.training.checkpoint import DIRECTORY, CheckpointStore
-from hiermem_jax.training.state import anchor_specs
-from hiermem_jax.training.step import anchor_losses
 
 BEST = "best"
 
 
-@dataclasses.dataclass(frozen=True)
-class Validation:
+class HeldOut(NamedTuple):
   """Held-out text that a run is measured on.
 
   Attributes:
-    batches: gives the same batches each time it is called: of each global batch what this process feeds.
+    batches: gives the same batches each time it is called; of each global batch, the sequences of this process.
     every: steps between measurements; the last step always has one.
   """
 
@@ -35,28 +32,25 @@ class Validation:
 
 
 def make_validation_loss(
-  validation: Validation, anchor: AnchorConfig, memory: MemoryConfig | None, mesh: Mesh, rules: Rules
-) -> Callable[[Any], float]:
+  held_out: HeldOut, model: ModelConfig, mesh: Mesh, rules: Rules
+) -> Callable[[dict[str, Any]], float]:
   """From parameters to the mean cross-entropy (nats per token) of the held-out text, each sequence with its memory."""
 
   def local(params, block, batch):
-    losses, _ = anchor_losses(anchor, params, batch, block)
+    losses, _ = anchor_losses(model.anchor, params, batch, block)
     weights = batch["decoder_loss_weights"]
     return (losses * weights).sum(axis=-1), weights.sum(axis=-1)
 
-  by_sequence = batch_sharding(mesh).spec
-  specs = (anchor_specs(anchor, rules), by_sequence, by_sequence)
-  local_fn = batch_parallel(local, mesh, rules, in_specs=specs, out_specs=by_sequence)
+  by_sequence = with_fetched_block(local, model, mesh, rules, out_specs=batch_sharding(mesh).spec)
 
   @jax.jit
   def sums(params, batch):
-    block = None if memory is None else fetch(params["bank"], batch["memory_leaf"], memory, anchor, mesh)
-    totals = jnp.stack([x.sum() for x in local_fn(params["anchor"], block, batch)])
+    totals = jnp.stack([x.sum() for x in by_sequence(params, batch["memory_leaf"], batch)])
     return jax.lax.with_sharding_constraint(totals, NamedSharding(mesh, PartitionSpec()))
 
   def loss(params) -> float:
     totals = np.zeros(2)
-    for batch in validation.batches():
+    for batch in held_out.batches():
       totals += np.asarray(sums(params, place_batch(batch, mesh)), np.float64)
     return float(totals[0] / totals[1])
 
@@ -67,7 +61,7 @@ class BestModel:
   """The model with the lowest held-out loss so far, in `RUN_DIR/best`; `load_model` reads it like any run."""
 
   def __init__(self, run_dir: str, metadata: Mapping[str, Any]):
-    """Looks up what a run that is resumed has kept."""
+    """Looks up the loss of the best model so far, where the run is resumed."""
     self._directory, self._metadata = os.path.join(run_dir, BEST), dict(metadata)
     self._store = CheckpointStore(self._directory, keep=1)
     self.loss = float("inf")

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from hiermem_jax.data.text.tokenizer import train_sentencepiece
-from hiermem_jax.models import AnchorConfig, MemoryConfig
+from hiermem_jax.models import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.models.bank import table_shapes
 from hiermem_jax.parallel import make_mesh
 from hiermem_jax.retrieval.build import TreeConfig, build_tree
 from hiermem_jax.retrieval.encoders import LsaEncoder
 from hiermem_jax.retrieval.retriever import save_retriever
-from hiermem_jax.training.checkpoint import CheckpointStore, describe_model
+from hiermem_jax.training.checkpoint import CheckpointStore
 
 ANIMALS = ("owl", "fox", "cat", "dog", "elk", "bee", "ant", "hen", "pig", "ram", "yak", "cod")
 FOODS = ("plum", "corn", "rice", "kale", "figs", "nuts", "eggs", "hay", "moss", "bran", "leek", "peas")
@@ -40,13 +40,14 @@ def toy_run(tmp_path_factory, random_anchor):
   )
   memory = MemoryConfig(rows=(3, 2), branching=2)
   bank = {
-    name: (0.5 * rng.standard_normal(shape)).astype(np.float32) for name, shape in table_shapes(memory, anchor).items()
+    name: (0.5 * rng.standard_normal(shape)).astype(np.float32)
+    for name, shape in table_shapes(ModelConfig(anchor=anchor, memory=memory)).items()
   }
   params = jax.tree.map(jax.numpy.asarray, {"anchor": random_anchor(anchor), "bank": bank})
   metadata = {"tree_fingerprint": tree.fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
   for name, held, config in (("model", params, memory), ("plain", {"anchor": params["anchor"]}, None)):
     store = CheckpointStore(str(run_dir / name))
-    store.save_model(7, held, describe_model(anchor, config) | metadata | {"step": 7})
+    store.save_model(7, held, ModelConfig(anchor=anchor, memory=config).to_json() | metadata | {"step": 7})
     store.close()
   questions = [
     {

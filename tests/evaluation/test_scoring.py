@@ -21,11 +21,11 @@ from hiermem_jax.evaluation import (
   scoring,
 )
 from hiermem_jax.evaluation.scoring import prompt_batch
-from hiermem_jax.models import NO_MEMORY, Anchor, AnchorConfig, MemoryConfig
+from hiermem_jax.models import NO_MEMORY, Anchor, AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.models.bank import table_shapes
 from hiermem_jax.models.memory import KINDS, Block
+from hiermem_jax.models.model import Model
 from hiermem_jax.parallel import make_mesh
-from hiermem_jax.training.checkpoint import Model
 
 ANCHOR = AnchorConfig(
   num_layers=1, width=8, num_heads=2, head_dim=4, mlp_width=12, vocab_size=7, dtype="float32", rope_base=100.0
@@ -39,11 +39,11 @@ BOS = 5
 @pytest.fixture(scope="module")
 def model(random_anchor):
   rng = np.random.default_rng(0)
-  shapes = table_shapes(MEMORY, ANCHOR)
+  shapes = table_shapes(ModelConfig(anchor=ANCHOR, memory=MEMORY))
   bank = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
   params = {"anchor": random_anchor(ANCHOR), "bank": bank}
   params["anchor"]["head"]["kernel"] *= 3  # confident enough for greedy decoding to be right now and then
-  return Model(ANCHOR, MEMORY, jax.tree.map(jax.numpy.asarray, params), {})
+  return Model(ModelConfig(anchor=ANCHOR, memory=MEMORY), jax.tree.map(jax.numpy.asarray, params), {})
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,12 @@ def test_held_out_loss_is_the_mean_over_tokens(scorer, log_probabilities, mode):
 
 def test_model_without_memory(model, scorer, questions):
   """Scores as the model with a bank does when nothing is fetched."""
-  alone = Scorer(Model(ANCHOR, None, {"anchor": model.params["anchor"]}, {}), MESH, batch_size=4, bos_id=BOS)
+  alone = Scorer(
+    Model(ModelConfig(anchor=ANCHOR, memory=None), {"anchor": model.params["anchor"]}, {}),
+    MESH,
+    batch_size=4,
+    bos_id=BOS,
+  )
   batches = random_batches(np.random.default_rng(3))
   assert held_out_loss(alone, batches, "fetched") == pytest.approx(held_out_loss(scorer, batches, "none"), rel=1e-6)
   none = np.full_like(questions.leaf, NO_MEMORY)

@@ -51,4 +51,4 @@ def test_its_runs_resolve():
   for corpus, bindings in (("world", ()), ("wikipedia", ("CORPUS = 'a.jsonl'", "VALIDATION = 'b.jsonl'"))):
     configuration.load([str(_SCRIPT.with_name(f"{corpus}.gin"))], bindings)
     text = configuration.dry_run("quickstart", run_dir="")
-    assert "frozen/train.frozen_anchor = True" in text and "joint/train.init_from = None" in text
+    assert "frozen/Objective.frozen_anchor = True" in text and "joint/train.init_from = None" in text

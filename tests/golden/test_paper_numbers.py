@@ -2,7 +2,7 @@
 
 import pytest
 
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
 
 A1 = AnchorConfig(num_layers=35, width=512, num_heads=12, head_dim=32, mlp_width=2048, tied_embeddings=True)
 B1 = AnchorConfig(num_layers=24, width=1024, num_heads=16, head_dim=64, mlp_width=2816)
@@ -61,9 +61,9 @@ def test_older_openlm_160m():
   ],
 )
 def test_main_configurations(anchor, memory, fetched, bank, bf16_gigabytes):
-  assert memory.fetched_params(anchor) == fetched
-  assert memory.bank_params(anchor) == bank
-  assert printed(2 * memory.bank_params(anchor) / 1e9, bf16_gigabytes) == bf16_gigabytes
+  assert ModelConfig(anchor=anchor, memory=memory).fetched_params == fetched
+  assert ModelConfig(anchor=anchor, memory=memory).bank_params == bank
+  assert printed(2 * ModelConfig(anchor=anchor, memory=memory).bank_params / 1e9, bf16_gigabytes) == bf16_gigabytes
 
 
 @pytest.mark.parametrize(
@@ -76,22 +76,26 @@ def test_main_configurations(anchor, memory, fetched, bank, bf16_gigabytes):
 )
 def test_blocks_and_levels(anchor, memory, blocks, levels):
   """Sizes of one block, and of a level in millions."""
-  assert tuple(memory.block_params(anchor, level) for level in (1, 2, 3)) == blocks
+  assert tuple(ModelConfig(anchor=anchor, memory=memory).block_params(level) for level in (1, 2, 3)) == blocks
   for level, total in enumerate(levels, start=1):
-    assert printed(memory.level_params(anchor, level) / 1e6, total) == total
-  assert memory.block_params(anchor, 4) == memory.level_params(anchor, 4) == 0
+    assert printed(ModelConfig(anchor=anchor, memory=memory).level_params(level) / 1e6, total) == total
+  assert (
+    ModelConfig(anchor=anchor, memory=memory).block_params(4)
+    == ModelConfig(anchor=anchor, memory=memory).level_params(4)
+    == 0
+  )
 
 
 @pytest.mark.parametrize(("anchor", "memory", "width"), [(A1, A2, 2384), (B1, B2, 3488), (C1, C2, 6672)])
 def test_runtime_mlp_width(anchor, memory, width):
-  assert anchor.mlp_width + memory.total_rows == width
+  assert anchor.mlp_width + memory.total_units == width
 
 
 @pytest.mark.parametrize(("anchor", "memory"), [(A1, A2), (B1, B2), (C1, C2)])
 def test_memory_adds_a_tenth_of_the_compute(anchor, memory):
   """Table 3 prints 1.1 times the anchor's FLOPs at a context of 1024 tokens."""
-  flops = anchor.flops_per_token(1024)
-  assert printed((flops + memory.flops_per_token(anchor)) / flops, "1.1") == "1.1"
+  model = ModelConfig(anchor=anchor, memory=memory)
+  assert printed(model.flops_per_token(1024) / anchor.flops_per_token(1024), "1.1") == "1.1"
 
 
 @pytest.mark.parametrize(
@@ -105,8 +109,8 @@ def test_memory_adds_a_tenth_of_the_compute(anchor, memory):
 )
 def test_pretrained_hosts(anchor, rows, fetched_millions, bank_billions):
   memory = MemoryConfig(rows=rows)
-  assert printed(memory.fetched_params(anchor) / 1e6, fetched_millions) == fetched_millions
-  assert printed(memory.bank_params(anchor) / 1e9, bank_billions) == bank_billions
+  assert printed(ModelConfig(anchor=anchor, memory=memory).fetched_params / 1e6, fetched_millions) == fetched_millions
+  assert printed(ModelConfig(anchor=anchor, memory=memory).bank_params / 1e9, bank_billions) == bank_billions
 
 
 @pytest.mark.parametrize(
@@ -127,10 +131,12 @@ def test_pretrained_hosts(anchor, rows, fetched_millions, bank_billions):
 def test_sweep_of_the_160m_anchor(rows, fetched_millions, invariant):
   """Table 7: within a group, the rows of all clusters add up to the same number."""
   memory = MemoryConfig(rows=rows)
-  assert printed(memory.fetched_params(A1) / 1e6, fetched_millions) == fetched_millions
+  assert printed(ModelConfig(anchor=A1, memory=memory).fetched_params / 1e6, fetched_millions) == fetched_millions
   assert sum(memory.clusters(level) * memory.rows[level - 1] for level in memory.levels) == invariant
-  assert memory.bank_params(A1) == 53_760 * invariant
-  assert printed(memory.bank_params(A1) / 1e9, "4.6") == ("4.6" if invariant < 100_000 else "18.7")
+  assert ModelConfig(anchor=A1, memory=memory).bank_params == 53_760 * invariant
+  assert printed(ModelConfig(anchor=A1, memory=memory).bank_params / 1e9, "4.6") == (
+    "4.6" if invariant < 100_000 else "18.7"
+  )
 
 
 @pytest.mark.parametrize(
@@ -146,8 +152,8 @@ def test_sweep_of_the_160m_anchor(rows, fetched_millions, invariant):
 def test_ratio_study(layers, rows, fetched, bank):
   """Table 8: about 410M parameters at run time, about 6.3B in the bank."""
   anchor, memory = ratio_anchor(layers), MemoryConfig(rows=rows)
-  assert memory.fetched_params(anchor) == fetched
-  assert memory.bank_params(anchor) == bank
+  assert ModelConfig(anchor=anchor, memory=memory).fetched_params == fetched
+  assert ModelConfig(anchor=anchor, memory=memory).bank_params == bank
   assert printed((anchor.params + fetched) / 1e6, "41") in ("411", "412")
 
 
@@ -156,9 +162,9 @@ def test_tokens_per_parameter():
   memory = MemoryConfig(rows=(0, 0, 16, 0))
   assert memory.levels == (3,)
   assert memory.clusters(3) == 4096
-  assert memory.block_params(A1, 3) == 860_160
-  assert printed(memory.bank_params(A1) / 1e9, "3.523") == "3.523"
-  assert int(2**40 / memory.bank_params(A1)) == 312
+  assert ModelConfig(anchor=A1, memory=memory).block_params(3) == 860_160
+  assert printed(ModelConfig(anchor=A1, memory=memory).bank_params / 1e9, "3.523") == "3.523"
+  assert int(2**40 / ModelConfig(anchor=A1, memory=memory).bank_params) == 312
 
 
 def test_tree():

@@ -5,6 +5,7 @@ A change of a rule, a shape or an optimizer's state shows up here as a differenc
   UPDATE_GOLDEN=1 python -m pytest tests/golden/test_shardings.py
 """
 
+import dataclasses
 import difflib
 import math
 import os
@@ -13,8 +14,10 @@ import pathlib
 import pytest
 
 from hiermem_jax import configuration
+from hiermem_jax.parallel.layout import array_layouts
 from hiermem_jax.parallel.mesh import abstract_mesh
-from hiermem_jax.training.program import abstract_train_state, layout
+from hiermem_jax.training.config import Objective, TrainingRun
+from hiermem_jax.training.program import abstract_train_state
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _GOLDEN = pathlib.Path(__file__).parent / "shardings"
@@ -25,16 +28,13 @@ _MESHES = [(1, 8, 1), (1, 256, 1), (1, 512, 1), (2, 256, 1), (1, 128, 2)]
 
 def state(run, mesh):
   configuration.load([str(_ROOT / f"gin/runs/{run}.gin")], [])
-  bound = {name: configuration.bound_argument("train", name) for name in ("anchor", "memory", "optimizer", "mesh")}
-  steps, batch_size = (configuration.bound_argument("train", name) for name in ("steps", "batch_size"))
-  transformation = bound["optimizer"].build(steps, bound["memory"], batch_size)
-  return abstract_train_state(
-    bound["anchor"], bound["memory"], transformation, abstract_mesh(mesh), bound["mesh"].rules
-  )
+  # As if nothing were frozen: what a run would keep of all its parameters.
+  bound = dataclasses.replace(configuration.bound_arguments("train", TrainingRun), objective=Objective())
+  return abstract_train_state(bound, abstract_mesh(mesh))
 
 
 def as_text(run, mesh):
-  arrays = layout(state(run, mesh))
+  arrays = array_layouts(state(run, mesh))
   lines = [f"{run} on replica {mesh[0]} x data {mesh[1]} x model {mesh[2]}", ""]
   width = max(len(array.name) for array in arrays)
   for array in arrays:

@@ -9,7 +9,7 @@ import pytest
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.anchor import init_anchor
 from hiermem_jax.models.bank import init_bank
-from hiermem_jax.models.config import AnchorConfig, MemoryConfig
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
 
 TINY = AnchorConfig(num_layers=2, width=10, num_heads=3, head_dim=4, mlp_width=14, vocab_size=23)
 
@@ -41,9 +41,12 @@ def test_published_anchors_have_their_params(config):
 
 def test_bank_params_equal_initialised_tables_without_the_generic_memory():
   memory = MemoryConfig(rows=(4, 0, 1), branching=3)
-  bank = jax.eval_shape(lambda key: init_bank(key, memory, TINY), jax.random.key(0))
-  assert sum((rows - 1) * row for rows, row in (table.shape for table in bank.values())) == memory.bank_params(TINY)
-  assert sum(table.shape[1] for table in bank.values()) == memory.fetched_params(TINY)
+  bank = jax.eval_shape(lambda key: init_bank(key, ModelConfig(anchor=TINY, memory=memory)), jax.random.key(0))
+  assert (
+    sum((rows - 1) * row for rows, row in (table.shape for table in bank.values()))
+    == ModelConfig(anchor=TINY, memory=memory).bank_params
+  )
+  assert sum(table.shape[1] for table in bank.values()) == ModelConfig(anchor=TINY, memory=memory).fetched_params
 
 
 @pytest.mark.parametrize("longer", [{"mlp_width": 15}, {"num_layers": 3}, {"vocab_size": 24}])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.models import GENERIC_SLOTS, Anchor, AnchorConfig, MemoryConfig
+from hiermem_jax.models import GENERIC_ROWS, Anchor, AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.models.anchor import Attention
 from hiermem_jax.models.bank import block_to_rows, init_bank, rows_to_block, table_shapes
 from hiermem_jax.models.memory import KINDS, Block
@@ -29,9 +29,9 @@ def logits(params, block=None, config=ANCHOR):
 
 def random_block(memory, config=ANCHOR, seed=1, scale=0.3):
   rng = np.random.default_rng(seed)
-  shapes = table_shapes(memory, config)
+  shapes = table_shapes(ModelConfig(anchor=config, memory=memory))
   rows = {name: jnp.asarray(scale * rng.standard_normal((2, size)), jnp.float32) for name, (_, size) in shapes.items()}
-  return rows_to_block(rows, memory, config)
+  return rows_to_block(rows, ModelConfig(anchor=config, memory=memory))
 
 
 # Appendix I, with r units: FFN 3rLD; LoRA QK and VO 2rL(D + NH), FFN 3rL(D + F); KV 2rL NH.
@@ -47,10 +47,10 @@ def random_block(memory, config=ANCHOR, seed=1, scale=0.3):
 )
 def test_sizes_are_the_papers(kind, fetched):
   memory = MemoryConfig(rows=(0, 64, 0, 0), kind=kind)
-  assert memory.fetched_params(A1) == fetched
-  assert memory.bank_params(A1) == 256 * fetched
-  assert table_shapes(memory, A1) == {"level_2": (256 + GENERIC_SLOTS, fetched)}
-  bank = jax.eval_shape(lambda key: init_bank(key, memory, A1), jax.random.key(0))
+  assert ModelConfig(anchor=A1, memory=memory).fetched_params == fetched
+  assert ModelConfig(anchor=A1, memory=memory).bank_params == 256 * fetched
+  assert table_shapes(ModelConfig(anchor=A1, memory=memory)) == {"level_2": (256 + GENERIC_ROWS, fetched)}
+  bank = jax.eval_shape(lambda key: init_bank(key, ModelConfig(anchor=A1, memory=memory)), jax.random.key(0))
   assert bank["level_2"].shape == (257, fetched)
 
 
@@ -58,15 +58,17 @@ def test_sizes_are_the_papers(kind, fetched):
 def test_fresh_memory_changes_no_bit_and_gets_gradient(kind, layers, random_anchor):
   memory = MemoryConfig(rows=(3, 2), branching=2, kind=kind, layers=layers)
   params = random_anchor(ANCHOR)
-  bank = jax.jit(init_bank, static_argnums=(1, 2))(jax.random.key(0), memory, ANCHOR)
+  bank = jax.jit(init_bank, static_argnums=1)(jax.random.key(0), ModelConfig(anchor=ANCHOR, memory=memory))
   rows = {name: table[:2] for name, table in bank.items()}
-  block = rows_to_block(rows, memory, ANCHOR)
+  block = rows_to_block(rows, ModelConfig(anchor=ANCHOR, memory=memory))
   assert all(np.abs(np.asarray(rows[name])).max() > 0 for name in rows)
   alone, fresh = np.asarray(logits(params)), np.asarray(logits(params, block))
   np.testing.assert_array_equal(fresh.view(np.int32), alone.view(np.int32))
 
   def loss(rows):
-    result = Anchor(ANCHOR).apply({"params": params}, TOKENS, SEGMENTS, POSITIONS, rows_to_block(rows, memory, ANCHOR))
+    result = Anchor(ANCHOR).apply(
+      {"params": params}, TOKENS, SEGMENTS, POSITIONS, rows_to_block(rows, ModelConfig(anchor=ANCHOR, memory=memory))
+    )
     return jax.nn.log_softmax(result)[..., 0].sum()
 
   for gradient in jax.jit(jax.grad(loss))(rows).values():
@@ -130,7 +132,9 @@ def test_kv_has_a_softmax_of_its_own_without_positions(random_anchor):
   ],
 )
 def test_names_of_layers(layers, numbers):
-  assert MemoryConfig(rows=(4, 2), branching=2, layers=layers).layer_numbers(ANCHOR) == numbers
+  assert (
+    ModelConfig(anchor=ANCHOR, memory=MemoryConfig(rows=(4, 2), branching=2, layers=layers)).memory_layers == numbers
+  )
 
 
 @pytest.mark.parametrize(("kind", "layers"), [*((kind, (0, 3)) for kind in KINDS), ("ffn", "last 2"), ("ffn", (1,))])
@@ -139,8 +143,10 @@ def test_placement_is_a_block_that_is_zero_elsewhere(kind, layers, random_anchor
   params = random_anchor(ANCHOR)
   placed = MemoryConfig(rows=(4, 2), branching=2, kind=kind, layers=layers)
   everywhere = dataclasses.replace(placed, layers=None)
-  numbers = placed.layer_numbers(ANCHOR)
-  assert table_shapes(placed, ANCHOR) == table_shapes(everywhere, ANCHOR)
+  numbers = ModelConfig(anchor=ANCHOR, memory=placed).memory_layers
+  assert table_shapes(ModelConfig(anchor=ANCHOR, memory=placed)) == table_shapes(
+    ModelConfig(anchor=ANCHOR, memory=everywhere)
+  )
   block = random_block(placed)
   for vector in block.vectors.values():
     assert vector.shape[:3] == (2, len(numbers), 6 * 4 // len(numbers))
@@ -156,8 +162,9 @@ def test_rows_and_blocks_are_inverses(kind):
   memory = MemoryConfig(rows=(4, 0, 2), branching=2, kind=kind, layers="first 2")
   rng = np.random.default_rng(0)
   rows = {name: jnp.asarray(rng.standard_normal((3, size)), jnp.float32)
-          for name, (_, size) in table_shapes(memory, ANCHOR).items()}  # fmt: skip
-  back = block_to_rows(rows_to_block(rows, memory, ANCHOR), memory, ANCHOR)
+          for name, (_, size) in table_shapes(ModelConfig(anchor=ANCHOR, memory=memory)).items()}  # fmt: skip
+  model = ModelConfig(anchor=ANCHOR, memory=memory)
+  back = block_to_rows(rows_to_block(rows, model), model)
   assert back.keys() == rows.keys()
   for name, values in rows.items():
     np.testing.assert_array_equal(back[name], values)
@@ -170,8 +177,8 @@ def test_kaiming_uniform_and_truncated_normal():
     ("kv", "key", 3 * 64**-0.5, 0.98658 * 64**-0.5),
   ):
     memory = MemoryConfig(rows=(64,), branching=4, kind=kind)
-    bank = init_bank(jax.random.key(0), memory, anchor)
-    block = rows_to_block(bank, memory, anchor)
+    bank = init_bank(jax.random.key(0), ModelConfig(anchor=anchor, memory=memory))
+    block = rows_to_block(bank, ModelConfig(anchor=anchor, memory=memory))
     assert 0.9 * bound < np.abs(block.vectors[name]).max() <= bound
     np.testing.assert_allclose(np.std(block.vectors[name]), std, rtol=0.02)
 
@@ -190,14 +197,14 @@ def test_kaiming_uniform_and_truncated_normal():
 )
 def test_bad_kinds_and_layers_are_named(settings, message):
   with pytest.raises(InputError, match=message):
-    MemoryConfig(rows=(4, 2), branching=2, **settings).layer_numbers(ANCHOR)
+    ModelConfig(anchor=ANCHOR, memory=MemoryConfig(rows=(4, 2), branching=2, **settings))
 
 
 def test_table_9():
   """Ten of 35 layers have 224 neurons each where all would have 64 (Appendix F)."""
   for layers in ("first 10", "middle 10", "last 10"):
     memory = MemoryConfig(rows=(0, 64, 0, 0), layers=layers)
-    assert memory.fetched_params(A1) == 64 * 53_760
+    assert ModelConfig(anchor=A1, memory=memory).fetched_params == 64 * 53_760
     rows = {"level_2": jax.ShapeDtypeStruct((1, 64 * 53_760), jnp.float32)}
-    block = jax.eval_shape(lambda rows: rows_to_block(rows, memory, A1), rows)  # noqa: B023
+    block = jax.eval_shape(lambda rows: rows_to_block(rows, ModelConfig(anchor=A1, memory=memory)), rows)  # noqa: B023
     assert block.vectors["m1"].shape == (1, 10, 224, 512)

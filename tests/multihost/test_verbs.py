@@ -91,7 +91,7 @@ def test_whole_chain_in_two_processes(chain, tmp_path, start_two, finish):
 
 def test_killed_in_two_processes_and_resumed_in_one(chain, corpus, tmp_path, start_two, finish):
   """SIGKILL after the first checkpoint; what is left is trained on the one device of this process."""
-  bindings = (corpus, f"train.dataset = '{chain / 'packed/train'}'", "train.steps = 100", "train.checkpoint_every = 20")
+  bindings = (corpus, f"train.dataset = '{chain / 'packed/train'}'", "train.steps = 100", "CheckpointConfig.every = 20")
   run_dir, whole = tmp_path / "run", tmp_path / "whole"
   processes = start_two("train", run_dir, *bindings[1:])
   deadline = time.monotonic() + 240
@@ -120,7 +120,7 @@ def wait_for_lines(path, count, processes):
 
 def test_sigterm_to_one_of_two_saves_and_ends_both(chain, corpus, tmp_path, start_two, finish):
   """They agree on a step, exit with status 75, and the same command goes on from there."""
-  bindings = (f"train.dataset = '{chain / 'packed/train'}'", "train.steps = 300", "train.checkpoint_every = 1000")
+  bindings = (f"train.dataset = '{chain / 'packed/train'}'", "train.steps = 300", "CheckpointConfig.every = 1000")
   run_dir, whole = tmp_path / "run", tmp_path / "whole"
   processes = start_two("train", run_dir, *bindings)
   wait_for_lines(run_dir / "metrics.jsonl", 20, processes)
@@ -138,7 +138,7 @@ def test_sigterm_to_one_of_two_saves_and_ends_both(chain, corpus, tmp_path, star
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_of_two_dies_the_other_ends_with_an_error(chain, corpus, tmp_path, start_two, finish, victim):
   """Within two minutes, and what has been saved is good."""
-  bindings = (f"train.dataset = '{chain / 'packed/train'}'", "train.steps = 100000", "train.checkpoint_every = 20")
+  bindings = (f"train.dataset = '{chain / 'packed/train'}'", "train.steps = 100000", "CheckpointConfig.every = 20")
   run_dir = tmp_path / "run"
   processes = start_two("train", run_dir, *bindings)
   wait_for_lines(run_dir / "metrics.jsonl", 30, processes)

@@ -9,10 +9,12 @@ import shutil
 import sys
 
 import jax
-from small_run import ANCHOR, BATCH, MEMORY, STEPS, batches, optimizer
+from small_run import BATCH, MODEL, STEPS, batches, optimizer
 
-from hiermem_jax.parallel import MeshConfig, distributed, local_rows, make_mesh
+from hiermem_jax.parallel import MeshConfig, distributed, local_sequences, make_mesh
 from hiermem_jax.training import loop
+from hiermem_jax.training.config import CheckpointConfig, Objective, TrainingRun
+from hiermem_jax.training.loop import LoopData
 from hiermem_jax.training.metrics import JsonlWriter, NoWriter
 
 # Slices, model axis, and in which order the eight devices fill the mesh. In the last, each process has half of a model
@@ -26,27 +28,22 @@ MESHES = {
 def train(run_dir, slices, model, devices):
   config = MeshConfig(slices=slices, model=model)
   mesh = make_mesh(config, [jax.devices()[number] for number in devices])
-  rows = local_rows(mesh, BATCH)
+  positions = local_sequences(mesh, BATCH)
 
   def open_writer(start):
     return JsonlWriter(f"{run_dir}/metrics.jsonl", start) if distributed.is_first() else NoWriter()
 
-  loop.train(
-    run_dir=run_dir,
-    anchor=ANCHOR,
-    memory=MEMORY,
+  run = TrainingRun(
+    model=MODEL,
     optimizer=optimizer("lazy"),
-    batches=lambda start: batches(start, rows),
     steps=STEPS,
     batch_size=BATCH,
-    mesh=mesh,
-    mesh_config=config,
-    metadata={},
-    open_writer=open_writer,
-    generic_probability=0.3,
-    checkpoint_every=STEPS // 2,
+    objective=Objective(generic_probability=0.3),
+    mesh=config,
+    checkpoints=CheckpointConfig(every=STEPS // 2),
     log_every=1,
   )
+  loop.train(run, run_dir, LoopData(batches=lambda start: batches(start, positions)), mesh, open_writer=open_writer)
 
 
 def main(run_dir, port=None, process_id=None):

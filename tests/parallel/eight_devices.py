@@ -13,18 +13,20 @@ import jax
 import numpy as np
 import reference
 from jax.sharding import NamedSharding, PartitionSpec
-from small_run import ANCHOR, BATCH, GENERIC, LEAF, LENGTH, MEMORY, STEPS, TOUCHED, batch, optimizer
+from small_run import ANCHOR, BATCH, GENERIC, LEAF, LENGTH, MEMORY, MODEL, STEPS, TOUCHED, batch, optimizer
 
 from hiermem_jax.evaluation import Scorer
-from hiermem_jax.models import NO_MEMORY
+from hiermem_jax.models import NO_MEMORY, ModelConfig
 from hiermem_jax.models.bank import table_shapes
 from hiermem_jax.models.memory import KINDS
+from hiermem_jax.models.model import Model, init_params
 from hiermem_jax.parallel import MeshConfig, batch_sharding, fetch, make_mesh, place_batch, push
-from hiermem_jax.training.checkpoint import CheckpointStore, Model, describe_model, load_model
+from hiermem_jax.parallel.layout import abstract_arrays
+from hiermem_jax.training.checkpoint import CheckpointStore, load_model
+from hiermem_jax.training.config import Objective, TrainingRun
 from hiermem_jax.training.program import make_program
-from hiermem_jax.training.state import abstract_arrays, init_params
 
-SHAPES = table_shapes(MEMORY, ANCHOR)
+SHAPES = table_shapes(MODEL)
 Z_LOSS = 1e-2
 
 
@@ -76,15 +78,15 @@ def check_exchange(slices, model):
   gradient = {name: rng.standard_normal((BATCH, shape[1])).astype(np.float32) for name, shape in SHAPES.items()}
   placed = jax.device_put(bank, NamedSharding(mesh, PartitionSpec(None, ("model", "data"))))
   leaf = jax.device_put(LEAF, batch_sharding(mesh))
-  fetch_fn = jax.jit(lambda bank, leaf: fetch(bank, leaf, MEMORY, ANCHOR, mesh)).lower(placed, leaf).compile()
+  fetch_fn = jax.jit(lambda bank, leaf: fetch(bank, leaf, MODEL, mesh)).lower(placed, leaf).compile()
   block = fetch_fn(placed, leaf)
   given = expected_block(gradient, model)
   given = block.replace(vectors={name: given[:, :, matrix] for matrix, name in enumerate(block.vectors)})
   given = jax.device_put(given, jax.tree.map(lambda x: x.sharding, block))
-  push_fn = jax.jit(lambda block, leaf: push(block, leaf, MEMORY, ANCHOR, mesh)).lower(given, leaf).compile()
+  push_fn = jax.jit(lambda block, leaf: push(block, leaf, MODEL, mesh)).lower(given, leaf).compile()
   pushed = push_fn(given, leaf)
 
-  wanted, push_error, slots = {}, 0.0, {}
+  wanted, push_error, indices = {}, 0.0, {}
   for name, table in bank.items():
     rows = [reference.row_of(name, x) for x in LEAF]
     wanted[name] = np.stack([np.zeros_like(table[0]) if row is None else table[row] for row in rows])
@@ -92,18 +94,18 @@ def check_exchange(slices, model):
     for row, values in zip(rows, gradient[name]):
       if row is not None:
         summed[row] += values
-    slot, value = map(np.asarray, pushed[name])
-    used = slot < len(table)
-    dense[slot[used]] = value[used]
+    index, value = map(np.asarray, pushed[name])
+    used = index < len(table)
+    dense[index[used]] = value[used]
     push_error = max(push_error, float(np.abs(dense - summed).max()), float(np.abs(value[~used]).max(initial=0)))
-    slots[name] = sorted(slot.tolist())
+    indices[name] = sorted(index.tolist())
   nothing = push_fn(given, jax.device_put(np.full_like(LEAF, NO_MEMORY), batch_sharding(mesh)))
   return {
     "fetch_error": largest_difference(np.stack(list(block.vectors.values()), axis=2), expected_block(wanted, model)),
     "push_error": push_error,
-    "slots": slots,
+    "indices": indices,
     "without_memory": {
-      name: [int(np.min(slot)), float(np.abs(value).max())] for name, (slot, value) in nothing.items()
+      name: [int(np.min(index)), float(np.abs(value).max())] for name, (index, value) in nothing.items()
     },
     "fetched_specs": [spec(array) for array in block.vectors.values()],
     "pushed_specs": [spec(gradient.value) for gradient in pushed.values()],
@@ -112,13 +114,18 @@ def check_exchange(slices, model):
   }
 
 
-def train(slices, model, bank_update, devices=8, memory=MEMORY, **changes):
+def train(slices, model, bank_update, devices=8, memory=MEMORY, **objective):
   """A few steps; returns (start, state, losses, compiled step) with the parameters of the start as numpy."""
   config, mesh = config_and_mesh(slices, model, devices)
-  settings = {"anchor": ANCHOR, "memory": memory, "optimizer": optimizer(bank_update), "steps": STEPS}
-  settings |= {"batch_size": BATCH, "mesh_config": config, "mesh": mesh, "generic_probability": 0.0, "z_loss": Z_LOSS}
-  settings |= changes
-  program = make_program(**settings)
+  run = TrainingRun(
+    model=ModelConfig(anchor=ANCHOR, memory=memory),
+    optimizer=optimizer(bank_update),
+    steps=STEPS,
+    batch_size=BATCH,
+    objective=Objective(generic_probability=0.0, z_loss=Z_LOSS, **objective),
+    mesh=config,
+  )
+  program = make_program(run, mesh)
   state, key = program.init(jax.random.key(0)), program.replicate(jax.random.key(1))
   start, losses = jax.tree.map(np.array, state.params), []
   compiled = program.lower(LENGTH).compile()
@@ -181,7 +188,7 @@ def check_parts():
 def check_checkpoint(findings, state, run_dir):
   """Written by eight devices of data, read by two and by slices with a model axis."""
   store = CheckpointStore(run_dir)
-  store.save(state, describe_model(ANCHOR, MEMORY))
+  store.save(state, MODEL.to_json())
   store.wait()
   for name, mesh in (("2 devices", config_and_mesh(1, 1, 2)[1]), ("2x2x2", config_and_mesh(2, 2)[1])):
     shardings = jax.tree.map(lambda x, mesh=mesh: NamedSharding(mesh, x.sharding.spec), state)
@@ -223,9 +230,9 @@ def check_scoring():
   results = []
   for slices, model, devices in ((1, 1, 1), (1, 1, 8), (2, 2, 8)):
     config, mesh = config_and_mesh(slices, model, devices)
-    abstract = abstract_arrays(lambda: init_params(jax.random.key(0), ANCHOR, MEMORY), mesh, config.rules)
+    abstract = abstract_arrays(lambda: init_params(jax.random.key(0), MODEL), mesh, config.rules)
     placed = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), params, abstract)
-    scorer = Scorer(Model(ANCHOR, MEMORY, placed, {}), mesh, batch_size=4, rules=config.rules)
+    scorer = Scorer(Model(ModelConfig(anchor=MODEL, memory=placed), {}), mesh, batch_size=4, rules=config.rules)
     scores, _ = scorer.score_continuations(prompts, continuations, leaf)
     results.append((scores, scorer.generate(prompts, leaf, 5, stop=(3,))))
   first, *others = results
@@ -239,15 +246,9 @@ def check_scoring():
 def check_wire():
   """What a bfloat16 anchor asks to send, where slices cross as well."""
   config, mesh = config_and_mesh(2, 1)
-  program = make_program(
-    anchor=dataclasses.replace(ANCHOR, dtype="bfloat16"),
-    memory=MEMORY,
-    optimizer=optimizer("lazy"),
-    steps=STEPS,
-    batch_size=BATCH,
-    mesh_config=config,
-    mesh=mesh,
-  )
+  model = ModelConfig(anchor=dataclasses.replace(ANCHOR, dtype="bfloat16"), memory=MEMORY)
+  run = TrainingRun(model=model, optimizer=optimizer("lazy"), steps=STEPS, batch_size=BATCH, mesh=config)
+  program = make_program(run, mesh)
   lowered = program.lower(LENGTH)
   return {name: wire_types(lowered, name) for name in ("all_to_all", "all_gather")}
 

@@ -6,11 +6,12 @@
 
 import numpy as np
 
-from hiermem_jax.models import NO_MEMORY, AnchorConfig, MemoryConfig
+from hiermem_jax.models import NO_MEMORY, AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.training import OptimizerConfig
 
 ANCHOR = AnchorConfig(num_layers=2, width=16, num_heads=2, head_dim=6, mlp_width=12, vocab_size=18, dtype="float32")
 MEMORY = MemoryConfig(rows=(4, 0, 2), branching=3)
+MODEL = ModelConfig(anchor=ANCHOR, memory=MEMORY)
 GENERIC = MEMORY.num_leaves
 LENGTH, STEPS = 6, 4
 

@@ -32,9 +32,9 @@ def test_push_adds_duplicates_up_and_drops_no_memory(exchange):
 def test_push_names_each_row_once_and_no_other(exchange):
   named = {"level_1": [0, 1, 2, 3], "level_3": [0, 1, 2, 3, 4, 5, 13, 14, 26, 27]}  # by hand from the batch's leaves
   for name, rows in (("level_1", 4), ("level_3", 28)):
-    slots = exchange[1]["slots"][name]
-    assert [slot for slot in slots if slot < rows] == named[name]
-    assert len(set(slots)) == len(slots)
+    indices = exchange[1]["indices"][name]
+    assert [index for index in indices if index < rows] == named[name]
+    assert len(set(indices)) == len(indices)
 
 
 def test_batch_without_memory_names_no_row(exchange):

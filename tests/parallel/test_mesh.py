@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.models import AnchorConfig, MemoryConfig
-from hiermem_jax.parallel import MeshConfig, local_rows, make_mesh, place_batch
+from hiermem_jax.models import AnchorConfig, MemoryConfig, ModelConfig
+from hiermem_jax.parallel import MeshConfig, local_sequences, make_mesh, place_batch
+from hiermem_jax.parallel.layout import check_mesh
 from hiermem_jax.parallel.mesh import DEFAULT_RULES, abstract_mesh
 from hiermem_jax.training import OptimizerConfig
+from hiermem_jax.training.config import TrainingRun
 from hiermem_jax.training.program import make_program
-from hiermem_jax.training.state import check_mesh
 
 ANCHOR = AnchorConfig(num_layers=1, width=16, num_heads=4, head_dim=2, mlp_width=8, vocab_size=8)
 MEMORY = MemoryConfig(rows=(4, 0, 4), branching=2)
@@ -20,14 +21,9 @@ OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-3, final_learning_rate=1e-4, w
 
 
 def program(mesh, batch_size=16, **anchor):
+  model = ModelConfig(anchor=dataclasses.replace(ANCHOR, **anchor), memory=MEMORY)
   return make_program(
-    anchor=dataclasses.replace(ANCHOR, **anchor),
-    memory=MEMORY,
-    optimizer=OPTIMIZER,
-    steps=1,
-    batch_size=batch_size,
-    mesh_config=MeshConfig(),
-    mesh=abstract_mesh(mesh),
+    TrainingRun(model=model, optimizer=OPTIMIZER, steps=1, batch_size=batch_size), abstract_mesh(mesh)
   )
 
 
@@ -91,7 +87,7 @@ def test_heads_that_do_not_divide():
 def test_neurons_of_the_bank_that_do_not_divide():
   memory = dataclasses.replace(MEMORY, rows=(4, 0, 6))
   message = "MemoryConfig.rows of level 3 = 6: cannot be split over a model axis of 4; bind MeshConfig.model"
-  fails(lambda: check_mesh(abstract_mesh((1, 2, 4)), ANCHOR, memory), message)
+  fails(lambda: check_mesh(abstract_mesh((1, 2, 4)), ModelConfig(anchor=ANCHOR, memory=memory)), message)
 
 
 @pytest.mark.parametrize(
@@ -112,23 +108,18 @@ def test_weights_that_do_not_divide(mesh, sizes, parts):
 
 def test_rows_of_the_bank_that_do_not_divide():
   """A row of one neuron: 3 matrices x 16 weights. The anchor is not split here."""
+  model = ModelConfig(anchor=ANCHOR, memory=MemoryConfig(rows=(1,), branching=2))
+  mesh = MeshConfig(rules=DEFAULT_RULES[:1])
+  run = TrainingRun(model=model, optimizer=OPTIMIZER, steps=1, batch_size=32, mesh=mesh)
   fails(
-    lambda: make_program(
-      anchor=ANCHOR,
-      memory=MemoryConfig(rows=(1,), branching=2),
-      optimizer=OPTIMIZER,
-      steps=1,
-      batch_size=32,
-      mesh_config=MeshConfig(rules=DEFAULT_RULES[:1]),
-      mesh=abstract_mesh((1, 32, 1)),
-    ),
+    lambda: make_program(run, abstract_mesh((1, 32, 1))),
     "params/bank/level_1 (3, 48): 48 cannot be split over 32 devices (mesh axes ('model', 'data'))",
   )
 
 
 def test_one_process_feeds_every_row():
   mesh = make_mesh(devices=jax.devices()[:1])
-  np.testing.assert_array_equal(local_rows(mesh, 5), np.arange(5))
+  np.testing.assert_array_equal(local_sequences(mesh, 5), np.arange(5))
   batch = {"memory_leaf": np.arange(5, dtype=np.int32)}
   np.testing.assert_array_equal(place_batch(batch, mesh)["memory_leaf"], batch["memory_leaf"])
 

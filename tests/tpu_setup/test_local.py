@@ -11,7 +11,7 @@ import pytest
 
 from tpu_setup.__main__ import main
 
-GIN = ["--gin_file=tests/smoke.gin", "--gin_bindings=train.steps = 20", "--gin_bindings=train.checkpoint_every = 5"]
+GIN = ["--gin_file=tests/smoke.gin", "--gin_bindings=train.steps = 20", "--gin_bindings=CheckpointConfig.every = 5"]
 GIN += ["--gin_bindings=train.log_every = 1"]
 
 

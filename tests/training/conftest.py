@@ -1,5 +1,6 @@
 """A toy run that the tests of this folder share: 6 sequences of 5 random tokens a step, a bank of two levels."""
 
+import dataclasses
 import json
 import types
 
@@ -7,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from hiermem_jax.models import AnchorConfig, MemoryConfig
+from hiermem_jax.models import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.parallel import fetch, make_mesh
 from hiermem_jax.parallel.mesh import DEFAULT_RULES
 from hiermem_jax.training import OptimizerConfig
-from hiermem_jax.training.loop import train
+from hiermem_jax.training.config import CheckpointConfig, Objective, TrainingRun
+from hiermem_jax.training.loop import LoopData, train
 from hiermem_jax.training.metrics import CLOCK_SCALARS, JsonlWriter
 
 ANCHOR = AnchorConfig(num_layers=1, width=8, num_heads=1, head_dim=4, mlp_width=8, vocab_size=13, dtype="float32")
@@ -41,23 +43,39 @@ def batches(start):
     yield random_batch(step)
 
 
+def take(changes, made, **defaults):
+  """An object of the class `made`; `changes` lose the fields that it takes from them."""
+  names = [field.name for field in dataclasses.fields(made)]
+  return made(**defaults | {name: changes.pop(name) for name in names if name in changes})
+
+
+def training_run(changes, steps=12, batch_size=6):
+  """The toy run; `changes` lose the fields of the run and of its parts."""
+  return take(
+    changes,
+    TrainingRun,
+    model=take(changes, ModelConfig, anchor=ANCHOR, memory=MEMORY),
+    optimizer=OPTIMIZER,
+    steps=steps,
+    batch_size=batch_size,
+    objective=take(changes, Objective, generic_probability=0.3),
+    checkpoints=take(changes, CheckpointConfig, every=4),
+    log_every=1,
+  )
+
+
 def run(run_dir, **changes):
-  settings = {
-    "run_dir": str(run_dir),
-    "anchor": ANCHOR,
-    "memory": MEMORY,
-    "optimizer": OPTIMIZER,
-    "batches": batches,
-    "steps": 12,
-    "batch_size": 6,
-    "mesh": MESH,
-    "metadata": {"tree_fingerprint": "feed", "tokenizer_fingerprint": "cafe"},
-    "open_writer": lambda start: JsonlWriter(f"{run_dir}/metrics.jsonl", start),
-    "generic_probability": 0.3,
-    "checkpoint_every": 4,
-    "log_every": 1,
-  }
-  return train(**settings | changes)
+  """Trains; `changes` are fields of the run, of its parts or of its data, or arguments of `train`."""
+
+  made = training_run(changes)
+  data = take(
+    changes, LoopData, batches=batches, metadata={"tree_fingerprint": "feed", "tokenizer_fingerprint": "cafe"}
+  )
+
+  def open_writer(start):
+    return JsonlWriter(f"{run_dir}/metrics.jsonl", start)
+
+  return train(made, str(run_dir), data, MESH, **{"open_writer": open_writer} | changes)
 
 
 def metrics(run_dir):
@@ -76,6 +94,7 @@ def toy():
   return types.SimpleNamespace(
     anchor=ANCHOR,
     memory=MEMORY,
+    model=ModelConfig(anchor=ANCHOR, memory=MEMORY),
     optimizer=OPTIMIZER,
     mesh=MESH,
     rules=DEFAULT_RULES,
@@ -83,6 +102,7 @@ def toy():
     random_batch=random_batch,
     batches=batches,
     run=run,
+    training_run=training_run,
     metrics=metrics,
     assert_equal=assert_equal,
   )

@@ -81,7 +81,7 @@ def test_starts_from_another_runs_anchor(toy, whole, tmp_path):
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    toy.run(target, init_from=str(source), batches=one_batch, checkpoint_every=1)
+    toy.run(target, init_from=str(source), batches=one_batch, every=1)
   store = CheckpointStore(str(target))
   state = store.restore(whole[1])
   store.close()

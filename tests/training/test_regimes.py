@@ -58,7 +58,8 @@ def test_frozen_anchor_trains_the_bank_as_the_whole_model_would(toy, pretrained,
 @pytest.mark.parametrize("changes", [{"memory": None}, {"init_from": None}])
 def test_frozen_anchor_without_what_it_needs(toy, pretrained, tmp_path, changes):
   (name,) = changes
-  with pytest.raises(InputError, match=f"frozen_anchor = True, train.{name} = None.*bind train.{name}"):
+  owner = "ModelConfig" if name == "memory" else "train"
+  with pytest.raises(InputError, match=f"frozen_anchor = True, {owner}.{name} = None.*bind {owner}.{name}"):
     toy.run(tmp_path, **{"init_from": pretrained[0], "frozen_anchor": True} | changes)
 
 

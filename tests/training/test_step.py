@@ -9,12 +9,14 @@ import optax
 import pytest
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.models import NO_MEMORY, Anchor, AnchorConfig, MemoryConfig
-from hiermem_jax.models.bank import slots, table_shapes
+from hiermem_jax.models import NO_MEMORY, Anchor, AnchorConfig, MemoryConfig, ModelConfig
+from hiermem_jax.models.bank import row_indices, table_shapes
+from hiermem_jax.models.losses import token_losses
 from hiermem_jax.models.memory import KINDS, Block
 from hiermem_jax.parallel import make_mesh
 from hiermem_jax.training import TrainState
-from hiermem_jax.training.step import choose_generic, make_train_step, token_losses
+from hiermem_jax.training.config import Objective
+from hiermem_jax.training.step import choose_generic, make_train_step
 
 ANCHOR = AnchorConfig(
   num_layers=2, width=8, num_heads=2, head_dim=4, mlp_width=12, vocab_size=19, dtype="float32", rope_base=100.0
@@ -31,8 +33,8 @@ def record(grads, state, params, **_):
   kept = {"anchor": grads["anchor"]}
   if "bank" in grads:
     kept["bank"] = {
-      name: jnp.zeros_like(params["bank"][name]).at[slot].add(value, mode="drop")
-      for name, (slot, value) in grads["bank"].items()
+      name: jnp.zeros_like(params["bank"][name]).at[index].add(value, mode="drop")
+      for name, (index, value) in grads["bank"].items()
     }
   return jax.tree.map(jnp.zeros_like, kept), kept
 
@@ -56,12 +58,10 @@ def random_batch(leaf=LEAF, seed=0):
 
 def make_step(memory, generic_probability=0.0, anchor=ANCHOR, optimizer=RECORD):
   step = make_train_step(
-    anchor=anchor,
-    memory=memory,
-    optimizer=optimizer,
-    mesh=make_mesh(devices=jax.devices()[:1]),
-    generic_probability=generic_probability,
-    z_loss=Z_LOSS,
+    ModelConfig(anchor=anchor, memory=memory),
+    optimizer,
+    make_mesh(devices=jax.devices()[:1]),
+    objective=Objective(generic_probability=generic_probability, z_loss=Z_LOSS),
   )
   return jax.jit(step)
 
@@ -74,7 +74,7 @@ def make_state(params, step=0):
 @pytest.fixture(scope="module")
 def params(random_anchor):
   rng = np.random.default_rng(2)
-  shapes = table_shapes(MEMORY, ANCHOR)
+  shapes = table_shapes(ModelConfig(anchor=ANCHOR, memory=MEMORY))
   bank = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
   return {"anchor": random_anchor(ANCHOR), "bank": bank}
 
@@ -179,7 +179,7 @@ def test_generic_choice_has_its_frequency():
 
 def test_generic_is_chosen_for_all_levels_together():
   chosen = choose_generic(jax.random.key(1), np.zeros(200, np.int32), MEMORY, 0.5)
-  rows = slots(chosen, MEMORY)
+  rows = row_indices(chosen, MEMORY)
   generic = np.asarray(rows["level_1"]) == 3
   assert 60 < generic.sum() < 140
   np.testing.assert_array_equal(np.asarray(rows["level_3"]) == 27, generic)
@@ -226,7 +226,10 @@ def nudge(grads, state, params, finite=True):
 
 
 def nudged_state(anchor_params, step=0):
-  bank = {name: jnp.ones(shape, jnp.bfloat16) for name, shape in table_shapes(MEMORY, ANCHOR).items()}
+  bank = {
+    name: jnp.ones(shape, jnp.bfloat16)
+    for name, shape in table_shapes(ModelConfig(anchor=ANCHOR, memory=MEMORY)).items()
+  }
   params = {"anchor": jax.tree.map(jnp.asarray, anchor_params), "bank": bank}
   return TrainState(step=jnp.int32(step), skipped=jnp.int32(3), params=params, opt_state=jnp.asarray(True))
 

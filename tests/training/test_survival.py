@@ -38,9 +38,9 @@ def test_a_batch_that_is_not_finite_changes_nothing(toy, tmp_path, bank_update):
   def without(start):
     return (toy.random_batch(step) for step in range(start + 1, 13) if step != 5)
 
-  common = {"optimizer": optimizer, "generic_probability": 0.0, "checkpoint_every": 100}
+  common = {"optimizer": optimizer, "generic_probability": 0.0, "every": 100}
   state, scalars = toy.run(
-    tmp_path / "poisoned", **common, batches=poisoned(toy, 5), describe_batch=lambda step: {"position": step}
+    tmp_path / "poisoned", **common, batches=poisoned(toy, 5), origin=lambda step: {"position": step}
   )
   assert int(state.skipped) == scalars["skipped"] == 1 and int(state.step) == 12
   with pytest.raises(InputError, match="ended after step 11"):
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used_on_request(toy, w
   if item in ("anchor", "bank"):
     with pytest.raises(DamagedCheckpointError, match=r"checkpoints/12 is damaged"):
       load_model(str(copy), toy.mesh)
-  state, _ = toy.run(copy, skip_damaged_checkpoints=True)
+  state, _ = toy.run(copy, skip_damaged=True)
   toy.assert_equal(state, whole[1])
   assert (copy / "damaged/12").is_dir() and (copy / "checkpoints/12").is_dir()
   assert toy.metrics(copy) == toy.metrics(whole[0])
@@ -147,7 +147,7 @@ def test_when_every_checkpoint_is_damaged_nothing_starts_over(toy, copy):
   for step in (8, 12):
     damage_item(copy / f"checkpoints/{step}/bank")
   with pytest.raises(InputError, match="every checkpoint is damaged; restore one, or delete .*damaged and start again"):
-    toy.run(copy, skip_damaged_checkpoints=True)
+    toy.run(copy, skip_damaged=True)
 
 
 def test_a_half_written_checkpoint_is_not_restored(toy, whole, copy):
@@ -211,7 +211,7 @@ def test_scalars_that_cannot_be_written_do_not_end_a_run(toy, tmp_path):
 
 
 def test_retention(toy, tmp_path):
-  toy.run(tmp_path, checkpoint_every=1, keep_checkpoints=3, keep_every=4)
+  toy.run(tmp_path, every=1, keep=3, keep_every=4)
   assert sorted(int(entry.name) for entry in (tmp_path / "checkpoints").iterdir()) == [4, 8, 10, 11, 12]
 
 

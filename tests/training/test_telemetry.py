@@ -11,15 +11,15 @@ import pytest
 
 from hiermem_jax.data.packed.decomposition import DecomposedDataset
 from hiermem_jax.errors import InputError
-from hiermem_jax.models import AnchorConfig, MemoryConfig
+from hiermem_jax.models import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.models.bank import RowGradient
+from hiermem_jax.models.losses import anchor_losses
 from hiermem_jax.pod.peaks import peak_flops
 from hiermem_jax.train import train
 from hiermem_jax.training.checkpoint import CheckpointStore, load_model
-from hiermem_jax.training.recorder import training_flops
-from hiermem_jax.training.step import anchor_losses
-from hiermem_jax.training.telemetry import Losses, describe_step
-from hiermem_jax.training.validation import Validation
+from hiermem_jax.training.config import Objective, TrainingRun, ValidationConfig
+from hiermem_jax.training.telemetry import Losses, step_scalars
+from hiermem_jax.training.validation import HeldOut
 
 
 def test_losses_are_split_by_memory_and_by_level_1_cluster():
@@ -35,7 +35,7 @@ def test_losses_are_split_by_memory_and_by_level_1_cluster():
     "bank": {"level_1": np.full((5, 9), 0.5), "level_2": rows["level_2"]},
   }
   leaf, losses, grads, updates = jax.tree.map(jnp.asarray, (leaf, losses, grads, updates))
-  found = {name: float(value) for name, value in describe_step(memory, leaf, losses, grads, updates).items()}
+  found = {name: float(value) for name, value in step_scalars(memory, leaf, losses, grads, updates).items()}
   assert found == pytest.approx({
     "loss/generic": 3.0,
     "loss/fetched": 22 / 9,
@@ -51,7 +51,7 @@ def test_losses_are_split_by_memory_and_by_level_1_cluster():
     "touched/level_1": 1.0,  # all three clusters
     "touched/level_2": 4 / 9,  # rows 0, 2, 3 and 8; 9 is generic, the others are past the end
   })  # fmt: skip
-  assert describe_step(None, leaf, losses, grads, updates) == {}
+  assert step_scalars(None, leaf, losses, grads, updates) == {}
 
 
 def test_scalars_of_a_run_add_up(toy, whole):
@@ -69,13 +69,19 @@ def test_scalars_of_a_run_add_up(toy, whole):
   assert 0 < summary["checkpoint_seconds"] < summary["seconds"] and summary["mean_tokens_per_second"] > 0
 
 
-def test_flops_of_training_are_three_forward_passes_less_what_a_frozen_anchor_saves():
+def test_flops_of_training_are_three_forward_passes_less_what_a_frozen_anchor_saves(toy):
   anchor = AnchorConfig(num_layers=2, width=8, num_heads=2, head_dim=4, mlp_width=16, vocab_size=32)
   memory = MemoryConfig(rows=(4,), branching=2)
-  forward, block = anchor.flops_per_token(64), memory.flops_per_token(anchor)
-  assert training_flops(anchor, None, frozen_anchor=False)(64) == 3 * forward
-  assert training_flops(anchor, memory, frozen_anchor=False)(64) == 3 * (forward + block)
-  assert training_flops(anchor, memory, frozen_anchor=True)(64) == 2 * forward + 3 * block
+  forward, block = anchor.flops_per_token(64), 2 * 2 * 4 * 3 * 8  # 2 FLOPs a parameter, 2 layers of 4 neurons
+
+  def flops(memory, frozen_anchor):
+    model, objective = ModelConfig(anchor=anchor, memory=memory), Objective(frozen_anchor=frozen_anchor)
+    run = TrainingRun(model=model, optimizer=toy.optimizer, steps=8, batch_size=4, objective=objective)
+    return run.flops_per_token(64)
+
+  assert flops(None, False) == 3 * forward
+  assert flops(memory, False) == 3 * (forward + block)
+  assert flops(memory, True) == 2 * forward + 3 * block
 
 
 @pytest.mark.parametrize(
@@ -98,15 +104,15 @@ def test_held_out_loss_and_the_best_model(toy, tmp_path):
   """The loss is that of the plain forward pass; the best model is kept, and a resumed run does not forget it."""
   held_out = [toy.random_batch(step) for step in (101, 102)]
   held_out[1]["decoder_loss_weights"][3:] = 0
-  validation = Validation(lambda: held_out, every=3)
-  state, _ = toy.run(tmp_path, validation=validation, checkpoint_every=6)
+  validation = HeldOut(lambda: held_out, every=3)
+  state, _ = toy.run(tmp_path, held_out=validation, every=6)
   losses = {line["step"]: line["loss/validation"] for line in toy.metrics(tmp_path) if "loss/validation" in line}
   assert list(losses) == [3, 6, 9, 12]
 
   def expected(params):
     total = tokens = 0.0
     for batch in held_out:
-      block = toy.fetch(params["bank"], batch["memory_leaf"], toy.memory, toy.anchor, toy.mesh)
+      block = toy.fetch(params["bank"], batch["memory_leaf"], toy.model, toy.mesh)
       values, _ = anchor_losses(toy.anchor, params["anchor"], batch, block)
       total += float((values * batch["decoder_loss_weights"]).sum())
       tokens += batch["decoder_loss_weights"].sum()
@@ -118,8 +124,8 @@ def test_held_out_loss_and_the_best_model(toy, tmp_path):
   assert model.metadata["step"] == best and model.metadata["validation_loss"] == pytest.approx(losses[best])
   assert expected(model.params) == pytest.approx(losses[best], rel=1e-5)
   # A worse model later, from a resumed run, does not replace it.
-  worse = dataclasses.replace(validation, batches=lambda: [toy.random_batch(500) | {"memory_leaf": np.full(6, -1)}])
-  toy.run(tmp_path, validation=worse, steps=12)
+  worse = validation._replace(batches=lambda: [toy.random_batch(500) | {"memory_leaf": np.full(6, -1)}])
+  toy.run(tmp_path, held_out=worse, steps=12)
   assert load_model(str(tmp_path / "best"), toy.mesh).metadata["step"] == best
 
 
@@ -132,22 +138,13 @@ def packed(write_packed, tmp_path_factory):
 
 
 def verb(toy, run_dir, packed, **changes):
-  settings = {
-    "run_dir": str(run_dir),
-    "dataset": packed,
-    "anchor": toy.anchor,
-    "memory": toy.memory,
-    "optimizer": toy.optimizer,
-    "steps": 6,
-    "batch_size": 4,
-    "log_every": 1,
-  }
-  train(**settings | changes)
+  run = toy.training_run(changes, steps=6, batch_size=4)
+  train(run_dir=str(run_dir), dataset=packed, run=run, **changes)
 
 
 def test_the_verb_measures_every_held_out_sequence_once(toy, packed, tmp_path):
   """21 sequences in batches of 4; the last is filled up with no tokens."""
-  verb(toy, tmp_path, packed, validation=packed, validate_every=6)
+  verb(toy, tmp_path, packed, validation=ValidationConfig(dataset=packed, every=6))
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   (loss,) = [line["loss/validation"] for line in lines if "loss/validation" in line]
   from hiermem_jax.data.packed.batches import in_order
@@ -168,18 +165,20 @@ def test_profiled_steps_leave_a_trace(toy, packed, tmp_path):
 
 
 def test_validation_that_cannot_be_used(toy, packed, write_decomposed, tmp_path):
-  with pytest.raises(InputError, match="validate_every = 0"):
-    verb(toy, tmp_path, packed, validation=packed, validate_every=0)
+  with pytest.raises(InputError, match="ValidationConfig.every = 0"):
+    ValidationConfig(dataset=packed, every=0)
   sequences = {n: [(0, np.zeros(n, np.int32), np.ones(n, np.int32))] * 8 for n in (8, 16)}
   several = write_decomposed(str(tmp_path / "several"), sequences, vocab_size=13, num_leaves=4)
   assert isinstance(several, DecomposedDataset)
   with pytest.raises(InputError, match="several: of several lengths; bind one of its datasets"):
-    verb(toy, tmp_path, packed, validation=several.directory)
+    verb(toy, tmp_path, packed, validation=ValidationConfig(dataset=several.directory))
 
 
 def test_a_subtree_reads_its_own_sequences_alone(toy, packed, tmp_path):
   memory = dataclasses.replace(toy.memory, part=1)
-  verb(toy, tmp_path, packed, memory=memory, generic_probability=0.0, validation=packed, validate_every=6)
+  verb(
+    toy, tmp_path, packed, memory=memory, generic_probability=0.0, validation=ValidationConfig(dataset=packed, every=6)
+  )
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   for line in lines:
     assert not {"loss/cluster_00", "loss/generic"} & line.keys()

@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import flax
 import jax
 import jax.numpy as jnp
 
-if TYPE_CHECKING:
-  from hiermem_jax.models.config import AnchorConfig
+from hiermem_jax.models.anchor_config import AnchorConfig
 
 Vectors = Mapping[str, jax.Array]  # name -> [B, R, width], of one layer
 
@@ -37,7 +36,7 @@ class MemoryKind:
       outputs [B, S, N, H]); and `feed_forward` (x: its normalised input [B, S, D]; added to its output).
   """
 
-  vectors: Callable[["AnchorConfig"], dict[str, Vector]]
+  vectors: Callable[[AnchorConfig], dict[str, Vector]]
   adds: Mapping[str, Callable[[Vectors, jax.Array], jax.Array]]
 
 

@@ -1,0 +1,78 @@
+"""Configuration of the anchor, and the arithmetic on it. Pure Python."""
+
+import dataclasses
+from typing import Literal
+
+from hiermem_jax.errors import InputError
+
+
+def require_positive(owner: object, *names: str) -> None:
+  """Raises InputError for the first of `names` whose value in `owner`, a configuration, is not positive."""
+  for name in names:
+    if getattr(owner, name) <= 0:
+      raise InputError(f"{type(owner).__name__}.{name} = {getattr(owner, name)}: must be positive; bind another value")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnchorConfig:
+  """The small dense transformer (paper, Appendix A, Tables 4-6 and 8).
+
+  The defaults that are not sizes follow the paper and the code base it names:
+  gain-only LayerNorm, q/k norm over the flat head width, RoPE base 100,000.
+  """
+
+  num_layers: int  # L
+  width: int  # D
+  num_heads: int  # N
+  head_dim: int  # H; N * H need not equal D (the 160M anchor has 12 * 32 = 384, D = 512)
+  mlp_width: int  # F, the SwiGLU inner width
+  tied_embeddings: bool = False
+  vocab_size: int = 50432  # V; the gpt-neox vocabulary, padded
+  norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+  norm_eps: float = 1e-5
+  qk_norm: bool = True
+  rope_base: float = 100_000.0
+  dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations and matmuls; parameters are float32
+  remat: Literal["none", "dots", "full"] = "none"  # what the backward pass keeps: all, matmul outputs, layer inputs
+  attention: Literal["xla", "splash"] = "xla"  # splash: the flash-attention kernel for TPUs
+  logits_chunk: int | None = None  # positions whose logits exist at a time in training; None: the whole sequence's
+
+  def __post_init__(self):
+    """Rejects sizes that no decoder can have."""
+    require_positive(self, "num_layers", "width", "num_heads", "head_dim", "mlp_width", "vocab_size", "norm_eps")
+    require_positive(self, "rope_base")
+    if self.head_dim % 2:
+      raise InputError(f"AnchorConfig.head_dim = {self.head_dim}: RoPE rotates pairs; bind an even number")
+    if self.logits_chunk is not None:
+      require_positive(self, "logits_chunk")
+
+  @property
+  def attention_width(self) -> int:
+    """N * H, the flat width of q, k and v (`a` in the count below)."""
+    return self.num_heads * self.head_dim
+
+  @property
+  def embedding_params(self) -> int:
+    """Input table plus, when not tied, the output head."""
+    return (1 if self.tied_embeddings else 2) * self.vocab_size * self.width
+
+  @property
+  def params(self) -> int:
+    """Total parameters: E*V*D + L*(4*D*a + 3*D*F + 2*D + 2*a) + D.
+
+    Agrees with all nine counts published in the paper's Tables 4-6 and 8. Without q/k norm the 2*a term is gone.
+    """
+    d, a = self.width, self.attention_width
+    norms = 2 * d + (2 * a if self.qk_norm else 0)
+    return self.embedding_params + self.num_layers * (4 * d * a + 3 * d * self.mlp_width + norms) + d
+
+  def flops_per_token(self, context_length: int) -> int:
+    """Forward FLOPs per token: 2 per matmul weight, plus causal attention.
+
+    Counts the output head (tied or not) and not the embedding lookup. A token attends on average to half of
+    `context_length` positions: q.k and p.v together cost 2 * a * context_length per layer. Training costs three
+    times this (forward, and twice that backward).
+    """
+    d, a = self.width, self.attention_width
+    weights = self.num_layers * (4 * d * a + 3 * d * self.mlp_width) + self.vocab_size * d
+    return 2 * weights + self.num_layers * 2 * a * context_length
