@@ -31,7 +31,7 @@ import mutants
 import sample
 
 ROOT = pathlib.Path(__file__).parents[2]
-RESULTS = pathlib.Path(__file__).with_name("results.jsonl")
+RESULTS = pathlib.Path(__file__).with_name("results")  # a file for every room
 EQUIVALENT = pathlib.Path(__file__).with_name("equivalent.json")
 LIBRARIES = (
   "pytest",
@@ -57,24 +57,19 @@ LIBRARIES = (
   "transformers",
   "array_record.python.array_record_module",
 )
-MAPPED = (  # folders and files of tests whose coverage is measured
-  "tests/models",
-  "tests/parallel/test_mesh.py",
-  "tests/parallel/test_exchange.py",
-  "tests/training",
-  "tests/retrieval",
-  "tests/data/packed",
-  "tests/data/text",
-  "tests/data/tasks",
-  "tests/data/sources",
-  "tests/data/world",
-  "tests/data/corpus",
-  "tests/data/test_seqio_tasks.py",
-  "tests/evaluation",
-  "tests/inference",
-  "tests/tpu_setup",
-  "tests/golden/test_paper_numbers.py",
-)
+MEASURED = {  # the tests of a room that run in the process of pytest; their coverage is measured
+  "models": ["tests/models", "tests/golden/test_paper_numbers.py"],
+  "parallel": ["tests/parallel/test_mesh.py", "tests/parallel/test_exchange.py", "tests/training"],
+  "training": ["tests/training"],
+  "retrieval": ["tests/retrieval"],
+  "data": [
+    *(f"tests/data/{folder}" for folder in ("packed", "text", "tasks", "sources", "world", "corpus")),
+    "tests/data/test_seqio_tasks.py",
+  ],
+  "evaluation": ["tests/evaluation"],
+  "inference": ["tests/inference", "tests/evaluation"],
+  "tpu_setup": ["tests/tpu_setup"],
+}
 THOROUGH = {
   "parallel": ["tests/parallel", "tests/golden"],
   "training": ["tests/training", "tests/parallel", "tests/test_train.py", "tests/multihost"],
@@ -139,6 +134,12 @@ class Worker:
       if (ROOT / file).is_file():
         (self.tree / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / file, self.tree / file)
+    for command in (
+      ["init", "-q"],
+      ["add", "-A"],
+      ["-c", "user.name=copy", "-c", "user.email=", "commit", "-qm", "copy"],
+    ):
+      subprocess.run(["git", *command], cwd=self.tree, check=True)
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what a child leaves running becomes ours, to end
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[number % len(cores)]})
@@ -334,14 +335,17 @@ def _run(work: pathlib.Path, workers: int, tasks: list[tuple]):
 
 
 def _load() -> dict[mutants.Mutant, dict]:
-  fields = [field.name for field in dataclasses.fields(mutants.Mutant)]
-  lines = map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines()) if RESULTS.exists() else ()
-  return {mutants.Mutant(**{name: line.pop(name) for name in fields}): line for line in lines}
+  fields, results = [field.name for field in dataclasses.fields(mutants.Mutant)], {}
+  for path in sorted(RESULTS.glob("*.jsonl")):
+    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+      results[mutants.Mutant(**{name: line.pop(name) for name in fields})] = line
+  return results
 
 
-def _store(results: dict[mutants.Mutant, dict]) -> None:
-  lines = (json.dumps(dataclasses.asdict(mutant) | about, ensure_ascii=False) for mutant, about in results.items())
-  RESULTS.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+def _store(results: dict[mutants.Mutant, dict], room: str) -> None:
+  chosen = (dataclasses.asdict(mutant) | about for mutant, about in results.items() if _room(mutant) == room)
+  text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in chosen)
+  (RESULTS / f"{room}.jsonl").write_text(text, encoding="utf-8")
 
 
 def _room(mutant: mutants.Mutant) -> str:
@@ -380,7 +384,7 @@ def main():
   parser.add_argument("--workers", type=int, default=2)
   parser.add_argument("--again", action="store_true", help="run survivors again")
   parser.add_argument("--thorough", action="store_true", help="run survivors again, with the tests of whole folders")
-  parser.add_argument("--measure", nargs="*", help="measure coverage of these folders again (none: of all)")
+  parser.add_argument("--measure", action="store_true", help="measure again which tests execute what")
   parser.add_argument("--report", action="store_true", help="print the tables alone")
   options = parser.parse_args()
   results = _load()
@@ -392,15 +396,14 @@ def main():
   for room in rooms:
     if not any(_room(mutant) == room for mutant in results):
       results |= {mutant: {} for mutant in sample.draw(ROOT, room)}
-  _store(results)
-  targets = {f: options.work / f"map-{f.replace('/', '-')}.json" for f in MAPPED if (ROOT / f).exists()}
-  chosen = (
-    options.measure or list(targets) if options.measure is not None else [f for f in targets if not targets[f].exists()]
-  )
+      _store(results, room)
+  folders = dict.fromkeys(f for room in rooms for f in MEASURED[room] if (ROOT / f).exists())
+  targets = {f: options.work / f"map-{f.replace('/', '-')}.json" for f in folders}
+  chosen = [f for f in targets if options.measure or not targets[f].exists()]
   for (_, folder, target), _ in _run(options.work, options.workers, [("measure", f, targets[f]) for f in chosen]):
     found = json.loads(target.read_text())
     print(
-      f"{folder}: {len(found['durations'])} tests, {found['cpu']:.0f} s of CPU, first failure {found['failed']}",
+      f"{folder}: {len(found['durations'])} tests, {found['cpu']:.0f} s of CPU, failing: {list(found['failed'])}",
       flush=True,
     )
   tests, tasks = TestMap(options.work), []
@@ -410,8 +413,8 @@ def main():
       folders = THOROUGH.get(_room(mutant), [f"tests/{_room(mutant)}"])
       tasks.append(("judge", mutant, [folders] if options.thorough else tests.stages(ROOT, mutant)))
   for (_, mutant, _), about in _run(options.work, options.workers, tasks):
-    results[mutant] = about
-    _store(results)
+    results[mutant] = about | {"first": results[mutant].get("first", about["fate"])}
+    _store(results, _room(mutant))
     print(
       f"{about.get('fate')} {about.get('cpu')} s {mutant.module}:{about.get('line')}\n  + {mutant.after}", flush=True
     )
