@@ -290,8 +290,9 @@ class TestMap:
       low, high = (place.start[0] - 6, place.end[0] + 6) if mutant.function else (0, len(near))
       tests = set().union(*(lines[line] for line in range(low, high)))
     files = {test.split("::")[0] for test in tests}
-    own = f"test_{pathlib.Path(mutant.module).stem}.py"
-    others = {t for t in self.durations if t.split("::")[0] in files or own in t} - tests
+    module = pathlib.Path(mutant.module)
+    own = str(pathlib.Path("tests", *module.parts[1:-1])) if mutant.module.startswith("h") else "tests/tpu_setup"
+    others = {t for t in self.durations if t.split("::")[0] in files or (not tests and t.startswith(f"{own}/"))} - tests
     return [self._chosen(group) for group in (tests, others)]
 
   def _chosen(self, tests: set[str]) -> list[str]:

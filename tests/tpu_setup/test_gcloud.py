@@ -317,7 +317,8 @@ def test_status_and_logs_name_the_hosts(cloud):
   (cloud.folder / "exists").touch()
   cloud("launch", *RUN)
   cloud.answer(("--worker=1&tail -n 5", 0, "one\ntwo", 1))
-  assert "hiermem:7  running     step 7" in cloud("status")
+  lines = cloud("status").splitlines()
+  assert lines == ["hiermem: active (ACTIVE)", *(f"hiermem:{host}  running     step 7" for host in range(8))]
   assert "hiermem:1| one\nhiermem:1| two" in cloud("logs", "--lines=5", "--host=1")
   assert "--host=8: hiermem has hosts 0 to 7" in cloud("logs", "--host=8", status=2)
 
@@ -335,8 +336,14 @@ def test_no_slice(cloud, command):
 
 @pytest.mark.parametrize("command", ["create", "bootstrap", "launch", "status", "watch", "stop", "delete"])
 def test_dry_run_touches_nothing(cloud, command):
+  """It prints what the command would run; `watch` creates, sets up and starts."""
   output = cloud(command, "--dry_run", *(RUN if command in ("launch", "watch") else ()))
-  assert "gcloud compute tpus" in output
+  words = {
+    "watch": ["queued-resources create", "bootstrap.sh", "start.sh"],
+    "launch": ["start.sh"],
+    "stop": ["stop.sh"],
+  }
+  assert all(word in output for word in ["gcloud compute tpus", *words.get(command, [])])
   assert cloud.calls == []
 
 

@@ -99,6 +99,33 @@ def test_costs_from_first_principles(capsys, tmp_path):
   assert "nowhere.gin" in capsys.readouterr().err
 
 
+def test_page_of_costs(tmp_path):
+  """256 chips for 8 days at half of their peak of 197 TFLOP/s, as one slice and as two."""
+  prices = tmp_path / "prices.toml"
+  prices.write_text("[v5e]\nspot = 0.5\n")
+  flops = 256 * 8 * 24 * 3600 * 197e12 / 2
+  for slices, on in (
+    (1, "on v5e:16x16      192.0 hours (8.0 days) on 256"),
+    (2, "on 2 x v5e:16x16  96.0 hours (4.0 days) on 512"),
+  ):
+    found = config.load(None, CLOUD | {"topology": "v5e:16x16", "slices": slices})
+    assert costs.report(found, flops, 0.5, prices).splitlines() == [
+      "model FLOPs       1.743e+22",
+      "chip-hours        49,152 of v5e at 50% of 197 TFLOP/s",
+      f"{on} chips",
+      "price             24,576 at 0.5 per chip and hour (spot)",
+      f"a forgotten slice {128 * slices}.00 an hour, {3072 * slices:,} a day",
+    ]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "true", "'1'"])
+def test_price_that_is_none(tmp_path, value):
+  prices = tmp_path / "prices.toml"
+  prices.write_text(f"[v5e]\nspot = {value}\n")
+  with pytest.raises(InputError, match="prices.toml: v5e, spot = .*: give a price for one chip and hour"):
+    costs.price(config.load(None, CLOUD), prices)
+
+
 def test_prices_name_every_chip():
   assert set(tomllib.loads(costs.PRICES.read_text())) == set(config.CHIPS)
 
@@ -330,6 +357,7 @@ def test_shell_tries_again_and_says_what_failed(tmp_path):
   counted = f"echo x >> {tmp_path}/count; echo ERROR out; echo 'ERROR: no luck' >&2; echo after >&2; exit 3"
   with pytest.raises(CommandError) as caught:
     shell.run(["sh", "-c", counted], again=lambda error: error.status == 3)
+  assert str(caught.value).endswith("exit 3': status 3: ERROR: no luck\nafter")
   assert caught.value.line == "ERROR: no luck" and (tmp_path / "count").read_text() == "x\n" * 3 and pauses == [2, 4]
   with pytest.raises(CommandError):
     shell.run(["sh", "-c", counted], again=lambda error: False)
