@@ -57,6 +57,7 @@ LIBRARIES = (
   "transformers",
   "array_record.python.array_record_module",
 )
+GOLDEN = "tests/golden/test_runs.py"  # sees every default
 MEASURED = {  # the tests of a room that run in the process of pytest; their coverage is measured
   "models": ["tests/models", "tests/golden/test_paper_numbers.py"],
   "parallel": ["tests/parallel/test_mesh.py", "tests/parallel/test_exchange.py", "tests/training"],
@@ -291,8 +292,10 @@ class TestMap:
       tests = set().union(*(lines[line] for line in range(low, high)))
     files = {test.split("::")[0] for test in tests}
     module = pathlib.Path(mutant.module)
-    own = str(pathlib.Path("tests", *module.parts[1:-1])) if mutant.module.startswith("h") else "tests/tpu_setup"
-    others = {t for t in self.durations if t.split("::")[0] in files or (not tests and t.startswith(f"{own}/"))} - tests
+    own = "tests/" + "/".join(module.parts[1:-1] if module.parts[0] == "hiermem_jax" else module.parts[:1])
+    if not tests or not mutant.function:  # executed at import alone
+      files |= {t.split("::")[0] for t in self.durations if t.startswith((f"{own}/", GOLDEN))}
+    others = {t for t in self.durations if t.split("::")[0] in files} - tests
     return [self._chosen(group) for group in (tests, others)]
 
   def _chosen(self, tests: set[str]) -> list[str]:
@@ -398,7 +401,7 @@ def main():
     if not any(_room(mutant) == room for mutant in results):
       results |= {mutant: {} for mutant in sample.draw(ROOT, room)}
       _store(results, room)
-  folders = dict.fromkeys(f for room in rooms for f in MEASURED[room] if (ROOT / f).exists())
+  folders = dict.fromkeys(f for room in rooms for f in [*MEASURED[room], GOLDEN] if (ROOT / f).exists())
   targets = {f: options.work / f"map-{f.replace('/', '-')}.json" for f in folders}
   chosen = [f for f in targets if options.measure or not targets[f].exists()]
   for (_, folder, target), _ in _run(options.work, options.workers, [("measure", f, targets[f]) for f in chosen]):

@@ -148,6 +148,26 @@ def test_nearest_is_what_float64_finds_however_close():
   np.testing.assert_array_equal(found, exact)
 
 
+@pytest.mark.parametrize("example_norm, centroid_norm", [(1, 1), (1e4, 10), (10, 1e4)])
+def test_no_rounding_of_the_products_changes_the_nearest(example_norm, centroid_norm):
+  """Products as wrong as float32 products of E terms may be (Higham 2002, section 3.1), each in the worst direction."""
+  rng, eps = np.random.default_rng(8), np.finfo(np.float32).eps
+  x = np.float32(example_norm) * _unit(rng.standard_normal((400, 32)))
+  apart = 1e-6 * rng.standard_normal((12, 32))
+  centroids = (centroid_norm * (_unit(rng.standard_normal((1, 32))) + apart)).astype(np.float32)
+  products = x.astype(np.float64) @ centroids.T.astype(np.float64)
+  norms = np.square(centroids.astype(np.float64)).sum(axis=1)
+  exact = (norms / 2 - products).argmin(axis=1)
+  second = np.argsort(norms / 2 - products, axis=1)[:, 1]
+  error = 0.9 * 32 * eps / 2 * np.linalg.norm(x, axis=1) * centroid_norm
+  products[np.arange(400), exact] -= error
+  products[np.arange(400), second] += error
+  found = kmeans.nearest_candidate(
+    x, centroids, np.zeros(400, np.int32), products.astype(np.float32), norms.astype(np.float32)
+  )
+  np.testing.assert_array_equal(found, exact)
+
+
 def test_nearest_takes_the_first_of_equal_centroids():
   x = _unit(np.random.default_rng(6).standard_normal((300, 48)))
   centroids = np.tile(x[:5], (4, 1))

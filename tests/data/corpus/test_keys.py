@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from hiermem_jax.data.corpus.config import PackConfig
 from hiermem_jax.data.corpus.keys import in_sample, mix, partition, window_keys
+from hiermem_jax.data.corpus.pack import PackJob
 
 
 def test_mix_is_splitmix64():
@@ -46,3 +48,21 @@ def test_partitions_are_ascending_ranges():
   assert np.all(np.diff(parts) >= 0) and parts.min() == 0 and parts.max() == 6
   assert partition(np.array([2**64 - 1], np.uint64), 2**20)[0] == 2**20 - 1
   assert partition(hashes, 1).max() == 0
+
+
+def test_sequences_of_all_groups_have_hashes_of_their_own():
+  """Also where the sum of a group's hash and a sequence's number is beyond 64 bits."""
+  job = PackJob(
+    work="",
+    directories={},
+    config=PackConfig(seed=3),
+    eot_id=0,
+    dtype="uint16",
+    branching=2,
+    pieces={},
+    random_leaves=None,
+  )
+  bases = [int(base) for base in job.mix(np.arange(100), 3)] + [2**64 - 1]
+  hashes = {job.sequence_hash(base, number) for base in bases for number in range(100)}
+  assert len(hashes) == 101 * 100
+  assert all(0 <= value < 2**64 for value in hashes)

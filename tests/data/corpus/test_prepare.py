@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import gzip
 import json
+import logging
 import pathlib
 
 import numpy as np
@@ -388,6 +389,20 @@ def test_bad_input_in_another_process_is_one_line(build, tmp_path):
   with pytest.raises(InputError, match=r"[ab]\.jsonl\.gz: not a compressed file") as caught:
     build(tmp_path / "set", source=source, runner=TWO)
   assert "\n" not in str(caught.value)
+
+
+def test_a_failing_pipeline_says_nothing_but_its_error():
+  """Beam's own logger would print the traceback of every try."""
+  logger = logging.getLogger("apache_beam")
+  before = logger.level
+
+  def build_failing(pipeline):
+    assert not logger.isEnabledFor(logging.ERROR)
+    raise InputError("a.jsonl: not a compressed file")
+
+  with pytest.raises(InputError, match="^a.jsonl: not a compressed file$"):
+    BeamConfig().run(build_failing, 1)
+  assert logger.level == before
 
 
 def test_an_unknown_runner(build):

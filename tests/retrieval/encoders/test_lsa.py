@@ -98,6 +98,13 @@ def test_only_the_first_max_words_count(corpus):
   assert not np.allclose(*encoder.encode([" ".join(words), " ".join(["planet"] * 5 + words)]))
 
 
+def test_word_counts_are_exact():
+  counts = LsaEncoder(num_features=2**12).count_words(["ore ore metal", "", "the of"])  # the last are stop words
+  assert counts.dtype == np.float32 and counts.shape == (3, 2**12)
+  assert sorted(counts.toarray()[0][counts.toarray()[0] > 0]) == [1, 2]
+  assert counts[1:].nnz == 0
+
+
 def test_word_ngrams_see_word_order(corpus):
   pair = ["orbit moon river", "river moon orbit"]
   one = LsaEncoder(dim=16).fit([*corpus[0], *pair])
