@@ -40,6 +40,7 @@ def rejected(*bindings: str, files=(_A2,), verb: str = "train") -> str:
     ("ModelConfig.memory = 4", ["ModelConfig.memory = 4: must be MemoryConfig | None"]),
     ("ModelConfig.memory = @MemoryConfig", ["write @MemoryConfig() to construct one"]),
     ("MemoryConfig.rows = (1, 2.5)", ["MemoryConfig.rows = (1, 2.5): must be tuple[int, ...]"]),
+    (f"MemoryConfig.rows = {(1,) * 300 + (2.5,)}", ["2.5): must be tuple[int, ...]"]),  # each element is looked at
     ("AnchorConfig.norm = 'batchnorm'", ["must be Literal['layernorm', 'rmsnorm']"]),
     ("AnchorConfig.width = -512", ["AnchorConfig.width = -512: must be positive; bind another value"]),
   ],

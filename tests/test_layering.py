@@ -75,7 +75,6 @@ _TESTED_IN: dict[str, str] = {
   "cluster.py": "test_cli.py",
   "prepare.py": "test_cli.py",
   "evaluate.py": "test_cli.py",
-  "quickstart.py": "test_cli.py",
   "merge.py": "test_phases.py",
   "evaluate_tasks.py": "evaluation/test_evaluate_tasks.py",
   "models/anchor_config.py": "models/test_config.py",

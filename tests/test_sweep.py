@@ -1,7 +1,10 @@
 """The sweep runner on commands that take no time: order, resuming, failures, preemption."""
 
 import json
+import os
 import sys
+import threading
+import types
 
 import pytest
 
@@ -104,13 +107,80 @@ def test_a_preempted_run_is_started_again(folder):
   assert launcher.started.count("one_0") == 3
 
 
-def test_local_runs_are_processes_with_a_log(tmp_path, monkeypatch):
-  program = "print('hello'); raise SystemExit(7)"
-  monkeypatch.setattr(sweep.Job, "command", property(lambda job: [sys.executable, "-c", program]))
-  children, log = [], tmp_path / "log"
-  job = sweep.Job("one", 0, {}, [], tmp_path / "run")
-  assert sweep.run_local(job, log, 0, children.append) == 7
-  assert log.read_text() == "hello\n" and len(children) == 1
+def test_both_reports_of_a_run_are_kept(folder):
+  spec = json.loads((folder / "sweep.json").read_text())
+  (folder / "sweep.json").write_text(json.dumps(spec | {"train": "report.json"}))
+  run(folder, Launcher(), only="one")
+  assert [line["train"] for line in results(folder)] == [{"of": "one_0"}, {"of": "one_1"}]
+
+
+def test_workers_are_numbered_where_there_are_several(folder):
+  for jobs, numbers in ((1, {None}), (2, {0, 1})):
+    launcher = Launcher()
+    together = threading.Barrier(jobs, timeout=30)
+    seen = set()
+
+    def launch(job, log, worker, started, launcher=launcher, together=together, seen=seen):
+      if job.name == "setup":  # one for each worker
+        together.wait()
+      seen.add(worker)
+      return launcher(job, log, worker, started)
+
+    run(folder, launch, jobs)
+    assert seen == numbers
+    (folder / "results.jsonl").unlink()
+
+
+def test_time_that_is_left(folder, monkeypatch, capsys):
+  """Every run takes two minutes; there are six."""
+  launcher, clock = Launcher(), iter(range(0, 10**6, 120))
+  now = [0]
+  monkeypatch.setattr(sweep, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+
+  def launch(*arguments):
+    now[0] = next(clock) + 120
+    return launcher(*arguments)
+
+  run(folder, launch, 1)
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0] == "6 runs, 0 done before"
+  assert lines[1].endswith("done in 120 s; about 10 min left") and lines[-1].endswith("; about 0 min left")
+
+
+@pytest.fixture
+def local(tmp_path, monkeypatch):
+  """Runs a program as a job on this machine; returns its exit status and its log."""
+
+  def run_program(program, worker=None, started=lambda child: None):
+    monkeypatch.setattr(sweep.Job, "command", property(lambda job: [sys.executable, "-c", program]))
+    status = sweep.run_local(sweep.Job("one", 0, {}, [], tmp_path / "run"), tmp_path / "log", worker, started)
+    return status, (tmp_path / "log").read_text()
+
+  return run_program
+
+
+def test_local_runs_are_processes_with_a_log(local):
+  children = []
+  assert local("print('hello'); raise SystemExit(7)", 0, children.append) == (7, "hello\n")
+  assert len(children) == 1
+  assert local("import sys; print('again', file=sys.stderr)") == (0, "hello\nagain\n")  # a second try goes on in it
+
+
+def test_local_runs_have_a_core_a_session_and_an_environment(local, monkeypatch):
+  """A session of their own, so that Ctrl-C reaches the runner alone."""
+  program = """
+import json, os
+print(json.dumps([sorted(os.sched_getaffinity(0)), os.getsid(0) == os.getpid(), dict(os.environ)]))
+"""
+  core = max(os.sched_getaffinity(0))
+  monkeypatch.setenv("OF_THE_USER", "x")
+  monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+  cores, own_session, environment = json.loads(local(program, core)[1])
+  assert cores == [core] and own_session
+  assert environment["OF_THE_USER"] == "x" and environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+  monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+  cores, _, environment = json.loads(local(program)[1].splitlines()[1])
+  assert cores == sorted(os.sched_getaffinity(0)) and environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"
 
 
 @pytest.mark.parametrize(
