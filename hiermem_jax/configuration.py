@@ -15,16 +15,14 @@ import importlib
 import inspect
 import os
 import pathlib
-import re
 import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import gin
-from beartype import BeartypeConf
-from beartype.door import is_bearable
 from gin import config_parser
 
+from hiermem_jax.arguments import check_type, checked, with_fields_of
 from hiermem_jax.errors import InputError
 from hiermem_jax.verbs import VERBS
 
@@ -35,7 +33,6 @@ T = TypeVar("T", bound="DataclassInstance")
 
 # Where "gin/..." starts for who is not in the checkout's root.
 _ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
-_NUMBERS = BeartypeConf(is_pep484_tower=True)  # an int is welcome where a float is expected
 # Defaults that gin constructs, so that what is bound to them counts.
 _DEFAULTS = """
 train.model = @ModelConfig()
@@ -52,55 +49,6 @@ prepare.read = @ReadConfig()
 prepare.beam = @BeamConfig()
 """
 _dry = False  # whether a dry run is under way
-
-
-def _checked(target: Callable, name: str, is_verb: bool = False) -> Callable:
-  """`target` behind a check of every argument against its annotation; in a dry run a verb itself is not called."""
-  signature = inspect.signature(target)
-
-  @functools.wraps(target)
-  def call(*args, **kwargs):
-    bound = signature.bind_partial(*args, **kwargs).arguments
-    required = [p.name for p in signature.parameters.values() if p.default is p.empty]
-    if missing := [f"{name}.{argument}" for argument in required if argument not in bound]:
-      remedy = f'bind in a gin file or with --gin_bindings="{missing[0]} = ..."'
-      raise InputError(f"{', '.join(missing)}: not bound; {remedy}")
-    for argument, value in bound.items():
-      _check_type(f"{name}.{argument}", value, signature.parameters[argument].annotation)
-    return None if is_verb and _dry else target(*args, **kwargs)
-
-  checked: Any = call
-  checked.__signature__ = signature  # which gin reads
-  return checked
-
-
-def _with_fields(function: Callable, argument: str) -> Callable:
-  """`function` with the fields of one of its arguments, a dataclass, as arguments of its own."""
-  signature = inspect.signature(function)
-  made = signature.parameters[argument].annotation
-  fields = inspect.signature(made).parameters
-
-  @functools.wraps(function)
-  def wrapper(**kwargs):
-    values = {name: kwargs.pop(name) for name in tuple(kwargs) if name in fields}
-    return function(**kwargs, **{argument: made(**values)})
-
-  del wrapper.__wrapped__  # gin would look through it, at the arguments of `function`
-  rest = [parameter for name, parameter in signature.parameters.items() if name != argument]
-  expanded: Any = wrapper
-  expanded.__signature__ = signature.replace(parameters=[*rest, *fields.values()])
-  return expanded
-
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-  # beartype looks at one element of a tuple, drawn at random: so at each as a tuple[X, ...] of its own.
-  parts = [value, *((element,) for element in value)] if isinstance(value, tuple) else [value]
-  if all(is_bearable(part, hint, conf=_NUMBERS) for part in parts):
-    return
-  shown = hint.__name__ if isinstance(hint, type) else re.sub(r"\b(\w+\.)+(?=[A-Z])", "", str(hint))
-  if callable(value):
-    raise InputError(f"{name} = @{value.__name__}: must be {shown}; write @{value.__name__}() to construct one")
-  raise InputError(f"{name} = {value!r}: must be {shown}; bind such a value")
 
 
 @functools.cache
@@ -125,15 +73,25 @@ def register() -> None:
     _register(constructor)
   on_registration(_register)  # encoders; also those of a module that a gin file imports
   for verb in VERBS.values():
-    function = getattr(importlib.import_module(verb.module), verb.name)
+    function = _unless_dry(getattr(importlib.import_module(verb.module), verb.name))
     if verb.takes_fields_of is not None:
-      function = _with_fields(function, verb.takes_fields_of)
-    gin.external_configurable(_checked(function, verb.name, is_verb=True), verb.name, module="hiermem_jax")
+      function = with_fields_of(function, verb.takes_fields_of)
+    _register(function)
 
 
-def _register(constructor: type) -> None:
-  name = constructor.__name__
-  gin.external_configurable(_checked(constructor, name), name, module="hiermem_jax")
+def _register(target: Callable) -> None:
+  name = target.__name__
+  gin.external_configurable(checked(target, name), name, module="hiermem_jax")
+
+
+def _unless_dry(verb: Callable) -> Callable:
+  """A verb that does nothing in a dry run."""
+
+  @functools.wraps(verb)
+  def call(**arguments):
+    return None if _dry else verb(**arguments)
+
+  return call
 
 
 @contextlib.contextmanager
@@ -275,7 +233,7 @@ def bound_argument(verb: str, argument: str) -> Any:
     return None if parameter.default is parameter.empty else parameter.default
   with _cause_only():
     value = copy.deepcopy(bindings[argument])  # which is how gin constructs what a reference names
-  _check_type(f"{verb}.{argument}", value, parameter.annotation)
+  check_type(f"{verb}.{argument}", value, parameter.annotation)
   return value
 
 

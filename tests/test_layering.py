@@ -36,10 +36,11 @@ _ROOMS = {
 _FILES = {
   "errors": (),
   "files": (),
+  "arguments": (),
   "verbs": (),
   "sweep": (),
   "run_config": ("parallel.distributed",),
-  "configuration": (*_ALL_ROOMS, "verbs", *VERBS),
+  "configuration": (*_ALL_ROOMS, "arguments", "verbs", *VERBS),
   "cli": ("configuration", "run_config", "verbs", "parallel.distributed"),
   "__main__": ("cli",),
   "__init__": (),

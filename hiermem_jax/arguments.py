@@ -1,0 +1,82 @@
+"""Functions whose arguments are checked against their annotations, as gin calls them.
+
+gin passes on whatever a line of a file says; without these checks a wrong type would show much later, or never.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+
+from hiermem_jax.errors import InputError
+
+_NUMBERS = BeartypeConf(is_pep484_tower=True)  # an int is welcome where a float is expected
+
+
+def checked(target: Callable, name: str) -> Callable:
+  """`target` behind a check of every argument.
+
+  Args:
+    target: a function or a class, all of whose parameters are annotated.
+    name: what messages call it.
+
+  Returns:
+    A function of the same signature. It raises InputError when a required argument is missing or one has the wrong
+    type.
+  """
+  signature = inspect.signature(target)
+
+  @functools.wraps(target)
+  def call(*args, **kwargs):
+    bound = signature.bind_partial(*args, **kwargs).arguments
+    required = [p.name for p in signature.parameters.values() if p.default is p.empty]
+    if missing := [f"{name}.{argument}" for argument in required if argument not in bound]:
+      remedy = f'bind in a gin file or with --gin_bindings="{missing[0]} = ..."'
+      raise InputError(f"{', '.join(missing)}: not bound; {remedy}")
+    for argument, value in bound.items():
+      check_type(f"{name}.{argument}", value, signature.parameters[argument].annotation)
+    return target(*args, **kwargs)
+
+  return _signed(call, signature)
+
+
+def check_type(name: str, value: Any, hint: Any) -> None:
+  """Raises InputError when a value is not of the type that an annotation asks for; `name` is what it is bound to."""
+  # beartype looks at one element of a tuple, drawn at random. So each is looked at as a tuple[X, ...] of its own.
+  parts = [value, *((element,) for element in value)] if isinstance(value, tuple) else [value]
+  if all(is_bearable(part, hint, conf=_NUMBERS) for part in parts):
+    return
+  shown = hint.__name__ if isinstance(hint, type) else re.sub(r"\b(\w+\.)+(?=[A-Z])", "", str(hint))
+  if callable(value):
+    raise InputError(f"{name} = @{value.__name__}: must be {shown}; write @{value.__name__}() to construct one")
+  raise InputError(f"{name} = {value!r}: must be {shown}; bind such a value")
+
+
+def with_fields_of(function: Callable, argument: str) -> Callable:
+  """`function` with the fields of one of its arguments, a dataclass, as arguments of its own.
+
+  Of f(*, path: str, size: Size), where Size has the fields `width` and `height`, it makes f(*, path, width, height).
+  """
+  signature = inspect.signature(function)
+  made = signature.parameters[argument].annotation
+  fields = inspect.signature(made).parameters
+
+  @functools.wraps(function)
+  def call(**kwargs):
+    values = {name: kwargs.pop(name) for name in tuple(kwargs) if name in fields}
+    return function(**kwargs, **{argument: made(**values)})
+
+  del call.__wrapped__  # gin would look through it, at the arguments of `function`
+  rest = [parameter for name, parameter in signature.parameters.items() if name != argument]
+  own = [field.replace(kind=inspect.Parameter.KEYWORD_ONLY) for field in fields.values()]
+  return _signed(call, signature.replace(parameters=[*rest, *own]))
+
+
+def _signed(function: Any, signature: inspect.Signature) -> Callable:
+  """Says what the parameters of a wrapper are, which gin asks for."""
+  function.__signature__ = signature
+  return function
