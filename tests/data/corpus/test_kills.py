@@ -1,78 +1,74 @@
-"""`cluster` and `prepare` as commands, killed five times without warning at random moments, then left to finish."""
+"""`cluster` and `prepare` as commands with two workers, killed without warning while they work, then left to finish.
 
-import json
+The result is that of one worker that nobody interrupted.
+"""
+
 import os
 import pathlib
-import random
 import signal
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
+from hiermem_jax import configuration
 from hiermem_jax.data.packed.reading import PackedDataset
 
-_ROOT = str(pathlib.Path(__file__).resolve().parents[3])
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
 _CONFIG = """
-JsonlSource.pattern = '{folder}/*.jsonl'
+JsonlSource.pattern = '{pattern}'
 cluster.corpus = @JsonlSource()
-cluster.tokenizer_vocab_size = 400
+cluster.tokenizer_vocab_size = 320
 TreeConfig.branching = 3
-TreeConfig.depth = 2
-TreeConfig.batch_size = 200
+TreeConfig.depth = 1
+TreeConfig.batch_size = 40
+ReadConfig.window_tokens = 16
 prepare.train = @JsonlSource()
 PackConfig.length = 64
 PackConfig.num_shards = 3
 PackConfig.tails = 'mix'
+BeamConfig.options = ('--direct_num_workers={workers}', '--direct_running_mode={mode}')
 """
 
 
-@pytest.fixture
-def command(tmp_path):
-  """Starts a verb in a process group of its own, with two workers."""
-  rng = np.random.default_rng(0)
-  words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(200)]
-  for i in range(4):
-    texts = [" ".join(rng.choice(words, rng.integers(5, 120))) for _ in range(400)]
-    (tmp_path / f"{i}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-  (tmp_path / "run.gin").write_text(_CONFIG.format(folder=tmp_path))
-
-  def start(verb, run_dir):
-    flags = [f"--gin_file={tmp_path}/run.gin", f"--run_dir={tmp_path}/{run_dir}"]
-    flags += ["--pipeline_option=--direct_num_workers=2", "--pipeline_option=--direct_running_mode=multi_processing"]
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
-      [sys.executable, "-m", f"hiermem_jax.{verb}", *flags], cwd=_ROOT, env=env, start_new_session=True,
-      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-  return start
+def start(verb, gin_file, run_dir):
+  """Starts a verb in a process group of its own."""
+  command = [sys.executable, "-m", f"hiermem_jax.{verb}", f"--gin_file={gin_file}", f"--run_dir={run_dir}"]
+  return subprocess.Popen(
+    command, cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, start_new_session=True,
+    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+  )  # fmt: skip
 
 
-def finish(command, verb, run_dir):
-  started = time.monotonic()
-  assert command(verb, run_dir).wait(timeout=300) == 0
-  return time.monotonic() - started
+def kill_when_written(process, run_dir, pattern):
+  """Kills the process and its workers as soon as a file exists; returns whether it was still at work."""
+  while process.poll() is None and not any(run_dir.glob(pattern)):
+    time.sleep(0.005)
+  at_work = process.poll() is None
+  if at_work:
+    os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
+  return at_work
 
 
 @pytest.mark.slow
-def test_the_result_is_that_of_an_uninterrupted_run(command, tmp_path):
-  seconds = {verb: finish(command, verb, "whole") for verb in ("cluster", "prepare")}
-  moments = random.Random(0)
-  for verb, kills in (("cluster", 2), ("prepare", 3)):
-    for _ in range(kills):
-      process = command(verb, "broken")
-      time.sleep(moments.uniform(0.4, 0.9) * seconds[verb])  # the first part is imports
-      if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-      process.wait()
-    finish(command, verb, "broken")
+def test_the_result_is_that_of_an_uninterrupted_worker(corpus, tmp_path):
+  gin_file = tmp_path / "run.gin"
+  gin_file.write_text(_CONFIG.format(pattern=corpus.pattern, workers=1, mode="in_memory"))
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  configuration.load([str(gin_file)], [])
+  for verb in ("cluster", "prepare"):
+    configuration.call(verb, run_dir=str(whole))
+
+  gin_file.write_text(_CONFIG.format(pattern=corpus.pattern, workers=2, mode="multi_processing"))
+  for verb, pattern in {"cluster": "tree/embeddings/part-*.json", "prepare": "packed/train/*.array_record"}.items():
+    assert kill_when_written(start(verb, gin_file, broken), broken, pattern), f"{verb} had ended"
+    assert start(verb, gin_file, broken).wait(timeout=300) == 0
   for name in ("tokenizer.model", "tree/tree.npz", "tree/tree.json"):
-    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
-  whole, broken = (PackedDataset(str(tmp_path / run / "packed/train")) for run in ("whole", "broken"))
-  assert broken.manifest == whole.manifest  # with the checksums of the shards
-  broken.verify()
-  assert whole.manifest.input_tokens == whole.manifest.num_tokens
-  assert sorted(os.listdir(whole.directory)) == sorted(os.listdir(broken.directory))
+    assert (whole / name).read_bytes() == (broken / name).read_bytes()
+  one, two = (PackedDataset(str(run / "packed/train")) for run in (whole, broken))
+  assert two.manifest == one.manifest  # with the checksums of the shards
+  two.verify()
+  assert one.manifest.input_tokens == one.manifest.num_tokens
+  assert sorted(os.listdir(one.directory)) == sorted(os.listdir(two.directory))

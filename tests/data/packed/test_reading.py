@@ -1,0 +1,149 @@
+"""What is written is read back; what is missing, unfinished or damaged is named."""
+
+import concurrent.futures
+
+import numpy as np
+import pytest
+
+from hiermem_jax.data.packed.reading import PackedDataset
+from hiermem_jax.errors import InputError
+
+S = 16
+
+
+def make_sequences(count, seed=0):
+  rng = np.random.default_rng(seed)
+  sizes = rng.integers(1, S + 1, count)
+  segments = (np.arange(S) < sizes[:, None]).astype(np.int32)
+  targets = rng.integers(1, 100, (count, S), dtype=np.int32) * segments
+  return rng.choice([3, 9, 69_999], count), targets, segments
+
+
+@pytest.fixture
+def write(write_packed):
+  """Writes the first of the sequences."""
+  return lambda directory, count=11, **fields: write_packed(
+    str(directory), zip(*make_sequences(count)), num_leaves=70_000, **fields
+  )
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32"])
+@pytest.mark.parametrize("num_shards", [1, 3, 20])
+def test_round_trip(write, tmp_path, num_shards, dtype):
+  write(tmp_path / "new" / "set", num_shards=num_shards, dtype=dtype)
+  dataset = PackedDataset(str(tmp_path / "new" / "set"))
+  leaves, targets, segments = make_sequences(11)
+  assert len(dataset) == 11
+  assert [s.records for s in dataset.manifest.shards] == {1: [11], 3: [4, 4, 3], 20: [1] * 11}[num_shards]
+  for indices in (np.arange(11), np.array([7, 0, 7, 10, 3]), np.array([], np.int64)):
+    for got, expected in zip(dataset.read(indices), (leaves, targets, segments)):
+      np.testing.assert_array_equal(got, expected[indices])
+      assert got.dtype == np.int32
+      assert got.shape == expected[indices].shape
+  dataset.verify()
+
+
+def test_reading_from_several_threads(write, tmp_path):
+  dataset = write(tmp_path / "set", count=50, num_shards=3)
+  expected = dataset.read(range(50))[1]
+  orders = [np.random.default_rng(seed).permutation(50) for seed in range(8)]
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    for order, (_, targets, _) in zip(orders, pool.map(dataset.read, orders)):
+      np.testing.assert_array_equal(targets, expected[order])
+
+
+def test_leaves_beside_the_shards(write, tmp_path):
+  dataset = write(tmp_path / "set", num_shards=2)
+  np.testing.assert_array_equal(dataset.leaves(), dataset.read(range(len(dataset)))[0])
+  path = tmp_path / "set/shard-00001.leaves.npy"
+  other = np.load(path) + 1
+  np.save(path, other)
+  with pytest.raises(InputError, match="leaves.npy files are not as in the manifest: delete"):
+    dataset.leaves()
+  np.save(path, other[:-1])
+  with pytest.raises(InputError, match="shard-00001.leaves.npy has shape"):
+    dataset.leaves()
+  path.unlink()
+  with pytest.raises(InputError, match="shard-00001.leaves.npy is missing or damaged: delete"):
+    dataset.leaves()
+
+
+def test_out_of_range(write, tmp_path):
+  dataset = write(tmp_path / "set")
+  for index in (-1, 11):
+    with pytest.raises(IndexError, match="dataset of 11"):
+      dataset.read([index])
+
+
+def test_without_a_manifest_it_is_unfinished(write, tmp_path):
+  write(tmp_path / "set")
+  (tmp_path / "set" / "manifest.json").unlink()
+  with pytest.raises(InputError, match=r"set: .*unfinished.*run prepare"):
+    PackedDataset(str(tmp_path / "set"))
+
+
+def shard_of(directory):
+  return directory / "shard-00001.array_record"
+
+
+def cut(directory):
+  content = shard_of(directory).read_bytes()
+  shard_of(directory).write_bytes(content[:-1])
+
+
+def flip(directory):
+  """Damages records and leaves the size and the number of records alone."""
+  content = bytearray(shard_of(directory).read_bytes())
+  for i in range(200, 300):
+    content[i] ^= 255
+  shard_of(directory).write_bytes(bytes(content))
+
+
+def edit_manifest(directory, old, new):
+  path = directory / "manifest.json"
+  assert old in path.read_text()
+  path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+  "damage, message",
+  [
+    (lambda d: shard_of(d).unlink(), "shard-00001.array_record is missing: delete .*run prepare again"),
+    (cut, "shard-00001.array_record has .* bytes, its manifest says .*run prepare again"),
+    (lambda d: (d / "manifest.json").write_text("{"), "not a format 2 manifest: delete .*run prepare again"),
+    (lambda d: (d / "manifest.json").write_text("[]"), "not a format 2 manifest"),
+    (lambda d: edit_manifest(d, '"format": 2', '"format": 1'), "not a format 2 manifest"),
+    (lambda d: edit_manifest(d, '"length"', '"width"'), "not a format 2 manifest"),
+    (lambda d: edit_manifest(d, '"num_sequences": 11', '"num_sequences": 12'), "not a format 2 manifest"),
+  ],
+)
+def test_damage_seen_at_open(write, tmp_path, damage, message):
+  write(tmp_path / "set", num_shards=2)
+  damage(tmp_path / "set")
+  with pytest.raises(InputError, match=message) as caught:
+    PackedDataset(str(tmp_path / "set"))
+  assert "\n" not in str(caught.value)
+
+
+def test_missing_directory(tmp_path):
+  with pytest.raises(InputError, match="nowhere/manifest.json: No such file"):
+    PackedDataset(str(tmp_path / "nowhere"))
+
+
+def test_damage_seen_when_read(write, tmp_path):
+  write(tmp_path / "set", num_shards=2)
+  flip(tmp_path / "set")
+  dataset = PackedDataset(str(tmp_path / "set"))
+  dataset.read([0, 2])  # the other shard
+  with pytest.raises(InputError, match="shard-00001.array_record is damaged"):
+    dataset.read(range(11))
+  with pytest.raises(InputError, match="shard-00001.array_record is damaged .*sha256"):
+    dataset.verify()
+
+
+def test_another_file_of_the_same_size(write, tmp_path):
+  dataset = write(tmp_path / "set", num_shards=2)
+  size = shard_of(tmp_path / "set").stat().st_size
+  shard_of(tmp_path / "set").write_bytes(b"x" * size)
+  with pytest.raises(InputError, match="shard-00001.array_record is damaged"):
+    PackedDataset(dataset.directory).read([6])
