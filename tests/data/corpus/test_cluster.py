@@ -156,11 +156,14 @@ def test_too_many_bad_records(grow, settings, texts, tmp_path):
   assert grow(tmp_path / "tree", read=lenient, **given)[1].num_leaves == 3  # goes on where the other stopped
 
 
-def test_nodes_without_examples_pass_on_their_centroid(grow, tmp_path):
-  """Three different texts cannot fill sixteen leaves: the rest of the tree repeats, and every path has an end."""
+def test_nodes_without_examples_pass_on_their_centroid(grow, tmp_path, caplog):
+  """Three different texts cannot fill sixteen leaves: the rest repeats, every path has an end, and that is said."""
   (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in ("river", "poet", "moon") * 6))
   source = JsonlSource(pattern=str(tmp_path / "a.jsonl"))
-  _, tree = grow(source=source, tree=TreeConfig(branching=4, depth=2, steps=1, batch_size=16))
+  directory, tree = grow(source=source, tree=TreeConfig(branching=4, depth=2, steps=1, batch_size=16))
   assert np.isfinite(tree.centroids[-1]).all()
   sizes = np.bincount(tree.assign(np.eye(8, dtype=np.float32)), minlength=16)
   assert level_report(sizes, 4)["empty"] >= 8
+  small = [level["small_nodes"] for level in files.read_json(f"{directory}/report.json")["levels"]]
+  (warning,) = [record.getMessage() for record in caplog.records if "fewer windows" in record.getMessage()]
+  assert small[0] == 0 and warning.startswith(f"level 2: {small[1]} nodes hold fewer windows than their 4 children")

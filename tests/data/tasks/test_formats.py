@@ -154,6 +154,14 @@ def test_first_item(tmp_path, reader, content, item, name):
   assert reader(write(tmp_path, content, name))[0] == item
 
 
+@pytest.mark.parametrize("gold", [0, 1])
+def test_either_answer_may_be_right(tmp_path, gold):
+  (item,) = formats.read_piqa(write(tmp_path, lines(PIQA | {"label": gold})))
+  assert item.gold == gold
+  (item,) = formats.read_hellaswag(write(tmp_path, lines(HELLASWAG | {"label": str(gold)})))
+  assert item.gold == gold
+
+
 def test_every_question_of_squad_and_coqa(tmp_path):
   squad = formats.read_squad(write(tmp_path, json.dumps(SQUAD)))
   assert squad[1] == continued("Fog is wet.\nQuestion: What is wet?\nAnswer:", "Fog")
