@@ -1,4 +1,4 @@
-"""The anchor: a pre-norm decoder, one block scanned over layers, that can take a fetched memory block.
+"""The anchor: a pre-norm decoder whose layers are scanned, and which can take a fetched memory block.
 
 Shape letters are those of `hiermem_jax.models`. Logical axis names stand beside each weight and are mapped to
 mesh axes by rules elsewhere; no mesh axis appears here.
@@ -22,35 +22,36 @@ _REMAT_POLICIES = {
 
 
 class KVCache(NamedTuple):
-  """Keys and values of the positions decoded so far; each leaf is [L, B, T, N, H], indexed by position."""
+  """Keys and values of the positions decoded so far, [L, B, T, N, H] each, indexed by position."""
 
   key: jax.Array
   value: jax.Array
 
 
 class Weight(nn.Module):
-  """A weight matrix where it is used: in the type that is computed in, and whole.
+  """A weight matrix, stored in float32 and returned in the type of the computation.
 
-  It is gathered along the axes that the rules split over devices which each run this code (FSDP). The gradient of a
-  gather is a reduce-scatter, so every device ends with the gradient of its own part.
+  Inside `parallel.batch_parallel` a device holds a part of the matrix only, because the rules split it over the data
+  axis (FSDP). The module then gathers the parts, so that it always returns the whole matrix. The gradient of a gather
+  is a reduce-scatter: every device ends with the gradient of its own part.
   """
 
   shape: tuple[int, int]
   axes: tuple[str, str]  # logical names
   sigma: float | jax.Array  # of the initial truncated normal, cut at 3 sigma
   dtype: str
-  leaf: str = "kernel"
+  parameter: str = "kernel"  # name of the variable
 
   @nn.compact
   def __call__(self) -> jax.Array:
-    """The weight, of `shape` and `dtype`; stored in float32."""
+    """Gives the whole weight, of `shape` and `dtype`."""
     if self.is_initializing():
 
       def init(key, shape):
         return jax.random.truncated_normal(key, -3, 3, shape) * self.sigma
 
-      return self.param(self.leaf, nn.with_logical_partitioning(init, self.axes), self.shape).astype(self.dtype)
-    weight = self.get_variable("params", self.leaf).astype(self.dtype)  # `param` would not take a part
+      return self.param(self.parameter, nn.with_logical_partitioning(init, self.axes), self.shape).astype(self.dtype)
+    weight = self.get_variable("params", self.parameter).astype(self.dtype)  # `param` refuses a part
     names, running = list(self.axes), jax.sharding.get_abstract_mesh().manual_axes
     for axis, mesh_axis in enumerate(nn.logical_to_mesh_axes(self.axes) or ()):
       if mesh_axis in running:
@@ -99,7 +100,18 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head attention: project, q/k norm over the flat heads, split, RoPE, masked softmax, project back."""
+  """Multi-head attention.
+
+    1. project x to queries, keys and values     [B, S, D] -> [B, S, N * H] each
+    2. q/k norm over the flat heads              [B, S, N * H]
+    3. split into heads                          [B, S, N, H]
+    4. RoPE on queries and keys                  [B, S, N, H]
+    5. with a cache: write the keys and values of these positions into it, and read all T of it    [B, T, N, H]
+    6. masked softmax attention                  [B, S, N, H]
+    7. project back                              [B, S, N * H] -> [B, S, D]
+
+  A memory block adds what its kind says at steps 1 (`query`, `key`, `value`), 6 (`attention`) and 7 (`out`).
+  """
 
   config: AnchorConfig
 
@@ -109,12 +121,12 @@ class Attention(nn.Module):
 
     Args:
       x: [B, S, D].
-      block: leaves [B, R, width], or None.
+      block: this layer's vectors [B, R, width], or None.
       mask: bool [B, 1, S, S] ([B, 1, S, T] with a cache); None: the flash-attention kernel.
       segment_ids: int32 [B, S].
       positions: int32 [B, S].
-      cache: leaves [B, T, N, H], or None.
-      layer: int32 [].
+      cache: keys and values [B, T, N, H], or None.
+      layer: int32 [], the number of the layer.
 
     Returns:
       [B, S, D], and the cache with these positions in it.
@@ -143,13 +155,13 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-  """SwiGLU, W3(silu(W1 x) * (W2 x)), and what the fetched block adds (Appendix I)."""
+  """SwiGLU, W3(silu(W1 x) * (W2 x)), plus the output of the fetched block (Appendix I)."""
 
   config: AnchorConfig
 
   @nn.compact
   def __call__(self, x: jax.Array, block: Block | None, layer: jax.Array) -> jax.Array:
-    """x [B, S, D], block leaves [B, R, width] or None, layer int32 [] -> [B, S, D]."""
+    """x [B, S, D], block vectors [B, R, width] or None, layer int32 [] -> [B, S, D]."""
     c = self.config
     shape, axes = (c.width, c.mlp_width), ("embed", "mlp")
 
@@ -180,15 +192,15 @@ class Layer(nn.Module):
 
 
 class Anchor(nn.Module):
-  """Decoder-only language model (paper, Appendix A) with room for a fetched memory block."""
+  """Decoder-only language model (paper, Appendix A) that can take a fetched memory block."""
 
   config: AnchorConfig
 
   def setup(self):
-    """Names the parts."""
+    """Declares the embedding, the head, the scanned layers and the final norm."""
     c = self.config
     sigma, dtype = c.width**-0.5, c.dtype
-    self.embed = Weight((c.vocab_size, c.width), ("vocab", "embed"), sigma, dtype, leaf="embedding")
+    self.embed = Weight((c.vocab_size, c.width), ("vocab", "embed"), sigma, dtype, parameter="embedding")
     if not c.tied_embeddings:
       self.head = Weight((c.width, c.vocab_size), ("embed", "vocab"), sigma, dtype)
     layer = Layer
@@ -216,15 +228,16 @@ class Anchor(nn.Module):
   def decode(
     self, tokens: jax.Array, positions: jax.Array, cache: KVCache, block: Block | None = None
   ) -> tuple[jax.Array, jax.Array, KVCache]:
-    """Goes on where the cache ends: a prompt, or the next token of each sequence.
+    """Decodes further positions of sequences whose earlier keys and values are in the cache.
 
-    A position attends to itself and to all before it in the cache, each written when it was decoded. What comes after
-    a sequence's end may be anything: it is not attended to, and is written again when the sequence gets there.
+    The positions are a prompt, or the next token of each sequence. A position attends to itself and to all positions
+    before it. In a batch of prompts of several lengths, the tokens after a prompt's end may be anything: no earlier
+    position attends to them, and decoding that position later overwrites them in the cache.
 
     Args:
       tokens: int32 [B, S] decoder inputs.
       positions: int32 [B, S], below the cache's T.
-      cache: leaves [L, B, T, N, H].
+      cache: keys and values [L, B, T, N, H].
       block: as for `__call__`.
 
     Returns:
@@ -263,5 +276,5 @@ class Anchor(nn.Module):
 def init_anchor(key: jax.Array, config: AnchorConfig):
   """Fresh float32 parameters, as boxed `nn.LogicallyPartitioned` values that carry their logical axis names."""
   tokens = jnp.zeros((1, 1), jnp.int32)
-  config = dataclasses.replace(config, attention="xla")  # the kernel has no use for one token
+  config = dataclasses.replace(config, attention="xla")  # the flash-attention kernel refuses one token
   return Anchor(config).init(key, tokens, tokens, tokens)["params"]

@@ -1,7 +1,7 @@
 """Several processes, usually one per host, that train together: how they start, and how they agree.
 
-All of them run the same program in the same order. The first one writes what there is one of (configuration, metrics,
-reports); checkpoints are written by all. They share the run directory.
+All processes run the same program in the same order and share the run directory. The first process writes the files of
+which there is one (configuration, metrics, reports); all processes write checkpoints.
 """
 
 import json
@@ -20,13 +20,13 @@ from hiermem_jax.parallel import hosts
 T = TypeVar("T")
 
 _MESSAGE_BYTES = 1024
-_HEARTBEAT_SECONDS = 60  # without a sign of life, after which a process counts as dead and the others end
+_HEARTBEAT_SECONDS = 60  # a process that is silent for so long counts as dead, and the others end
 
 
 def initialize(
   coordinator_address: str | None, num_processes: int | None, process_id: int | None, *, preemptible: bool = False
 ) -> None:
-  """Joins this process to the others of the run; before anything touches a device.
+  """Joins this process to the others of the run. It must be called before anything touches a device.
 
   When one of the processes dies, the others end with an error: at once if they are waiting for it, and within about a
   minute otherwise.
@@ -66,7 +66,7 @@ def initialize(
 
 
 def leave(seconds: float) -> bool:
-  """Says goodbye to the other processes, for at most this long; returns whether there were any to say it to."""
+  """Leaves the other processes in order, waiting at most `seconds` for them; returns whether there were any."""
   if not jax.distributed.is_initialized():
     return False
   goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
@@ -76,12 +76,12 @@ def leave(seconds: float) -> bool:
 
 
 def is_first() -> bool:
-  """Whether this process is the one that writes and prints; alone, it is."""
+  """Whether this process is the one that writes and prints: the first of several, or the only one."""
   return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def together(function: Callable[[], T]) -> T:
-  """Calls `function`, which need not do the same everywhere, and waits until every process has.
+  """Calls `function` in every process and waits until all have returned; it may do something else in each.
 
   Raises:
     InputError: `function` raised it or an OSError in another process, whose line it repeats.

@@ -1,4 +1,4 @@
-"""What a host has and runs, and whether all hosts of a run agree on it.
+"""Facts about a host (chips, versions, code), and the check that all hosts of a run agree on them.
 
   python -m hiermem_jax.parallel.hosts
 
@@ -23,7 +23,10 @@ Facts = Mapping[str, str | int]
 
 
 def facts() -> dict[str, str | int]:
-  """Name, TPU chips, and versions of Python, of what training depends on (empty: not installed) and of this code."""
+  """This host's name, number of TPU chips, and versions of Python, of the packages below and of this code.
+
+  A package that is not installed has the version "". The code's version is a digest of its files.
+  """
   found: dict[str, str | int] = {"host": socket.gethostname(), "chips": _chips(), "python": platform.python_version()}
   for package in _PACKAGES:
     try:

@@ -60,7 +60,15 @@ class MeshConfig:
       raise InputError(f"MeshConfig.rules: 'batch' must map to {BATCH_AXES}, which the exchange of rows relies on")
 
   def shape(self, devices: int, slices: int = 1) -> tuple[int, int, int]:
-    """Sizes of (replica, data, model) on so many devices, of so many slices where the configuration does not say."""
+    """Sizes of the axes (replica, data, model) on a number of devices.
+
+    Args:
+      devices: number of all devices.
+      slices: how many slices they belong to; `MeshConfig.slices` wins where it is bound.
+
+    Raises:
+      InputError: slices x model does not divide the devices.
+    """
     replica = self.slices or slices
     if devices % (replica * self.model):
       raise InputError(

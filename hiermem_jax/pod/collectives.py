@@ -1,4 +1,4 @@
-"""What a compiled step sends between devices: every collective with its count, bytes and network.
+"""The collectives of a compiled step: how often each runs, how many bytes it sends, and over which network.
 
 Bytes are those that one device sends over the wire, for n bytes of operand and groups of g devices, with the best
 algorithm for each kind:

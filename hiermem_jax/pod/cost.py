@@ -1,4 +1,4 @@
-"""What a compiled step computes and what it moves through HBM, every iteration of its loops counted.
+"""FLOPs that a compiled step computes and bytes that it moves through HBM, every iteration of its loops counted.
 
 `jax.stages.Compiled.cost_analysis()` counts the body of a loop once, however often it runs: of a model that scans its
 layers it sees one. The counts here are taken from the same text as the collectives, with the loops' trip counts.
@@ -120,7 +120,7 @@ def _limited(arrays, limit: int | None) -> int:
 
 
 def _touched(instruction: Instruction, scope: Computation) -> tuple[list[int | None], int | None]:
-  """Bytes read of each operand and written of the result where an instruction touches a part; None: all of it."""
+  """Bytes that an instruction reads of each operand and writes of its result; None where it touches all of them."""
   read: list[int | None] = [None] * len(instruction.operands)
   size = sum(array.bytes for array in instruction.arrays)
   if instruction.opcode in ("dynamic-slice", "slice", "gather"):

@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program (`jax.stages.Compiled.as_text()`): instructions, loops, what runs how often.
+"""Reads the text of a compiled program (`jax.stages.Compiled.as_text()`): instructions, and how often each runs.
 
 Understands what XLA prints for CPU and TPU: scheduled modules, fusions, asynchronous `-start` and `-done` pairs, and
 layouts with memory spaces. What is counted from it is in `collectives` and `hlo_cost`.
@@ -72,7 +72,7 @@ Computation = dict[str, Instruction]
 
 
 def matched(pattern: str, text: str) -> re.Match[str]:
-  """The first match of a pattern. Raises ValueError where there is none."""
+  """The first match of a pattern in a text. Raises ValueError where there is none."""
   found = re.search(pattern, text)
   if found is None:
     raise ValueError(f"nothing matches {pattern} in {text[:200]!r}")
@@ -103,7 +103,9 @@ class Module:
     return next(i for i in self.computations[computation].values() if i.is_root)
 
   def executions(self) -> Iterator[tuple[str, int | None]]:
-    """Every computation of the control flow, with how often one step runs it; None where a loop's count is not known.
+    """Every computation of the control flow, with the number of times that one step runs it.
+
+    The number is None inside a loop whose number of iterations is not known.
 
     Fused computations are not among them: they belong to the instruction that calls them. Each branch of a conditional
     counts as taken.

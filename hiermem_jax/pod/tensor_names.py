@@ -17,7 +17,7 @@ _NOISE = re.compile(
   r"|jit\(.*\)|custom_[jv][vj]p_call\w*|Anchor|hidden|.*->.*"
 )
 _SCOPES = ("fetch", "push", "optimizer")
-# What only moves, slices or converts its first operand.
+# Instructions that only move, slice or convert their first operand.
 _MOVES = re.compile(
   r"copy(-start|-done)?|bitcast|convert|reshape|transpose|slice(-start|-done)?|dynamic-slice|opt-barrier|all-gather-done"
 )
@@ -25,7 +25,7 @@ _DEPTH = 24
 
 
 def scope_name(op_name: str) -> str:
-  """A name from an op name, empty where no named scope is in it.
+  """A readable name from an op name; empty where the op name has no named scope.
 
   "jit(step)/jvp(Anchor)/while/body/closed_call/layers/attention/query/dot_general" is "layers/attention/query",
   "jit(step)/fetch/shard_map/level_2/all_to_all" is "fetch level_2"; a name from the backward pass ends in " gradient".
@@ -44,7 +44,7 @@ def scope_name(op_name: str) -> str:
 
 
 def _primitive_name(op_name: str) -> str:
-  """For what is computed outside all scopes: the computation, empty where it only moves data."""
+  """A name for an operation outside all named scopes: its primitive. Empty where the operation only moves data."""
   primitive = op_name.split("/")[-1]
   if scope_name(op_name) or primitive not in ("dot_general", "scatter-add", "reduce_sum"):
     return ""

@@ -26,15 +26,15 @@ class Chip:
   """
 
   hbm_gib: float  # published
-  usable_gib: float  # what libtpu 0.0.42 leaves to a program, per jax device; its out-of-memory error names it
+  usable_gib: float  # that libtpu 0.0.42 leaves to a program, per jax device, as its out-of-memory error says
   peak_flops: float  # bfloat16, per second
   hbm_bandwidth: float  # bytes per second
   ici_bandwidth: float  # bytes per second
-  dcn_bandwidth: float  # bytes per second; what the host's network gives, divided by its chips
+  dcn_bandwidth: float  # bytes per second: the host's network, divided by its chips
   axes: int  # dimensions of the interconnect
   wraps_at: int  # an axis whose length is a multiple of this is a ring
   devices: int = 1  # jax devices per chip
-  libtpu: tuple[tuple[str, str], ...] = ()  # what else libtpu must be told
+  libtpu: tuple[tuple[str, str], ...] = ()  # further options for libtpu
 
 
 CHIPS = {

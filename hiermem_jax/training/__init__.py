@@ -1,7 +1,7 @@
 """Training: optimizer, step, checkpoints and the loop around them.
 
 Hands out `OptimizerConfig`, `loop.train` and `checkpoint.CheckpointStore`. A step is a pure function of (state, batch,
-key); the loop takes an iterator of batches and knows nothing about where they come from. No TensorFlow here.
+key); the loop takes an iterator of batches and does not know how they are stored. No TensorFlow here.
 """
 
 from hiermem_jax.training.optimizer import OptimizerConfig

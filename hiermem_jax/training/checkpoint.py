@@ -102,7 +102,9 @@ class CheckpointStore:
     return metadata
 
   def restore(self, state: TrainState) -> TrainState:
-    """The newest checkpoint, laid out like `state`, whose leaves may be abstract; the saver's mesh may be another.
+    """Restores the newest checkpoint onto the layout of `state`, whose arrays may be abstract.
+
+    The checkpoint may have been saved from another mesh.
 
     Raises:
       DamagedCheckpointError: it cannot be read or is not what was saved.
@@ -124,7 +126,7 @@ class CheckpointStore:
     return TrainState(step=scalars[0], skipped=scalars[1], params=params, opt_state=restored["optimizer"])
 
   def load_model(self, mesh: Mesh, rules: Rules = DEFAULT_RULES, *, bank: bool = True) -> Model:
-    """Parameters of the newest checkpoint, on `mesh`; without the bank's where `bank` is False.
+    """Restores the parameters of the newest checkpoint onto `mesh`, with the bank or the anchor alone.
 
     Raises:
       DamagedCheckpointError: it cannot be read or is not what was saved.
@@ -136,7 +138,7 @@ class CheckpointStore:
     return Model(config, self._restore_arrays(abstract, metadata), metadata)
 
   def set_aside(self) -> str:
-    """Moves the newest checkpoint out of the way, so that the one before it is the newest; returns where it went."""
+    """Moves the newest checkpoint to `damaged/`, so that the one before it becomes the newest; returns the new path."""
     step = self.latest_step
     target = os.path.join(self._run_dir, DAMAGED, str(step))
 

@@ -9,14 +9,14 @@ from absl import logging
 
 from hiermem_jax import files
 
-# What two runs of the same steps need not share.
+# Scalars that depend on the clock or the machine: two runs of the same steps differ in them.
 CLOCK_SCALARS = frozenset(
   ("tokens_per_second", "mfu", "data_wait", "checkpoint_wait", "validation_wait", "device_memory_gib")
 )
 
 
 class MetricWriter(Protocol):
-  """The part of clu's metric writer that the loop uses, so that the loop runs where clu and TensorFlow are absent."""
+  """The methods of clu's metric writer that the loop uses. The loop itself needs neither clu nor TensorFlow."""
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Records scalars of a step."""
@@ -57,7 +57,7 @@ class Lenient:
 
 
 class JsonlWriter:
-  """One JSON object a line, `step` and what belongs to it; a resumed run continues without repeating a step."""
+  """Writes one JSON object a line: the step and its values. A resumed run first removes lines of later steps."""
 
   def __init__(self, path: str, start_step: int):
     os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -31,8 +31,9 @@ class OptimizerConfig:
   beta2: float = 0.95
   epsilon: float = 1e-8
   clip_norm: float = 1.0
-  # How bank tables are updated (see `row_adamw`), for all levels or one entry per tree level. "auto" is dense where a
-  # batch has at least as many sequences as the table has rows, so that nearly all of them move anyway, and lazy below.
+  # How bank tables are updated (see `row_adamw`): one choice for all levels, or one per tree level. "auto" chooses
+  # dense for a table that has at most as many rows as a batch has sequences, because nearly all its rows are fetched in
+  # every step, and lazy for the others.
   bank_update: Literal["dense", "lazy", "auto"] | tuple[Literal["dense", "lazy"], ...] = "dense"
   bank_moment_dtype: Literal["float32", "bfloat16"] = "float32"
 

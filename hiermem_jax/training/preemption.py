@@ -12,10 +12,10 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def preemption_notice() -> Iterator[Callable[[int], bool]]:
-  """Gives a function that says, before a step, whether the run is to end there.
+  """Gives a function that is called before each step and returns whether the run must end there.
 
-  Of several processes all get the same answer at the same step, also where one alone was signalled: each must ask
-  before every step.
+  With several processes, all get the same answer at the same step, even if only one of them was signalled. So every
+  process must call the function before every step.
   """
   if jax.distributed.is_initialized():
     # Without the service SIGTERM ends a process, see `distributed.initialize`.

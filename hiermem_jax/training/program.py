@@ -1,4 +1,4 @@
-"""The training program of a run: what the loop runs on a mesh, and what is compiled ahead of time for a pod."""
+"""The training program of a run: the loop runs it on a mesh, and `compile_pod` compiles it ahead of time for a pod."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ class Scalars:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A training step and the layout of what it takes; see `make_program`."""
+  """A jitted training step, and shapes, types and shardings of its arguments; see `make_program`."""
 
   model: ModelConfig
   mesh: Mesh

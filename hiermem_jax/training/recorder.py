@@ -21,7 +21,7 @@ _BEHIND = 8  # steps whose metrics may be unread, so that the device always has 
 
 
 class Recorder:
-  """Reads the metrics of each step when they are there, a few steps late, and writes those that are due.
+  """Reads the metrics of each step once the device has computed them, and writes those that are due.
 
   Besides the step's own metrics a line has `learning_rate` and, since the line before: `tokens_per_second`, `mfu`
   (model FLOPs utilisation, where the devices' peak is known), `data_wait`, `checkpoint_wait` and `validation_wait`
@@ -61,7 +61,7 @@ class Recorder:
 
   @contextlib.contextmanager
   def waiting(self, what: str) -> Iterator[None]:
-    """Counts the time of the block as waited for `what`."""
+    """Adds the time that the `with` body takes to the waiting time for `what`."""
     start = time.monotonic()
     try:
       yield
@@ -69,7 +69,12 @@ class Recorder:
       self._waits[what] += time.monotonic() - start
 
   def step(self, step: int, metrics: Scalars, length: int) -> None:
-    """Takes the metrics of a step that was just started, of sequences of `length`; reads what is there by now.
+    """Takes the metrics of a step that was just dispatched, and reads those of earlier steps that are computed by now.
+
+    Args:
+      step: its number, from 1.
+      metrics: of the step; reading them would wait for the device.
+      length: tokens of a sequence.
 
     Raises:
       FloatingPointError: too many batches in a row were not finite.
@@ -109,7 +114,7 @@ class Recorder:
     self._writer.flush()
 
   def summary(self) -> dict[str, float]:
-    """The last step's scalars and what the run took; empty when it had no step."""
+    """The last step's scalars and the run's total times; empty when the run had no step."""
     if not self._scalars:
       return {}
     seconds = time.monotonic() - self._begin
@@ -134,7 +139,7 @@ class Recorder:
     self._scalars = {name: value for name, value in values.items() if math.isfinite(value)}
 
   def _skip(self, step: int, values: Mapping[str, float]) -> None:
-    """Notes a batch whose update was left out; ends the run when there were too many in a row."""
+    """Writes a skipped batch to skipped.jsonl, and ends the run when there were too many in a row."""
     what = {name: repr(values[name]) for name in ("loss", "grad_norm")}
     batch = self._batch_origin(step - 1)
     logging.warning("step %d: skipped, loss %s, grad_norm %s; batch %s", step, *what.values(), json.dumps(batch)[:200])

@@ -1,4 +1,4 @@
-"""Where a run starts: from its own newest checkpoint, or from parameters of other runs."""
+"""The first state of a run: its own newest checkpoint, or parameters of other runs."""
 
 import dataclasses
 import json

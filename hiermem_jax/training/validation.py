@@ -61,7 +61,7 @@ class BestModel:
   """The model with the lowest held-out loss so far, in `RUN_DIR/best`; `load_model` reads it like any run."""
 
   def __init__(self, run_dir: str, metadata: Mapping[str, Any]):
-    """Looks up the loss of the best model so far, where the run is resumed."""
+    """Reads the loss of the best model so far, if the run is resumed."""
     self._directory, self._metadata = os.path.join(run_dir, BEST), dict(metadata)
     self._store = CheckpointStore(self._directory, keep=1)
     self.loss = float("inf")

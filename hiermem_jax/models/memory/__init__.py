@@ -1,8 +1,9 @@
-"""What a fetched block is and where it acts in a layer: one file per kind of memory.
+"""The kinds of memory, one file each: the vectors of a fetched block, and what they add to a transformer layer.
 
-A block is `rows` *units* per level (of an FFN memory: neurons; of a LoRA: ranks; of a KV memory: tokens), and a unit
-is a few named vectors in every layer that has memory. A `MemoryKind` names these vectors and says what a block adds at
-which place of a layer. A new kind is a file beside these and a line in `KINDS`.
+A block has `MemoryConfig.rows` *units* per tree level. A unit is a neuron of an FFN memory, a rank of a LoRA memory, or
+a token of a KV memory. A unit consists of a few named vectors in every layer that has memory. A `MemoryKind` names
+these vectors and says what a block adds at which place of a layer. A new kind is a file beside these and a line in
+`KINDS`.
 """
 
 from hiermem_jax.models.memory.base import Block, MemoryKind, Vector, with_memory

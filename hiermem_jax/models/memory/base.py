@@ -1,4 +1,4 @@
-"""The one interface of all kinds of memory."""
+"""The interface that all kinds of memory implement."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,9 +14,13 @@ Vectors = Mapping[str, jax.Array]  # name -> [B, R, width], of one layer
 
 
 class Vector(NamedTuple):
-  """One of the vectors that a unit of memory has in a layer, and how it starts.
+  """One of the vectors that a unit of memory has in a layer, and how it is initialised.
 
-  normal: truncated at 3 sigma, sigma = scale. uniform: within +-scale. zeros.
+  Attributes:
+    width: elements of the vector.
+    init: "normal" draws from a normal distribution with sigma = `scale`, cut at 3 sigma. "uniform" draws from
+      [-scale, scale]. "zeros" draws nothing.
+    scale: see `init`.
   """
 
   width: int
@@ -26,7 +30,7 @@ class Vector(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MemoryKind:
-  """What a unit consists of and what units add.
+  """The vectors of a memory unit, and what units add to a layer.
 
   Attributes:
     vectors: from the anchor's configuration to the unit's vectors, in the order in which they are stored.
@@ -55,7 +59,10 @@ class Block:
   layers: tuple[int, ...] | None = flax.struct.field(pytree_node=False, default=None)
 
   def in_all_layers(self, num_layers: int) -> "Block":
-    """The same with an entry for each layer, as a scan over layers takes it; zeros where there is no memory."""
+    """The block with vectors [B, num_layers, R, width], as a scan over layers takes it.
+
+    A layer without memory has zeros.
+    """
     if self.layers is None:
       return self
 
@@ -67,7 +74,7 @@ class Block:
 
 
 def with_memory(y: jax.Array, block: Block | None, place: str, x: jax.Array, layer: jax.Array) -> jax.Array:
-  """`y` and what the block adds to it.
+  """The output of a place in a layer, with the block's contribution added.
 
   Args:
     y: output of a place in a layer.
