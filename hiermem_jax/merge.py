@@ -22,7 +22,7 @@ def merge(
   directory: str = "merged",
   mesh: MeshConfig = ALL_DEVICES,
 ) -> None:
-  """Puts the newest checkpoints of the parts together; all of the bank has room on the devices twice.
+  """Puts the newest checkpoints of the parts together; the devices must hold the whole bank twice.
 
   Args:
     run_dir: where relative paths start.

@@ -163,9 +163,9 @@ def scan(body, x, xs, policy=jax.checkpoint_policies.nothing_saveable) -> jax.Ar
   return jnp.square(x.astype(jnp.float32)).mean()
 
 
-def _places(slot: jax.Array, table_rows: int) -> jax.Array:
-  """Which of the sums each of the slots [N] adds to, in the order of `bank.sum_rows`."""
-  return slot if len(slot) >= table_rows else jnp.unique(slot, size=len(slot), return_inverse=True)[1]
+def _places(index: jax.Array, table_rows: int) -> jax.Array:
+  """Which of the sums each of the row indices [N] adds to, in the order of `bank.sum_rows`."""
+  return index if len(index) >= table_rows else jnp.unique(index, size=len(index), return_inverse=True)[1]
 
 
 def arguments(variant: str, size: Size, mesh: Mesh):

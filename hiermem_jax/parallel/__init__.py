@@ -1,7 +1,7 @@
 """Where arrays live: the device mesh, the logical-axis rules, and the exchange that fetches memory rows.
 
 Hands out `MeshConfig`, `make_mesh`, `state_shardings`, `fetch` and `push`. Knows jax, flax and the arithmetic of bank
-rows: the model names its axes logically, and this room maps the names to the mesh.
+rows: the model names its axes logically, and this package maps the names to the mesh.
 """
 
 from hiermem_jax.parallel.exchange import fetch, push, with_fetched_block

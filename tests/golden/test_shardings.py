@@ -73,6 +73,6 @@ def test_bank_and_its_moments_are_split_over_all_devices_of_a_slice(run, mesh):
   abstract = state(run, mesh)
   devices = math.prod(mesh[1:])
   for name, table in abstract.params["bank"].items():
-    slots = abstract.opt_state["bank"][name]
-    for array in (table, slots.mu, slots.nu):
+    moments = abstract.opt_state["bank"][name]
+    for array in (table, moments.mu, moments.nu):
       assert array.sharding.shard_shape(array.shape) == (array.shape[0], array.shape[1] // devices)

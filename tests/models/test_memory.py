@@ -84,9 +84,9 @@ def test_lora_is_w_plus_2ba(kind, random_anchor):
   for sequence in range(2):
     merged = jax.tree.map(np.array, params)
     for name in KINDS[kind].adds:
-      room = "feed_forward" if name.startswith("w") else "attention"
+      part = "feed_forward" if name.startswith("w") else "attention"
       a, b = (np.asarray(block.vectors[f"{name}_{side}"][sequence], np.float64) for side in "ab")
-      merged["layers"][room][name]["kernel"] += 2 * np.einsum("lri,lro->lio", a, b)
+      merged["layers"][part][name]["kernel"] += 2 * np.einsum("lri,lro->lio", a, b)
     np.testing.assert_allclose(adapted[sequence], logits(merged)[sequence], atol=2e-4)
   assert np.abs(adapted - logits(params)).max() > 0.1
 

@@ -64,11 +64,11 @@ def test_dense_updates_equal_pytorch(clip_norm, table_rows):
   update = jax.jit(transformation.update)
   for step, scale in enumerate([1, 0.01, 30, 1, 0.1, 0.001, 3, 1]):
     anchor = (scale * rng.standard_normal((4, 3))).astype(np.float32)
-    slot = rng.integers(0, table_rows, 4) if step < 4 else np.full(4, table_rows)
+    index = rng.integers(0, table_rows, 4) if step < 4 else np.full(4, table_rows)
     rows = (scale * rng.standard_normal((4, 5))).astype(np.float32)
     dense = np.zeros((table_rows + 1, 5), np.float32)
-    np.add.at(dense, slot, rows)
-    grads = {"anchor": anchor, "bank": {"level_1": sum_rows(slot.astype(np.int32), rows, table_rows)}}
+    np.add.at(dense, index, rows)
+    grads = {"anchor": anchor, "bank": {"level_1": sum_rows(index.astype(np.int32), rows, table_rows)}}
     updates, state = update(grads, state, params)
     params = apply_updates(params, updates, jax.random.key(0))
     theirs["anchor"].grad, theirs["bank"]["level_1"].grad = torch.tensor(anchor), torch.tensor(dense[:-1])

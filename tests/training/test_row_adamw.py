@@ -18,22 +18,22 @@ def rate(step):
 
 
 def gradients():
-  """Per step the slots of four sequences, some shared and some without memory, and their rows."""
+  """Per step the row indices of four sequences, some shared and some without memory, and their rows."""
   rng = np.random.default_rng(0)
   for step in range(STEPS):
-    slot = rng.integers(0, ROWS if step % 2 else 4, 4).astype(np.int32)  # four rows are busy, the others rare
+    index = rng.integers(0, ROWS if step % 2 else 4, 4).astype(np.int32)  # four rows are busy, the others rare
     if step == 3:
-      slot[1:] = ROWS  # no memory
-    yield slot, rng.standard_normal((4, WIDTH)).astype(np.float32)
+      index[1:] = ROWS  # no memory
+    yield index, rng.standard_normal((4, WIDTH)).astype(np.float32)
 
 
 def lazy_reference(table):
   """float64 AdamW in which only the rows that a step names take part."""
   table, steps = table.astype(np.float64), np.zeros(ROWS, int)
   mu, nu = np.zeros_like(table), np.zeros_like(table)
-  for step, (slot, rows) in enumerate(gradients()):
-    for row in set(slot.tolist()) - {ROWS}:
-      gradient = rows[slot == row].astype(np.float64).sum(axis=0)
+  for step, (index, rows) in enumerate(gradients()):
+    for row in set(index.tolist()) - {ROWS}:
+      gradient = rows[index == row].astype(np.float64).sum(axis=0)
       steps[row] += 1
       mu[row] = 0.8 * mu[row] + 0.2 * gradient
       nu[row] = 0.9 * nu[row] + 0.1 * gradient**2
@@ -46,13 +46,13 @@ def run(table, *, lazy, moment_dtype="float32"):
   transformation = row_adamw(rate, **ADAM, lazy=lazy, moment_dtype=moment_dtype)
 
   @jax.jit
-  def step(table, state, slot, rows, key):
-    updates, state = transformation.update(sum_rows(slot, rows, ROWS), state, table)
+  def step(table, state, index, rows, key):
+    updates, state = transformation.update(sum_rows(index, rows, ROWS), state, table)
     return apply_row_updates(table, updates, key), state
 
   state = transformation.init(table)
-  for number, (slot, rows) in enumerate(gradients()):
-    table, state = step(table, state, slot, rows, jax.random.key(number))
+  for number, (index, rows) in enumerate(gradients()):
+    table, state = step(table, state, index, rows, jax.random.key(number))
   return table, state
 
 
@@ -82,9 +82,9 @@ def test_dense_equals_optax(table):
   result, _ = run(jnp.asarray(table), lazy=False)
   adamw = optax.adamw(rate, **ADAM)
   expected, state = jnp.asarray(table), adamw.init(jnp.asarray(table))
-  for slot, rows in gradients():
+  for index, rows in gradients():
     dense = np.zeros((ROWS + 1, WIDTH), np.float32)
-    np.add.at(dense, slot, rows)
+    np.add.at(dense, index, rows)
     updates, state = adamw.update(jnp.asarray(dense[:-1]), state, expected)
     expected = optax.apply_updates(expected, updates)
   np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
@@ -163,9 +163,9 @@ def test_without_stochastic_rounding_small_updates_would_be_lost():
 
 def test_fetched_rows_of_a_bfloat16_table_are_rounded_stochastically():
   """A quarter of the spacing moves a quarter of the weights, others with another key; rows that no id names stay."""
-  spacing, slot = 2.0**-7, jnp.array([4, 1, ROWS])
+  spacing, index = 2.0**-7, jnp.array([4, 1, ROWS])
   table = jnp.ones((ROWS, 4000), jnp.bfloat16)
-  updates = RowGradient(slot, jnp.full((3, 4000), spacing / 4))
+  updates = RowGradient(index, jnp.full((3, 4000), spacing / 4))
   first, second = (np.asarray(apply_row_updates(table, updates, jax.random.key(k)), np.float32) for k in (0, 1))
   for result in (first, second):
     assert set(np.unique(result[[1, 4]])) == {1.0, 1.0 + spacing}
