@@ -118,16 +118,16 @@ def _open_data(directory: str, run: TrainingRun, mesh: "Mesh") -> "LoopData":
   if isinstance(dataset, DecomposedDataset):
     tokens = run.batch_size * max(dataset.buckets)
     positions = functools.partial(local_sequences, mesh)
-    batches = DecomposedBatches(dataset, tokens_per_batch=tokens, seed=run.seed, rows=positions)
+    batches = DecomposedBatches(dataset, tokens_per_batch=tokens, seed=run.seed, positions=positions)
   else:
     sequences = None
     if memory is not None and isinstance(memory.part, int):
       sequences = below_cluster(dataset, memory.part, memory.branching)
     positions = local_sequences(mesh, run.batch_size)
-    batches = Batches(dataset, batch_size=run.batch_size, seed=run.seed, rows=positions, sequences=sequences)
+    batches = Batches(dataset, batch_size=run.batch_size, seed=run.seed, positions=positions, sequences=sequences)
   fingerprints = ("tree_fingerprint", "tokenizer_fingerprint")
   metadata = {name: getattr(dataset.manifest, name) for name in fingerprints}
-  return LoopData(batches=batches.iterate, origin=batches.describe, metadata=metadata)
+  return LoopData(batches=batches.iterate, origin=batches.origin, metadata=metadata)
 
 
 def _open_held_out(directory: str, config: ValidationConfig, run: TrainingRun, mesh: "Mesh") -> "HeldOut":

@@ -93,7 +93,6 @@ _TESTED_IN: dict[str, str] = {
   "pod/peaks.py": "training/test_telemetry.py",
   "pod/report.py": "test_compile_pod.py",
   "pod/tensor_names.py": "pod/test_hlo.py",
-  "data/packed/selection.py": "training/test_telemetry.py",
   "data/tasks/records.py": "data/tasks/test_formats.py",
   "data/tasks/table.py": "data/tasks/test_formats.py",
   "data/world/answers.py": "data/world/test_generate.py",

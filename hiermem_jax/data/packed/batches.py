@@ -74,7 +74,7 @@ class Batches:
     *,
     batch_size: int,
     seed: int,
-    rows: np.ndarray | None = None,
+    positions: np.ndarray | None = None,
     sequences: np.ndarray | None = None,
   ):
     """Sets up the stream; nothing is read yet.
@@ -83,11 +83,11 @@ class Batches:
       dataset: where sequences are read from.
       batch_size: number of sequences in a global batch.
       seed: of the orders, non-negative.
-      rows: positions of the global batch that `at` gives, int64 [b] below batch_size; all of them by default.
-      sequences: numbers of the sequences that take part, integer [n]; all of the dataset's by default.
+      positions: integer [b], the positions in a global batch that this process reads; all by default.
+      sequences: integer [n], numbers of the sequences that the stream consists of; all of the dataset by default.
 
     Raises:
-      InputError: the dataset is empty or the batch is.
+      InputError: the batch is empty, or there are no sequences.
     """
     if batch_size < 1:
       raise InputError(f"batch_size {batch_size}: must be positive; bind another")
@@ -98,23 +98,23 @@ class Batches:
     self.dataset = dataset
     self.batch_size = batch_size
     self.seed = seed
-    self._rows = np.arange(batch_size) if rows is None else rows
+    self._positions = np.arange(batch_size) if positions is None else positions
     self._order = functools.lru_cache(maxsize=2)(self._permutation)
 
   def indices(self, step: int) -> np.ndarray:
-    """Sequence numbers of this process's part of the batch, int64 [b]."""
-    epochs, offsets = np.divmod(step * self.batch_size + self._rows, self._count)
-    indices = np.empty(len(self._rows), np.int64)
+    """Numbers of the sequences of this process's part of the batch of a step: int64 [b]."""
+    epochs, offsets = np.divmod(step * self.batch_size + self._positions, self._count)
+    indices = np.empty(len(self._positions), np.int64)
     for epoch in np.unique(epochs):
       indices[epochs == epoch] = self._order(int(epoch))[offsets[epochs == epoch]]
     return indices if self._sequences is None else self._sequences[indices].astype(np.int64)
 
-  def describe(self, step: int) -> dict[str, Any]:
-    """Where this process's part of batch `step` comes from, for JSON."""
+  def origin(self, step: int) -> dict[str, Any]:
+    """Dataset and numbers of the sequences of this process's part of the batch of a step, for JSON."""
     return {"dataset": self.dataset.directory, "sequences": self.indices(step).tolist()}
 
   def at(self, step: int) -> dict[str, np.ndarray]:
-    """This process's part of batch `step`, B = b (see the module's docstring)."""
+    """This process's part of the batch of a step, of b sequences (see the module's docstring)."""
     return to_batch(*self.dataset.read(self.indices(step)), bos_id=self.dataset.manifest.bos_id)
 
   def iterate(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:

@@ -136,7 +136,7 @@ class DecomposedBatches:
     *,
     tokens_per_batch: int,
     seed: int,
-    rows: Callable[[int], np.ndarray] = np.arange,
+    positions: Callable[[int], np.ndarray] = np.arange,
     cycles: int = 8,
   ):
     """Sets up the stream; nothing is read yet.
@@ -145,7 +145,8 @@ class DecomposedBatches:
       dataset: where sequences are read from.
       tokens_per_batch: number of tokens in a global batch; a multiple of the longest length.
       seed: of the orders and of the lengths, non-negative.
-      rows: from the sequences of a global batch to the positions in it that `at` gives, int64 [b]; all by default.
+      positions: number of sequences in a global batch -> the positions in it that this process reads, integer [b]; all
+        by default.
       cycles: number of cycles in an epoch (8 in the authors' code).
 
     Raises:
@@ -162,7 +163,8 @@ class DecomposedBatches:
     self.seed = seed
     self._lengths = sorted(dataset.buckets)
     self._sizes = [tokens_per_batch // length for length in self._lengths]
-    self._rows = [rows(size) for size in reversed(self._sizes)][::-1]  # a size that does not fit: the smallest is named
+    # In the order of the smallest size, so that an error about sizes that cannot be split names that one.
+    self._positions = [positions(size) for size in reversed(self._sizes)][::-1]
     self._batches = np.array([len(dataset.buckets[n]) // size for n, size in zip(self._lengths, self._sizes)])
     self._cycles = cycles
     if not self._batches.any():
@@ -179,10 +181,10 @@ class DecomposedBatches:
     buckets, ranks = self._schedule(epoch)
     bucket = int(buckets[position])
     first = int(ranks[position]) * self._sizes[bucket]
-    return self._lengths[bucket], self._order(epoch, bucket)[first + self._rows[bucket]].astype(np.int64)
+    return self._lengths[bucket], self._order(epoch, bucket)[first + self._positions[bucket]].astype(np.int64)
 
-  def describe(self, step: int) -> dict[str, Any]:
-    """Where this process's part of batch `step` comes from, for JSON."""
+  def origin(self, step: int) -> dict[str, Any]:
+    """Dataset and numbers of the sequences of this process's part of the batch of a step, for JSON."""
     length, indices = self.indices(step)
     return {"dataset": self.dataset.buckets[length].directory, "sequences": indices.tolist()}
 

@@ -1,4 +1,4 @@
-"""Parts of a packed dataset: the sequences below one cluster, and the first sequences as held-out batches."""
+"""Parts of a packed dataset: the sequences of one cluster, and held-out batches for validation."""
 
 from collections.abc import Iterator
 
@@ -10,14 +10,20 @@ from hiermem_jax.errors import InputError
 
 
 def below_cluster(dataset: PackedDataset, cluster: int, branching: int) -> np.ndarray:
-  """Numbers of the sequences whose leaf lies below a level-1 cluster of a tree with that branching, int64 [n]."""
+  """Numbers of the sequences whose leaves lie below a cluster of level 1: int64 [n].
+
+  Args:
+    dataset: the dataset.
+    cluster: number of the cluster.
+    branching: of the tree.
+  """
   return np.flatnonzero(dataset.leaves() // (dataset.manifest.num_leaves // branching) == cluster)
 
 
 class HeldOutBatches:
-  """The first sequences of a dataset in batches, the same each time they are asked for.
+  """Some sequences of a dataset in batches, the same ones each time.
 
-  The last batch is filled up with sequences whose tokens have no weight.
+  The last batch is filled up with sequences whose tokens have a loss weight of 0.
   """
 
   def __init__(
@@ -29,14 +35,14 @@ class HeldOutBatches:
     positions: np.ndarray,
     leaf: int | None = None,
   ):
-    """Chooses the sequences.
+    """Sets up the batches; nothing is read yet.
 
     Args:
-      dataset: the dataset.
-      sequences: integer [n], numbers of its sequences.
-      batch_size: sequences of a global batch.
+      dataset: where sequences are read from.
+      sequences: integer [n], numbers of the sequences.
+      batch_size: number of sequences in a global batch.
       positions: integer [b], the positions in a global batch that this process reads.
-      leaf: leaf id that all sequences get; None leaves them their own.
+      leaf: the leaf of all sequences, in place of their own; None keeps their own.
 
     Raises:
       InputError: there are no sequences.
@@ -47,7 +53,7 @@ class HeldOutBatches:
     self._batch_size, self._positions = batch_size, positions
 
   def __call__(self) -> Iterator[dict[str, np.ndarray]]:
-    """Gives the batches in their order; see `packed.batches` for what a batch holds."""
+    """Yields this process's parts of the batches, in order (see batches.py)."""
     for start in range(0, len(self._sequences), self._batch_size):
       numbers = np.resize(self._sequences[start : start + self._batch_size], self._batch_size)[self._positions]
       batch = to_batch(*self._dataset.read(numbers), bos_id=self._dataset.manifest.bos_id)

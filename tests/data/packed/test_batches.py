@@ -95,7 +95,7 @@ def test_resume_is_exact(dataset, start):
 @pytest.mark.parametrize("process_count", [1, 2, 3, 6])
 def test_host_slices_join_to_the_global_batch(dataset, process_count):
   whole = Batches(dataset, batch_size=6, seed=3)
-  hosts = [Batches(dataset, batch_size=6, seed=3, rows=rows) for rows in np.split(np.arange(6), process_count)]
+  hosts = [Batches(dataset, batch_size=6, seed=3, positions=rows) for rows in np.split(np.arange(6), process_count)]
   for step in (0, 1, 4, 11):
     parts = [host.at(step) for host in hosts]
     equal(whole.at(step), {k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
@@ -138,7 +138,7 @@ def test_errors_reach_the_reader_and_close_ends_the_thread(dataset):
 
 def test_rows_in_any_order(dataset):
   """What a process with rows 4, 1 of the batch reads, over the border of epochs too."""
-  whole, some = (Batches(dataset, batch_size=6, seed=3, rows=rows) for rows in (None, np.array([4, 1])))
+  whole, some = (Batches(dataset, batch_size=6, seed=3, positions=rows) for rows in (None, np.array([4, 1])))
   for step in range(2 * len(dataset) // 6 + 2):
     np.testing.assert_array_equal(some.indices(step), whole.indices(step)[[4, 1]])
 

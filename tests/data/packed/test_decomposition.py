@@ -138,7 +138,7 @@ def test_resume_is_exact(dataset, start):
 def test_processes_read_parts_of_the_same_batches(dataset):
   whole = DecomposedBatches(dataset, tokens_per_batch=TOKENS, seed=3)
   halves = [
-    DecomposedBatches(dataset, tokens_per_batch=TOKENS, seed=3, rows=lambda n, part=part: np.arange(n)[part::2])
+    DecomposedBatches(dataset, tokens_per_batch=TOKENS, seed=3, positions=lambda n, part=part: np.arange(n)[part::2])
     for part in range(2)
   ]
   for step in range(2 * PER_EPOCH):
@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_told_of_the_longest_length():
     raise InputError(f"batch_size = {size}")
 
   with pytest.raises(InputError, match="batch_size = 2"):
-    DecomposedBatches(counted(COUNTS), tokens_per_batch=TOKENS, seed=0, rows=rows)
+    DecomposedBatches(counted(COUNTS), tokens_per_batch=TOKENS, seed=0, positions=rows)
 
 
 def test_open(dataset, tmp_path, write_packed):
