@@ -1,10 +1,13 @@
 """The documentation: links lead somewhere, commands name files, bindings and verbs that exist, versions agree."""
 
+import contextlib
 import functools
+import inspect
 import pathlib
 import re
 import shlex
 
+import gin
 import pytest
 
 import hiermem_jax
@@ -110,6 +113,20 @@ def test_commands_are_accepted(monkeypatch):
     except Exception as error:
       raise AssertionError(f"{page}: {verb} {' '.join(flags)}") from error
   assert len(seen) > 20
+
+
+def test_gin_names_in_the_text_exist():
+  """Of `MemoryConfig.kind = 'ffn'` in running text: that there is such a parameter."""
+  configuration.register()
+  known, unknown = set(), set()
+  for page in PAGES:
+    for code in re.findall(r"`([^`\n]+)`", FENCED.sub("", page.read_text())):
+      for owner, name in re.findall(r"\b(\w+)\.(?!py\b)(\w+)\b", code):
+        with contextlib.suppress(ValueError):  # gin knows no such owner
+          parameters = inspect.signature(gin.get_configurable(owner)).parameters
+          (known if name in parameters else unknown).add((page_id(page), f"{owner}.{name}"))
+  assert not {name for page, name in unknown if page != "CHANGELOG.md"}, unknown  # which has names of before
+  assert len(known) > 30
 
 
 def test_the_manual_names_every_verb_phase_and_kind():

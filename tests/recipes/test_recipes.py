@@ -81,7 +81,7 @@ def results(repository):
   """Exit status of the tests of each recipe and of the library's plan, and what they printed."""
   tree, arguments = repository
   command = [sys.executable, "-c", DRIVER, json.dumps(arguments | {"plan": PLAN})]
-  done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+  done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1]), done.stdout
 
@@ -94,8 +94,12 @@ def test_the_tests_that_a_recipe_names_pass(what, results):
 
 def test_the_code_of_recipes_is_in_our_style(repository):
   tree, _ = repository
+  paths = {block["path"] for recipe in RECIPES for block in BLOCK.finditer(section(recipe)) if block["path"]}
+  paths = sorted(path for path in paths if path.endswith(".py"))
+  assert len(paths) >= 10
   for command in (["check"], ["format", "--check"]):
-    done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=tree, capture_output=True, text=True)
+    ruff = [sys.executable, "-m", "ruff", *command, *paths]
+    done = subprocess.run(ruff, cwd=tree, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
