@@ -4,32 +4,31 @@ import collections
 import os
 import tempfile
 
-import flax.linen as nn
-import jax
-import numpy as np
-import pytest
-
-from hiermem_jax.data.packed.decomposition import DecomposedDataset, write_decomposition
-from hiermem_jax.data.packed.format import Manifest, encode_record, write_manifest, write_shard
-from hiermem_jax.data.packed.reading import PackedDataset
-from hiermem_jax.models.anchor import init_anchor
-
+# The environment of the tests and of the processes that they start, before JAX reads it. What is set already stays.
 _CACHE = tempfile.TemporaryDirectory(prefix="hiermem_jax_tests_")
-# Environment variables, so that the processes that tests start share the cache, and a developer can keep it.
+_XLA_FLAGS = (
+  # Most of the time is compilation of programs that run a few times; this is ten times as fast.
+  "--xla_backend_optimization_level=0",
+  "--xla_cpu_use_fusion_emitters=false",
+  "--xla_cpu_parallel_codegen_split_count=1",
+  # On busy cores one device may wait long for another.
+  "--xla_cpu_collective_timeout_seconds=600",
+  "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
+os.environ["XLA_FLAGS"] = " ".join([*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import flax.linen as nn  # noqa: E402
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
-def pytest_configure():
-  """Compiles once per session what several tests run; most of their time is compilation."""
-  jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-  jax.config.update(
-    "jax_persistent_cache_min_compile_time_secs", float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
-  )
-  jax.config.update(
-    "jax_persistent_cache_min_entry_size_bytes", int(os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"])
-  )
+from hiermem_jax.data.packed.decomposition import DecomposedDataset, write_decomposition  # noqa: E402
+from hiermem_jax.data.packed.format import Manifest, encode_record, write_manifest, write_shard  # noqa: E402
+from hiermem_jax.data.packed.reading import PackedDataset  # noqa: E402
+from hiermem_jax.models.anchor import init_anchor  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,7 @@ _SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "experiments/benchmarks
 
 def run(script, *flags, folder):
   (folder / "tensorflow.py").write_text("raise ImportError('the benchmark must not need TensorFlow')")
-  fast = "--xla_backend_optimization_level=0"  # to compile
-  env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(folder), "XLA_FLAGS": fast}
+  env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(folder)}
   return subprocess.run([sys.executable, str(_SCRIPTS / script), *flags], env=env, capture_output=True, text=True)
 
 

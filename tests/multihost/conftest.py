@@ -27,9 +27,6 @@ def environment(tmp_path_factory):
   """Of processes with CPU devices that compile fast, and once for all of them."""
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/parallel")]),
   }
 

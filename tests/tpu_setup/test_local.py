@@ -20,7 +20,6 @@ def local(tmp_path, monkeypatch, capsys):
   """The command line on a slice of two hosts with four devices each."""
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
   monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
   def call(command, *arguments, status=0):
     flags = ["--provider=local", f"--root={tmp_path}/slices", "--poll_seconds=1", "--backoff_seconds=0.1"]

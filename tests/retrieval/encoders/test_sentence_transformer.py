@@ -311,7 +311,7 @@ def test_eight_devices_give_the_vectors_of_one(model, tmp_path):
     "assert jax.local_device_count() == 8\n"
     "np.save(sys.argv[2], encoder.encode([f'w{i} w{i + 1} w7' for i in range(50)] + ['w3 ' * 70]))\n"
   )
-  env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+  env = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
   subprocess.run([sys.executable, "-c", code, model, str(tmp_path / "v.npy")], env=env, check=True)
   texts = [f"w{i} w{i + 1} w7" for i in range(50)] + ["w3 " * 70]
   np.testing.assert_allclose(np.load(tmp_path / "v.npy"), encoder(model).encode(texts), atol=1e-6)
