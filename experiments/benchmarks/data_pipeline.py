@@ -115,7 +115,7 @@ def measure_stages(flags: argparse.Namespace, folder: str) -> tuple[dict, Packed
   tree.assign(embeddings[:1])
   timed(seconds, "assign", lambda: tree.assign(embeddings))
 
-  # Without a tree, less reading and tokenising: what is left of prepare.
+  # The time for packing is that of `prepare` without a tree, less that for reading and tokenising.
   here = BeamConfig(options=("--direct_running_mode=in_memory", "--direct_num_workers=1"))
   arguments = {"source": source, "tokenizer": tokenizer, "tree": None, "directory": f"{folder}/packed"}
   dataset = timed(seconds, "prepare", lambda: prepare(**arguments, beam_config=here))
@@ -136,7 +136,7 @@ def measure_stages(flags: argparse.Namespace, folder: str) -> tuple[dict, Packed
 
 
 def measure_reading(flags: argparse.Namespace, dataset: PackedDataset) -> dict:
-  """Throughput of the batches, beside the quickstart's appetite, and the cost of starting late."""
+  """Throughput of the batches, beside what the quickstart trains on, and the time to start at a late step."""
   batches = Batches(dataset, batch_size=_BATCH, seed=0).iterate()
   next(batches)
   start = time.perf_counter()

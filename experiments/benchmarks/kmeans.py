@@ -1,7 +1,7 @@
 r"""Balanced k-means, the tree and the descent, beside FAISS, scikit-learn and brute force.
 
   python experiments/benchmarks/kmeans.py [--quick] [--json]
-  python experiments/benchmarks/kmeans.py --embeddings=minilm.npy     # float [n, E], unit norm rows
+  python experiments/benchmarks/kmeans.py --embeddings=minilm.npy     # float [n, E], each of unit norm
 
 Four measurements, all on the host's CPU. Nothing is compiled; what is timed takes turns, and the first turn warms up.
 
@@ -114,7 +114,7 @@ def measure_clustering(x: np.ndarray, num_clusters: int, num_seeds: int) -> dict
       batch_size=BATCH,
       init_size=BATCH,
       n_init=1,
-      max_iter=1,  # one pass over the rows, which makes as many steps as there are batches
+      max_iter=1,  # one pass over the examples, which makes as many steps as there are batches
       max_no_improvement=None,
       compute_labels=False,
       random_state=seed,

@@ -18,22 +18,6 @@ def build(examples, keys=None, **config):
   return build_tree(examples, keys, config=dataclasses.replace(CONFIG, **config), encoder_fingerprint="abc")
 
 
-def _unit(x):
-  return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def examples():
-  rng = np.random.default_rng(0)
-  topics = rng.standard_normal((12, 8))
-  return _unit(topics[rng.integers(12, size=600)] + 0.4 * rng.standard_normal((600, 8)))
-
-
-@pytest.fixture(scope="module")
-def built(examples):
-  return build(examples)
-
-
 def _split(examples, keys, *, level=2, node=3, parent=None, **config):
   parent = np.zeros(examples.shape[1], np.float32) if parent is None else parent
   config = TreeConfig(**{"branching": 4, "steps": 3, "batch_size": 50, "seed": 5} | config)

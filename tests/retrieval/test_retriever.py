@@ -1,8 +1,6 @@
 """Text to leaf: clustering a small corpus, routing, and the retriever's directory."""
 
 import dataclasses
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -87,12 +85,3 @@ def test_load_from_nowhere(clustered, tmp_path):
   clustered[1].save(str(tmp_path))
   with pytest.raises(InputError, match="encoder"):
     load_retriever(str(tmp_path))
-
-
-def test_importing_the_room_imports_neither_scikit_learn_nor_tensorflow():
-  code = (
-    "import sys, hiermem_jax.retrieval.retriever;"
-    "print([m for m in ('sklearn', 'tensorflow', 'seqio') if m in sys.modules])"
-  )
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-  assert done.stdout.strip() == "[]"

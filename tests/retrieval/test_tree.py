@@ -7,12 +7,7 @@ import pytest
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.retrieval import tree as tree_module
-from hiermem_jax.retrieval.build import TreeConfig, build_tree
 from hiermem_jax.retrieval.tree import ClusterTree
-
-
-def _unit(x):
-  return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
 def _random_tree(rng, branching=3, depth=3, width=5):
@@ -32,19 +27,6 @@ def _brute_force_path(tree, x):
     path.append(best)
     node = best
   return path
-
-
-@pytest.fixture(scope="module")
-def examples():
-  rng = np.random.default_rng(0)
-  topics = rng.standard_normal((12, 8))
-  return _unit(topics[rng.integers(12, size=600)] + 0.4 * rng.standard_normal((600, 8)))
-
-
-@pytest.fixture(scope="module")
-def built(examples):
-  config = TreeConfig(branching=4, depth=3, batch_size=100, seed=7)
-  return build_tree(examples, config=config, encoder_fingerprint="abc")
 
 
 def test_assign_and_ancestors_agree_with_brute_force(examples, built):
