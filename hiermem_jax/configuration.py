@@ -46,6 +46,11 @@ cluster.read = @ReadConfig()
 cluster.beam = @BeamConfig()
 prepare.pack = @PackConfig()
 prepare.read = @ReadConfig()
+evaluate.model = @ModelFiles()
+evaluate.scoring = @ScoringConfig()
+evaluate_tasks.model = @ModelFiles()
+evaluate_tasks.scoring = @ScoringConfig()
+evaluate_tasks.tasks = @TaskSet()
 prepare.beam = @BeamConfig()
 """
 _dry = False  # whether a dry run is under way
@@ -58,6 +63,7 @@ def register() -> None:
   from hiermem_jax.data.corpus.runner import BeamConfig
   from hiermem_jax.data.sources import SOURCES
   from hiermem_jax.data.world.generate import WorldConfig
+  from hiermem_jax.evaluation.config import FrequencyConfig, ModelFiles, RagConfig, ScoringConfig, TaskSet
   from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
   from hiermem_jax.parallel import MeshConfig
   from hiermem_jax.retrieval.build import TreeConfig
@@ -69,7 +75,8 @@ def register() -> None:
   models = (ModelConfig, AnchorConfig, MemoryConfig, MeshConfig)
   training = (OptimizerConfig, Objective, CheckpointConfig, ValidationConfig)
   corpus = (BeamConfig, PackConfig, ReadConfig, TreeConfig, WorldConfig)
-  for constructor in (*models, *training, *SOURCES, *corpus):
+  evaluation = (ModelFiles, ScoringConfig, RagConfig, FrequencyConfig, TaskSet)
+  for constructor in (*models, *training, *SOURCES, *corpus, *evaluation):
     _register(constructor)
   on_registration(_register)  # encoders; also those of a module that a gin file imports
   for verb in VERBS.values():

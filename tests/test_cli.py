@@ -354,11 +354,10 @@ def test_evaluation_prints_and_writes_a_report(chain, run):
 def test_evaluation_of_routes_levels_and_documents(chain, run, fails):
   """In the directory where another evaluation was: a model may be measured in many ways."""
   extra = (
-    "evaluate.modes = ('fetched', 'levels 2')",
-    "evaluate.routes = ('blocked 1', 'blocked 2', 'rank 2', 'cut 50')",
+    "evaluate.modes = ('fetched', 'levels 2', 'blocked 1', 'blocked 2', 'rank 2', 'cut 50', 'rag none', 'rag fetched')",
     "evaluate.attribution = True",
-    "evaluate.rag = ('none', 'fetched')",
-    "evaluate.documents = @JsonlSource()",
+    "evaluate.rag = @RagConfig()",
+    "RagConfig.documents = @JsonlSource()",
     "evaluate.directory = 'probing'",
   )
   arguments = [f"--gin_file={chain[0]}", *(f"--gin_bindings={line}" for line in extra), f"--run_dir={chain[1]}"]
@@ -375,11 +374,11 @@ def test_evaluation_of_routes_levels_and_documents(chain, run, fails):
   assert report["attribution"]["lost_without_level"][0] == pytest.approx(list(line["lost_without_level"].values()))
   assert "blocked 2" in output
   for binding, message in (
-    ("evaluate.routes = ('fetched',)", "evaluate.routes: ['fetched'] unknown"),
-    ("evaluate.routes = ('blocked 3',)", "the tree has levels 1 to 2"),
-    ("evaluate.routes = ('paraphrased',)", "no field `paraphrase`"),
+    ("evaluate.modes = ('best',)", "mode 'best': choose from none, generic, fetched"),
+    ("evaluate.modes = ('blocked 3',)", "mode 'blocked 3': the tree has levels 1 to 2"),
+    ("evaluate.modes = ('paraphrased',)", "no field `paraphrase`"),
     ("evaluate.modes = ('levels 3',)", "none on levels [3]"),
-    ("evaluate.rag = ('none',)", "evaluate.rag: without documents"),
+    ("evaluate.modes = ('rag none',)", "mode 'rag none': without documents"),
   ):
     flags = [f"--gin_bindings={line}" for line in (binding, "evaluate.directory = 'probing'")]
     assert message in fails("evaluate", f"--gin_file={chain[0]}", *flags, f"--run_dir={chain[1]}")
@@ -389,7 +388,7 @@ def test_tree_of_another_run(chain, fails, tmp_path):
   configuration.load([str(chain[0])], ["LsaEncoder.dim = 7"])
   configuration.call("cluster", run_dir=str(tmp_path / "other"))
   shutil.copytree(chain[1], tmp_path / "run", ignore=shutil.ignore_patterns("*.gin"))
-  binding = f"--gin_bindings=evaluate.tree = '{tmp_path}/other/tree'"
+  binding = f"--gin_bindings=ModelFiles.tree = '{tmp_path}/other/tree'"
   message = fails("evaluate", f"--gin_file={chain[0]}", binding, f"--run_dir={tmp_path}/run")
   fingerprints = {load_retriever(f"{tmp_path}/{run}/tree").tree.fingerprint for run in ("other", "run")}
   assert len(fingerprints) == 2 and all(fingerprint in message for fingerprint in fingerprints)

@@ -45,7 +45,7 @@ def world(tmp_path_factory):
       "PackConfig.shuffle_leaves = True",
       "cotrain/train.dataset = 'shuffled/train'",
       "cotrain/train.directory = 'cotrain_shuffled'",
-      "evaluate.model = 'cotrain_shuffled'",
+      "ModelFiles.directory = 'cotrain_shuffled'",
       "evaluate.directory = 'evaluation_shuffled'",
     ],
   )

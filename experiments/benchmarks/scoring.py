@@ -25,7 +25,7 @@ import numpy as np
 from common import random_batch, require_positive, table
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.evaluation import Scorer
+from hiermem_jax.evaluation.scoring import Scorer
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.models.model import Model, init_params
 from hiermem_jax.parallel import make_mesh

@@ -15,13 +15,14 @@ import numpy as np
 
 from hiermem_jax.data.corpus.keys import window_keys
 from hiermem_jax.data.sources import JsonlSource
+from hiermem_jax.evaluation.topics import top_terms
 from hiermem_jax.files import read_arrays
 from hiermem_jax.retrieval.tree import ClusterTree
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-_TERMS, _TITLES, _MAP = 8, 6, 6000
+_TITLES, _MAP = 6, 6000
 
 
 def read(tree_directory: str, corpus: str):
@@ -40,23 +41,6 @@ def read(tree_directory: str, corpus: str):
     embeddings.append(arrays["embeddings"][[i for _, i in found]])
   embeddings = np.concatenate(embeddings)
   return tree, titles, texts, embeddings, tree.assign(embeddings)
-
-
-def top_terms(texts: list[str], groups: np.ndarray, wanted: list[int]) -> list[list[str]]:
-  """Words whose share of documents in a group stands out most against all documents: count * log ratio."""
-  from sklearn.feature_extraction.text import CountVectorizer
-
-  counter = CountVectorizer(binary=True, stop_words="english", min_df=5, token_pattern=r"(?u)\b[^\W\d]{3,}\b")
-  present = counter.fit_transform(texts)
-  words = counter.get_feature_names_out()
-  everywhere = np.asarray(present.mean(axis=0)).ravel()
-  result = []
-  for group in wanted:
-    inside = present[groups == group]
-    count = np.asarray(inside.sum(axis=0)).ravel()
-    score = count * np.log((count + 0.5) / (inside.shape[0] + 1) / everywhere)
-    result.append([str(words[i]) for i in np.argsort(-score)[:_TERMS]])
-  return result
 
 
 def write_leaves(path: str, tree: ClusterTree, titles: list[str], texts: list[str], leaves: np.ndarray, seed: int):

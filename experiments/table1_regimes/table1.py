@@ -37,37 +37,33 @@ RARE = 16  # a fact is rare below this many statements
 def measure(run_dir: str, corpus: str) -> dict:
   """One line of results.jsonl: regime -> mode of the memory -> measures."""
   from hiermem_jax.data.packed.reading import PackedDataset
-  from hiermem_jax.data.text.tokenizer import load_tokenizer
-  from hiermem_jax.evaluation import Scorer
-  from hiermem_jax.parallel import make_mesh
-  from hiermem_jax.retrieval.retriever import load_retriever
-  from hiermem_jax.training.checkpoint import load_model
+  from hiermem_jax.evaluation.config import ModelFiles, ScoringConfig
+  from hiermem_jax.evaluation.loading import load
 
   seed = int(re.search(r"^SEED = (\d+)", pathlib.Path(run_dir, "config.gin").read_text(), re.MULTILINE)[1])
   held_out = PackedDataset(f"{run_dir}/packed/validation")
-  tokenizer, retriever = load_tokenizer(f"{run_dir}/tokenizer.model"), load_retriever(f"{run_dir}/tree")
-  mesh = make_mesh()
   if corpus == "world":
-    special = world_measures(run_dir, seed, tokenizer, retriever)
+    special = world_measures(run_dir, seed)
   else:
     special = text_measures(held_out, PackedDataset(f"{run_dir}/packed/train"))
   regimes = {}
   for regime in REGIMES:
-    model = load_model(f"{run_dir}/{regime}", mesh)
-    scorer = Scorer(model, mesh, 64, bos_id=tokenizer.bos_id)
+    loaded = load(run_dir, ModelFiles(directory=regime))
+    modes = loaded.in_modes(ScoringConfig())
     regimes[regime] = {
-      mode: {"perplexity": perplexity(scorer, held_out, mode)} | special(scorer, mode)
-      for mode in (("generic", "fetched") if model.memory else ("none",))
+      mode: {"perplexity": perplexity(modes, held_out, mode)} | special(modes, mode)
+      for mode in (("generic", "fetched") if loaded.model.memory else ("none",))
     }
     print(f"{regime}: {regimes[regime]}", file=sys.stderr)
   steps = {regime: json.loads(pathlib.Path(run_dir, regime, "report.json").read_text())["steps"] for regime in REGIMES}
   return {"corpus": corpus, "seed": seed, "steps": steps, "regimes": regimes}
 
 
-def perplexity(scorer, dataset, mode: str, weights: np.ndarray | None = None) -> float:
+def perplexity(modes, dataset, mode: str, weights: np.ndarray | None = None) -> float:
   """Of all tokens, or of those whose weight, by vocabulary number, is one."""
   from hiermem_jax.data.packed.batches import in_order
-  from hiermem_jax.evaluation import held_out_loss
+  from hiermem_jax.evaluation.modes import Mode
+  from hiermem_jax.evaluation.perplexity import held_out_loss
 
   def batches() -> Iterator[dict[str, np.ndarray]]:
     for batch in in_order(dataset, 64):
@@ -75,7 +71,8 @@ def perplexity(scorer, dataset, mode: str, weights: np.ndarray | None = None) ->
         batch["decoder_loss_weights"] = batch["decoder_loss_weights"] * weights[batch["decoder_target_tokens"]]
       yield batch
 
-  return math.exp(held_out_loss(scorer, batches(), mode))
+  parsed = Mode.parse(mode)
+  return math.exp(held_out_loss(modes.scorer(parsed), batches(), parsed))
 
 
 def text_measures(held_out, train) -> Callable:
@@ -88,33 +85,37 @@ def text_measures(held_out, train) -> Callable:
   frequent[order[: np.searchsorted(share, 0.5) + 1]] = 1
   rare[order[np.searchsorted(share, 0.9) :]] = 1
 
-  def special(scorer, mode):
-    return {name: perplexity(scorer, held_out, mode, w) for name, w in (("common", frequent), ("rare", rare))}
+  def special(modes, mode):
+    return {name: perplexity(modes, held_out, mode, w) for name, w in (("common", frequent), ("rare", rare))}
 
   return special
 
 
-def world_measures(run_dir: str, seed: int, tokenizer, retriever) -> Callable:
+def world_measures(run_dir: str, seed: int) -> Callable:
   """Perplexity of everyday documents, and rare facts that are answered."""
   from hiermem_jax import configuration
   from hiermem_jax.data.sources import resolve_data_dir
-  from hiermem_jax.evaluate import route_probes
-  from hiermem_jax.evaluation import mode_leaves, probe_accuracy
+  from hiermem_jax.data.text.tokenizer import load_tokenizer
+  from hiermem_jax.evaluation.modes import Mode
+  from hiermem_jax.evaluation.perplexity import article_perplexity
+  from hiermem_jax.evaluation.probes import read_probes, score_probes
 
   configuration.load([str(pathlib.Path(__file__).with_name("world.gin"))], [f"SEED = {seed}"])
   source = configuration.bound_argument("prepare", "validation")
   texts = [record["text"] for record in resolve_data_dir(source, run_dir).records() if record["kind"] == "common"]
+  tokenizer = load_tokenizer(f"{run_dir}/tokenizer.model")
   documents = [[*ids, tokenizer.eot_id] for ids in tokenizer.encode_batch(texts)]
-  leaves = retriever.route(texts)
-  records = list(resolve_data_dir(dataclasses.replace(source, split="probes"), run_dir).records())
-  probes = [probe for probe in route_probes(records, tokenizer, retriever) if probe.count < RARE]
+  records = resolve_data_dir(dataclasses.replace(source, split="probes"), run_dir).records()
+  probes = [probe for probe in read_probes(records, tokenizer) if probe.count < RARE]
 
-  def special(scorer, mode):
-    leaf = leaves if scorer.model.memory is None else mode_leaves(mode, leaves, scorer.model.memory)
-    scores, _ = scorer.score_continuations([[] for _ in documents], documents, leaf)
-    common = math.exp(-float(scores.sum(dtype=np.float64)) / sum(map(len, documents)))
-    (bucket,) = probe_accuracy(scorer, probes, (1,), mode)
-    return {"common": common, "rare": bucket["accuracy"]}
+  def special(modes, mode):
+    mode = Mode.parse(mode)
+    scorer = modes.scorer(mode)
+    answers = score_probes(scorer, probes, modes.leaves(mode, [probe.text for probe in probes]))
+    return {
+      "common": article_perplexity(documents, modes.leaves(mode, texts), scorer)["perplexity"],
+      "rare": sum(answer["correct"] for answer in answers) / len(answers),
+    }
 
   return special
 

@@ -1,22 +1,17 @@
-"""What a trained model knows: held-out loss, probe accuracy by how often a fact was seen, and the report of both.
+"""What a trained model knows: perplexity, facts by how often they were seen, public question sets.
 
-Hands out `Scorer` (the jitted forward pass and generation that everything is measured with), `held_out_loss`,
-`probe_accuracy` and the report functions. Every measurement is made for a *mode* of the memory: none, generic,
-fetched, wrong path, or some levels of the fetched one.
+Every measurement is made in a *mode* of the memory: none, generic, fetched, some levels, another path.
+
+  config.py         what an evaluation is told, as dataclasses
+  loading.py        `load`: checkpoint, tokenizer and tree, checked against each other
+  modes.py          `Mode`, and `MemoryModes`: a model ready to be measured in any of them
+  scoring.py        `Scorer`: log-likelihoods, greedy agreement and generation, on any mesh
+  probes.py         questions about facts of known frequency
+  perplexity.py     of held-out packed text, and of articles
+  series.py         what `evaluate` measures: one model in several modes
+  tasks.py          what `evaluate_tasks` measures, with store.py for results that are kept
+  rag.py            documents in front of questions
+  attribution.py    which level's block holds a fact
+  report.py         tables, JSON and plots of the one; task_report.py of the other
+  harness.py        the model for EleutherAI's lm-evaluation-harness
 """
-
-from hiermem_jax.evaluation.measure import Probe, held_out_loss, probe_accuracy
-from hiermem_jax.evaluation.modes import MODES, check_mode, keep_levels, mode_leaves, mode_levels
-from hiermem_jax.evaluation.scoring import Scorer
-
-__all__ = [
-  "MODES",
-  "Probe",
-  "Scorer",
-  "check_mode",
-  "held_out_loss",
-  "keep_levels",
-  "mode_leaves",
-  "mode_levels",
-  "probe_accuracy",
-]

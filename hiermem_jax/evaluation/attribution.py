@@ -1,55 +1,103 @@
 """Which level's block holds a fact: how much less likely the answer is without it, and how the gradient sees it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from hiermem_jax.evaluation.measure import Probe
-from hiermem_jax.evaluation.modes import keep_levels
-from hiermem_jax.evaluation.scoring import Scorer, prompt_batch
-from hiermem_jax.models.bank import gather_rows, row_indices, rows_to_block, table_name
+from hiermem_jax.evaluation.config import ScoringConfig
+from hiermem_jax.evaluation.loading import LoadedModel
+from hiermem_jax.evaluation.modes import MemoryModes, Mode
+from hiermem_jax.evaluation.probes import Probe, bucket_numbers
+from hiermem_jax.evaluation.scoring import prompt_batch
+from hiermem_jax.models.bank import NO_MEMORY, gather_rows, row_indices, rows_to_block, table_name
 from hiermem_jax.models.losses import apply_anchor, token_losses
 from hiermem_jax.models.model import Model
 
 
-def ablations(
-  model: Model, mesh: Mesh, probes: Sequence[Probe], *, batch_size: int, bos_id: int, max_length: int = 2048
-) -> tuple[np.ndarray, np.ndarray]:
-  """Log-likelihood of each answer with the whole path, and what is lost without each level's block.
+def report(
+  loaded: LoadedModel, probes: Sequence[Probe], buckets: Sequence[int], scoring: ScoringConfig
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """What the answers of probes lose without each level's block.
+
+  Args:
+    loaded: a model with a bank.
+    probes: the questions.
+    buckets: see `probes.bucket_numbers`.
+    scoring: how text is scored.
 
   Returns:
-    float32 [n] nats, and float32 [n, K'] nats for the K' levels that have rows, `model.memory.levels`.
+    For the report: `levels`, and `lost_without_level`, per bucket the mean loss without each level, nats (NaN where the
+    bucket is empty). And for each probe a line with its record, `leaf`, `log_likelihood` and `lost_without_level`.
+  """
+  assert loaded.model.memory is not None
+  modes, levels = loaded.in_modes(scoring), loaded.model.memory.levels
+  leaf = modes.leaves(Mode.parse("fetched"), [probe.text for probe in probes])
+  likelihoods, lost = ablations(modes, probes, leaf)
+  bucket = bucket_numbers(probes, buckets)
+  means = [
+    lost[bucket == index].mean(axis=0).tolist() if (bucket == index).any() else [float("nan")] * len(levels)
+    for index in range(len(buckets))
+  ]
+  lines = [
+    {name: probe.record[name] for name in ("prompt", "answer", "count")}
+    | {"leaf": number, "log_likelihood": likelihood, "lost_without_level": dict(zip(levels, losses))}
+    for probe, number, likelihood, losses in zip(probes, leaf.tolist(), likelihoods.tolist(), lost.tolist())
+  ]
+  return {"levels": list(levels), "lost_without_level": means}, lines
+
+
+def ablations(modes: MemoryModes, probes: Sequence[Probe], leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Log-likelihood of each answer with the whole path, and by how much it falls without each level's block.
+
+  Args:
+    modes: a model with a bank.
+    probes: n questions.
+    leaf: int32 [n] leaf ids.
+
+  Returns:
+    float32 [n] nats, and float32 [n, K'] nats for the K' levels that have a table, `model.memory.levels`.
   """
   prompts, answers = [p.prompt for p in probes], [p.answer for p in probes]
-  leaf = np.array([p.leaf for p in probes], np.int32)
+  assert modes.model.memory is not None
+  every = modes.model.memory.levels
 
   def score(levels):
-    kept = Scorer(keep_levels(model, levels), mesh, batch_size, bos_id=bos_id, max_length=max_length)
-    return kept.score_continuations(prompts, answers, leaf if levels else np.full_like(leaf, -1))[0]
+    if not levels:
+      scorer, chosen = modes.scorer(Mode.parse("fetched")), np.full_like(leaf, NO_MEMORY)
+    else:
+      scorer, chosen = modes.scorer(Mode.parse("levels " + " ".join(map(str, levels)))), leaf
+    return scorer.score_continuations(prompts, answers, chosen)[0]
 
-  every = model.memory.levels
   whole = score(every)
-  lost = [whole - score(tuple(level for level in every if level != left_out) or None) for left_out in every]
+  lost = [whole - score([level for level in every if level != left_out]) for left_out in every]
   return whole, np.stack(lost, axis=1)
 
 
-def gradients(model: Model, probe: Probe, bos_id: int) -> dict[int, np.ndarray]:
+def gradients(model: Model, probe: Probe, leaf: int, bos_id: int) -> dict[int, np.ndarray]:
   """Gradient times value of one question's fetched parameters: the first-order share of each unit in its answer.
 
-  On one device, for looking closely at one question.
+  Runs on one device, for looking closely at one question.
+
+  Args:
+    model: one with a bank.
+    probe: the question.
+    leaf: its leaf id.
+    bos_id: the input at the beginning of a document.
 
   Returns:
-    For each level with rows, float32 [L, R_k] nats: what log-likelihood the unit adds, to first order. Their sum
-    approximates what all of the memory adds where its effect is small.
+    For each level with a table, float32 [L, R_k] nats: what log-likelihood the unit adds, to first order. Where the
+    memory's effect is small, their sum approximates what all of the memory adds.
   """
+  memory = model.memory
+  assert memory is not None
   length = len(probe.prompt) + len(probe.answer)
   batch = jax.tree.map(
-    jnp.asarray, prompt_batch([(probe.prompt, probe.answer)], np.array([probe.leaf], np.int32), length, bos_id)
+    jnp.asarray, prompt_batch([(probe.prompt, probe.answer)], np.array([leaf], np.int32), length, bos_id)
   )
-  indices = row_indices(batch["memory_leaf"], model.memory)
+  indices = row_indices(batch["memory_leaf"], memory)
   rows = {name: gather_rows(model.params["bank"][name], indices[name]).astype(jnp.float32) for name in indices}
 
   def log_likelihood(rows):
@@ -63,4 +111,4 @@ def gradients(model: Model, probe: Probe, bos_id: int) -> dict[int, np.ndarray]:
   def share(name):
     return (grads[name] * rows[name]).reshape(-1, layers, model.config.unit_params).sum(axis=-1).T
 
-  return {level: np.asarray(share(table_name(level))) for level in model.memory.levels}
+  return {level: np.asarray(share(table_name(level))) for level in memory.levels}

@@ -8,7 +8,6 @@ Needs `pip install -e ".[harness]"`. This module is its command line with one mo
 and the same model from Python: `lm_eval.simple_evaluate(model=HiermemLM(run_dir="runs/a2"), tasks=["arc_easy"])`.
 """
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,12 +15,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from hiermem_jax.data.text.tokenizer import load_tokenizer
+from hiermem_jax.data.text.pairs import encode_pairs
 from hiermem_jax.errors import InputError
-from hiermem_jax.evaluation.memory_modes import MemoryModes
-from hiermem_jax.parallel import make_mesh
-from hiermem_jax.retrieval.retriever import load_retriever
-from hiermem_jax.training.checkpoint import load_model
+from hiermem_jax.evaluation.config import ModelFiles, ScoringConfig
+from hiermem_jax.evaluation.loading import load
+from hiermem_jax.evaluation.modes import Mode, parse_modes
+from hiermem_jax.evaluation.scoring import Scorer
 
 
 @register_model("hiermem")
@@ -46,45 +45,34 @@ class HiermemLM(LM):
     Args:
       run_dir: where relative paths start.
       model: training directory.
-      mode: of the memory; see `modes` and `routes`. A model without a bank has 'none'.
+      mode: of the memory; evaluation/modes.py lists them. There are no documents for 'rag' modes. A model without a
+        bank has 'none', whatever is given here.
       tokenizer: path of the tokenizer.
       tree: directory of the tree and its encoder.
       max_length: tokens of a prompt with what follows it; longer prompts lose their beginning.
       max_gen_toks: tokens generated where a task does not say.
       batch_size: sequences at once.
-      example_delimiter: what stands between few-shot examples, as a rule "\\n\\n": the retriever sees what comes after
+      example_delimiter: what stands between few-shot examples, as a rule "\\n\\n": the retriever sees the text behind
         the last one, the question alone. None: the retriever sees the whole context.
       **unused: what the harness gives to all models (device and the like).
 
     Raises:
-      InputError: something is missing or does not fit.
+      InputError: a file is missing, files do not belong together, or the model has no memory for the mode.
     """
     super().__init__()
-    mesh = make_mesh()
-    trained = load_model(os.path.join(run_dir, model), mesh)
-    self._tokenizer = load_tokenizer(os.path.join(run_dir, tokenizer))
-    retriever = None
-    if trained.memory is None:
-      mode = "none"
-    else:
-      retriever = load_retriever(os.path.join(run_dir, tree))
-      wanted, held = trained.metadata["tree_fingerprint"], retriever.tree.fingerprint
-      if wanted != held:
-        raise InputError(f"the tree {tree} has fingerprint {held}, {model} was trained with {wanted}; give that one")
-    self._mode, self._max_length, self._max_gen_toks = mode, int(max_length), int(max_gen_toks)
-    self._delimiter = example_delimiter
-    settings = {"batch_size": int(batch_size), "bos_id": self._tokenizer.bos_id, "max_length": self._max_length}
-    self._memory = MemoryModes(trained, mesh, retriever, [mode], **settings)
+    loaded = load(run_dir, ModelFiles(directory=model, tree=tree, tokenizer=tokenizer))
+    if Mode.parse(mode).document:
+      raise InputError(f"mode {mode!r}: the harness has no documents; choose {mode.removeprefix('rag ')!r}")
+    (self._mode,) = parse_modes([mode if loaded.model.memory else "none"], loaded.model.memory)
+    self._tokenizer, self._max_gen_toks, self._delimiter = loaded.tokenizer, int(max_gen_toks), example_delimiter
+    self._modes = loaded.in_modes(ScoringConfig(batch_size=int(batch_size), max_length=int(max_length)))
 
   def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
     """Log-likelihood (nats) of each continuation, and whether it is what greedy decoding gives."""
     del disable_tqdm
     pairs = [request.args for request in requests]
-    sizes = list(map(len, self._tokenizer.encode_batch([context for context, _ in pairs])))
-    whole = self._tokenizer.encode_batch([context + continuation for context, continuation in pairs])
-    sizes = [min(size, len(ids) - 1) for size, ids in zip(sizes, whole)]
     scorer, leaf = self._fetch([context for context, _ in pairs])
-    prompts, continuations = zip(*((ids[:size], ids[size:]) for ids, size in zip(whole, sizes)))
+    prompts, continuations = zip(*encode_pairs(self._tokenizer, pairs))
     scores, greedy = scorer.score_continuations(prompts, continuations, leaf)
     return list(zip(scores.tolist(), greedy.tolist()))
 
@@ -92,16 +80,8 @@ class HiermemLM(LM):
     """Log-likelihood of whole texts (nats), in windows of the context, each without what is before it."""
     del disable_tqdm
     texts = [request.args[0] for request in requests]
-    documents = self._tokenizer.encode_batch(texts)
-    windows = [
-      (number, ids[start : start + self._max_length])
-      for number, ids in enumerate(documents)
-      for start in range(0, len(ids), self._max_length)
-    ]
     scorer, leaf = self._fetch(texts)
-    owner = np.array([number for number, _ in windows], np.int64)
-    scores, _ = scorer.score_continuations([[]] * len(windows), [ids for _, ids in windows], leaf[owner])
-    return np.bincount(owner, weights=scores.astype(np.float64), minlength=len(texts)).tolist()
+    return scorer.score_documents(self._tokenizer.encode_batch(texts), leaf).tolist()
 
   def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
     """Greedy continuations, each cut at the first of its request's stop strings."""
@@ -122,11 +102,11 @@ class HiermemLM(LM):
         results[number] = _cut(self._tokenizer.decode(ids), requests[number].args[1].get("until", ()))
     return results
 
-  def _fetch(self, contexts: Sequence[str]):
-    """The scorer, and the leaf of each context."""
+  def _fetch(self, contexts: Sequence[str]) -> tuple[Scorer, np.ndarray]:
+    """The scorer, and the leaf ids int32 [n] of the contexts."""
     if self._delimiter:
       contexts = [context.rsplit(self._delimiter, 1)[-1] for context in contexts]
-    return self._memory.of_questions(self._mode, contexts)
+    return self._modes.scorer(self._mode), self._modes.leaves(self._mode, contexts)
 
 
 def _cut(text: str, until: str | Sequence[str]) -> str:

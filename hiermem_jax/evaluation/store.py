@@ -1,10 +1,11 @@
-"""Results that are kept as soon as they are there, so that a long evaluation can be stopped and goes on."""
+"""Results that are kept as soon as they exist, so that a long evaluation that was stopped can continue."""
 
 import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hiermem_jax import files
 from hiermem_jax.evaluation.report import write_json
 from hiermem_jax.parallel import distributed
 
@@ -13,32 +14,25 @@ class ResultStore:
   """One JSON file per result in a directory, each with the settings that it was measured under."""
 
   def __init__(self, directory: str):
-    """Creates the directory."""
+    """Names the directory; the first result creates it."""
     self._directory = os.path.join(directory, "results")
-    distributed.on_first(lambda: os.makedirs(self._directory, exist_ok=True))
 
   def get(self, name: str, settings: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
-    """The result of that name: as stored, where it was measured under the same settings, or else measured now.
+    """Returns the stored result if it was measured under the same settings; otherwise measures and stores it.
 
-    Every process must ask, and measures; the first one writes.
+    Every process must call this, and measures; the first process writes.
 
     Args:
-      name: of the file, which has an underscore for what is not a letter, a digit, a point or a hyphen.
-      settings: JSON.
-      measure: gives the result, JSON.
+      name: of the result; in the name of its file, underscores stand for all but letters, digits, points and hyphens.
+      settings: what the result depends on, JSON.
+      measure: computes the result, JSON.
     """
     safe = "".join(c if c.isalnum() or c in ".-" else "_" for c in name)
     path = os.path.join(self._directory, f"{safe}.json")
     settings = json.loads(json.dumps(settings))
-    held = self._read(path)
-    if distributed.from_first(int(held is not None and held.get("settings") == settings)):
-      return self._read(path)["result"]
+    held = files.read_json(path) if os.path.exists(path) else {}
+    if distributed.from_first(int(held.get("settings") == settings)):
+      return files.read_json(path)["result"]
     result = measure()
     distributed.on_first(lambda: write_json({"settings": settings, "result": result}, path))
     return json.loads(json.dumps(result))
-
-  def _read(self, path: str) -> dict[str, Any] | None:
-    if not os.path.exists(path):
-      return None
-    with open(path, encoding="utf-8") as file:
-      return json.load(file)

@@ -18,19 +18,27 @@ def make_greedy(
 ) -> Callable[[dict[str, Any], dict[str, jax.Array], jax.Array], jax.Array]:
   """Builds the greedy continuation of a batch of prompts (not yet jitted).
 
+  Prompts of one batch may differ in length. Position `length` of a sequence is the first that is generated, so the keys
+  and values of what stands behind a shorter prompt are overwritten before they are read. With G = max_new_tokens:
+
+    1. the blocks of the leaf ids                             vectors [B, L, R, width]
+    2. the prompts through the decoder, filling the cache     hidden [B, S, D]; keys, values [L, B, S + G, N, H]
+    3. the most likely token after each prompt's last one     int32 [B]
+    4. up to G - 1 times, until every sequence has had a stop token: the last tokens through the decoder with the
+       cache, and the most likely tokens after them           hidden [B, 1, D], int32 [B]
+
   Args:
     config: shapes of the anchor and of the memory.
     mesh: the mesh.
-    max_new_tokens: how many tokens are generated at most.
-    rules: of the layout.
+    max_new_tokens: G, how many tokens are generated at most.
+    rules: how arrays are laid out on the mesh.
 
   Returns:
-    greedy(params, prompts, stop) -> int32 [B, max_new_tokens]. `prompts` has `tokens` int32 [B, S] (decoder inputs: the
-    begin-of-document input, then the prompt, then anything), `length` int32 [B] (of the inputs that count, at least
-    1) and `memory_leaf` int32 [B]; `stop` int32 [n] are the tokens that end a continuation. What follows the first
-    of them in a row means nothing; all rows end when each has had one.
+    greedy(params, prompts, stop) -> int32 [B, G]. `prompts` has `tokens` int32 [B, S] (decoder inputs: the
+    begin-of-document input, then the prompt, then padding), `length` int32 [B] (inputs that are not padding, at least
+    1) and `memory_leaf` int32 [B]. `stop` int32 [n] are the tokens that end a continuation. What follows a sequence's
+    first stop token is arbitrary.
   """
-
   anchor = config.anchor
 
   def local(params, block, prompts, stop):

@@ -8,13 +8,11 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-from hiermem_jax import configuration
-from hiermem_jax.data.text.tokenizer import load_tokenizer
 from hiermem_jax.errors import InputError
-from hiermem_jax.evaluation import Scorer
+from hiermem_jax.evaluate_tasks import evaluate_tasks
+from hiermem_jax.evaluation.config import ModelFiles, ScoringConfig, TaskSet
 from hiermem_jax.evaluation.harness import HiermemLM
-from hiermem_jax.retrieval.retriever import load_retriever
-from hiermem_jax.training.checkpoint import load_model
+from hiermem_jax.evaluation.modes import Mode
 
 TASK = """
 task: local_choice
@@ -48,11 +46,8 @@ def test_harness_accuracy_is_ours(toy_run, tmp_path, monkeypatch, mode):
   results = lm_eval.simple_evaluate(
     model=lm(toy_run, mode=mode), tasks=["local_choice"], task_manager=manager, bootstrap_iters=0, log_samples=True
   )
-  configuration.load(
-    [], [f"evaluate_tasks.data = '{toy_run}'", "evaluate_tasks.tasks = ('arc_easy',)", f"evaluate_tasks.modes = ('{mode}',)",
-         "evaluate_tasks.model = 'model'", f"evaluate_tasks.directory = '{tmp_path}/ours'", "evaluate_tasks.shots = 0"]
-  )  # fmt: skip
-  configuration.call("evaluate_tasks", run_dir=str(toy_run))
+  tasks, files = TaskSet(names=("arc_easy",), data=str(toy_run), shots=0), ModelFiles(directory="model")
+  evaluate_tasks(run_dir=str(toy_run), model=files, tasks=tasks, modes=(mode,), directory=str(tmp_path / "ours"))
   ours = json.loads((tmp_path / "ours/report.json").read_text())["tasks"]["arc_easy"]["modes"][mode]
   assert results["results"]["local_choice"]["acc,none"] == pytest.approx(ours["accuracy_unnormalized"])
   assert ours["count"] == len(results["samples"]["local_choice"]) == 36
@@ -63,31 +58,32 @@ def requests(kind, arguments):
   return [Instance(kind, {}, args, number) for number, args in enumerate(arguments)]
 
 
-def test_loglikelihoods_are_the_engines(toy_run, mesh):
+def scorer(loaded):
+  return loaded.in_modes(ScoringConfig(batch_size=2)).scorer(Mode.parse("fetched"))
+
+
+def test_loglikelihoods_are_the_engines(toy_run, loaded):
   pairs = [("The owl likes", " corn"), ("", "plum"), ("Ask the fox", " for kale. Ask"), ("x", "y")]
   found = lm(toy_run).loglikelihood(requests("loglikelihood", pairs))
-  tokenizer, retriever = (load_tokenizer(str(toy_run / "tokenizer.model")), load_retriever(str(toy_run / "tree")))
-  scorer = Scorer(load_model(str(toy_run / "model"), mesh), mesh, 2, bos_id=tokenizer.bos_id)
+  tokenizer = loaded.tokenizer
   whole = [tokenizer.encode(context + continuation) for context, continuation in pairs]
   sizes = [min(len(tokenizer.encode(context)), len(ids) - 1) for (context, _), ids in zip(pairs, whole)]
-  leaf = retriever.route([context for context, _ in pairs])
-  scores, greedy = scorer.score_continuations(
+  leaf = loaded.retriever.route([context for context, _ in pairs])
+  scores, greedy = scorer(loaded).score_continuations(
     [ids[:size] for ids, size in zip(whole, sizes)], [ids[size:] for ids, size in zip(whole, sizes)], leaf
   )
   np.testing.assert_allclose([score for score, _ in found], scores, atol=1e-4)
   assert [agrees for _, agrees in found] == greedy.tolist()
 
 
-def test_rolling_is_the_sum_over_windows(toy_run, mesh):
+def test_rolling_is_the_sum_over_windows(toy_run, loaded):
   texts = ["The owl likes plum. Ask the owl for corn.", "moss"]
   model = lm(toy_run, max_length=5, mode="generic")
   found = model.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,) for text in texts]))
-  tokenizer = load_tokenizer(str(toy_run / "tokenizer.model"))
-  scorer = Scorer(load_model(str(toy_run / "model"), mesh), mesh, 2, bos_id=tokenizer.bos_id)
   for text, value in zip(texts, found):
-    ids = tokenizer.encode(text)
+    ids = loaded.tokenizer.encode(text)
     windows = [ids[start : start + 5] for start in range(0, len(ids), 5)]
-    scores, _ = scorer.score_continuations([[]] * len(windows), windows, np.full(len(windows), 4, np.int32))
+    scores, _ = scorer(loaded).score_continuations([[]] * len(windows), windows, np.full(len(windows), 4, np.int32))
     assert value == pytest.approx(float(scores.sum()), abs=1e-3)
 
 
@@ -104,3 +100,15 @@ def test_generation_is_cut_and_the_retriever_may_see_the_last_example_alone(toy_
   sampled = requests("generate_until", [(asked[0], {"do_sample": True, "temperature": 1.0})])
   with pytest.raises(InputError, match="asks for sampling"):
     model.generate_until(sampled)
+
+
+def test_modes_that_cannot_be(toy_run):
+  with pytest.raises(InputError, match="mode 'rag fetched': the harness has no documents; choose 'fetched'"):
+    lm(toy_run, mode="rag fetched")
+  with pytest.raises(InputError, match="mode 'levels 3': rows"):
+    lm(toy_run, mode="levels 3")
+  asked = requests("loglikelihood", [("The owl likes", " corn")])
+  plain = HiermemLM(run_dir=str(toy_run), model="plain", tree="nowhere")  # has no memory, in whatever mode
+  assert plain.loglikelihood(asked)[0][0] == pytest.approx(
+    lm(toy_run, mode="none").loglikelihood(asked)[0][0], abs=1e-4
+  )

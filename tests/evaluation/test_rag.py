@@ -1,24 +1,22 @@
 """Documents in front of prompts."""
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
-from hiermem_jax.data.text.tokenizer import load_tokenizer
 from hiermem_jax.evaluation.rag import Documents, relative_flops
-from hiermem_jax.models import AnchorConfig, MemoryConfig
-from hiermem_jax.retrieval.retriever import load_retriever
+from hiermem_jax.models.anchor import Anchor
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
+from hiermem_jax.models.memory import KINDS, Block
 
 TEXTS = ["The owl likes plum. Ask the owl for corn.", "The fox likes kale.", "moss", "hay for the yak"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(toy_run):
-  return load_tokenizer(str(toy_run / "tokenizer.model"))
-
-
-def test_documents_stand_in_front_and_lose_their_end(toy_run, tokenizer):
-  documents = Documents(TEXTS, load_retriever(str(toy_run / "tree")), tokenizer)
-  assert documents.text_bytes == sum(map(len, TEXTS))
+def test_documents_stand_in_front_and_lose_their_end(loaded):
+  tokenizer = loaded.tokenizer
+  documents = Documents(TEXTS, loaded.retriever, tokenizer)
+  assert documents.text_bytes == 79
   questions = [TEXTS[0], TEXTS[1], TEXTS[0]]  # a document is nearest to itself
   prompts = [tokenizer.encode(text) for text in ("The owl", "The fox", "What does the owl like?")]
   whole = documents.prepend(prompts, questions, following=2, max_length=200)
@@ -32,13 +30,31 @@ def test_documents_stand_in_front_and_lose_their_end(toy_run, tokenizer):
   assert documents.prepend(prompts, questions, following=2, max_length=4) == prompts
 
 
-def test_relative_flops():
-  anchor = AnchorConfig(num_layers=2, width=8, num_heads=2, head_dim=4, mlp_width=16, vocab_size=11)
-  plain, long = np.array([10, 20]), np.array([40, 50])
-  assert relative_flops(anchor, None, plain, plain) == 1
-  ratio = relative_flops(anchor, None, long, plain)
-  expected = sum(n * anchor.flops_per_token(n) for n in (40, 50)) / sum(n * anchor.flops_per_token(n) for n in (10, 20))
-  assert ratio == pytest.approx(expected)
-  memory = MemoryConfig(rows=(4,), branching=2)
-  added = relative_flops(anchor, memory, plain, plain) - 1
-  assert added == pytest.approx(30 * 2 * 3 * 4 * 2 * 8 / sum(n * anchor.flops_per_token(n) for n in (10, 20)))
+def test_relative_flops_of_memory_are_the_compilers():
+  """What fetched memory adds to the FLOPs of a forward pass, as XLA counts them.
+
+  XLA counts attention to all positions and we to half of them, so the attention is made small here.
+  """
+  anchor = AnchorConfig(num_layers=1, width=64, num_heads=1, head_dim=2, mlp_width=256, vocab_size=512, dtype="float32")
+  memory = MemoryConfig(rows=(128, 64), branching=2)
+  model, length = Anchor(anchor), 16
+  inputs, positions = np.zeros((1, length), np.int32), np.arange(length, dtype=np.int32)[None]
+  variables = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), inputs, inputs + 1, positions, None))
+
+  def flops(block):
+    compiled = jax.jit(model.apply).lower(variables, inputs, inputs + 1, positions, block).compile()
+    return compiled.cost_analysis()["flops"]
+
+  block = Block({name: np.zeros((1, 1, 192, 64), np.float32) for name in ("m1", "m2", "m3")}, KINDS["ffn"])
+  lengths = np.array([length])
+  found = relative_flops(ModelConfig(anchor=anchor, memory=memory), lengths, lengths)
+  assert found == pytest.approx(flops(block) / flops(None), rel=0.03)
+  assert found > 1.3
+
+
+def test_relative_flops_grow_with_the_prompt():
+  config = ModelConfig(anchor=AnchorConfig(num_layers=2, width=8, num_heads=2, head_dim=4, mlp_width=16, vocab_size=11))
+  plain, doubled = np.array([10, 20]), np.array([20, 40])
+  assert relative_flops(config, plain, plain) == 1
+  # Twice the tokens cost twice the FLOPs, and attention, which looks further, more.
+  assert 2 < relative_flops(config, doubled, plain) < 4

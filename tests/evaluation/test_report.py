@@ -4,20 +4,34 @@ import json
 
 import pytest
 
-from hiermem_jax.evaluation.report import bucket_labels, plot, table, write_json
+from hiermem_jax.evaluation.report import bucket_labels, plot, table, with_error, write_json
+
+NAN = float("nan")
 
 
 def cells(*values):
-  return [{"count": count, "accuracy": accuracy, "stderr": 0.01} for count, accuracy in values]
+  """Cells of (count, accuracy, log-likelihood per token, its gain over no memory)."""
+  result = []
+  for count, accuracy, likelihood, gain in values:
+    cell = {"count": count, "accuracy": accuracy, "stderr": 0.01}
+    cell |= {"log_likelihood_per_token": likelihood, "log_likelihood_per_token_stderr": 0.125}
+    cell |= {"log_likelihood_per_byte": likelihood / 4, "log_likelihood_per_byte_stderr": 0.03}
+    if gain is not None:
+      cell["minus_none"] = {"log_likelihood_per_token": gain, "log_likelihood_per_token_stderr": 0.25}
+      cell["minus_none"] |= {"log_likelihood_per_byte": gain / 4, "log_likelihood_per_byte_stderr": NAN}
+    result.append(cell)
+  return result
 
 
 @pytest.fixture
 def report():
-  nan = float("nan")
+  none = cells((10, 0.125, -3.0, None), (5, 1.0, -2.0, None), (0, NAN, NAN, None))
+  fetched = cells((10, 0.5, -1.5, 1.5), (5, 0.999, -2.25, -0.25), (0, NAN, NAN, NAN))
   return {
     "series": {
-      "baseline": {"loss": 1.5, "perplexity": 4.4817, "probes": cells((10, 0.125), (5, 1.0), (0, nan))},
-      "fetched": {"loss": 1.25, "perplexity": 3.4903, "probes": cells((10, 0.5), (5, 0.999), (0, nan))},
+      "none": {"loss": 1.5, "perplexity": 4.4817, "probes": none},
+      "fetched": {"loss": 1.25, "perplexity": 3.4903, "probes": fetched},
+      "rank 2": {"probes": fetched},
     },
     "probes": {"buckets": bucket_labels([1, 4, 16])},
   }
@@ -35,34 +49,53 @@ def test_bucket_labels(buckets, labels):
   assert bucket_labels(buckets) == labels
 
 
+@pytest.mark.parametrize(
+  ("value", "error", "text"),
+  [(1.5, 0.125, "+1.50 ± 0.12"), (-1.5, NAN, "-1.50"), (-1.5, None, "-1.50"), (NAN, NAN, "–"), (None, None, "–")],
+)
+def test_numbers_with_errors(value, error, text):
+  assert with_error({"x": value, "x_stderr": error}, "x", sign="+") == text
+
+
 def test_table(report):
-  header, rule, baseline, fetched, questions = table(report).splitlines()
-  assert [len(line) for line in (rule, baseline, fetched, questions)] == [len(header)] * 4
+  answers, per_token, per_byte = table(report).split("\n\n")
+  header, rule, none, fetched, rank, questions = answers.splitlines()
+  assert [len(line) for line in (rule, none, fetched, rank, questions)] == [len(header)] * 5
   assert header.split() == ["loss", "perplexity", "seen", "1–3", "seen", "4–15", "seen", "16+"]
-  assert baseline.split()[-5:] == ["1.500", "4.48", "12.5%", "100.0%", "–"]
+  assert none.split()[-5:] == ["1.500", "4.48", "12.5%", "100.0%", "–"]
   assert fetched.split()[-5:] == ["1.250", "3.49", "50.0%", "99.9%", "–"]
+  assert rank.split() == ["rank", "2", "–", "–", "50.0%", "99.9%", "–"]
   assert questions.split() == ["questions", "10", "5", "0"]
+  header, rule, none, fetched, rank, gain = per_token.splitlines()
+  assert header.startswith("log-likelihood of the answer, nats per token") and len(rule) == len(header) == len(gain)
+  assert none.split()[-7:] == ["-3.00", "±", "0.12", "-2.00", "±", "0.12", "–"]
+  assert gain.split("  ")[0] == "fetched − none, question by question"
+  assert gain.split()[-7:] == ["+1.50", "±", "0.25", "-0.25", "±", "0.25", "–"]
+  assert per_byte.splitlines()[2].split()[-7:] == ["-0.75", "±", "0.03", "-0.50", "±", "0.03", "–"]
+  assert per_byte.splitlines()[-1].split()[-3:] == ["+0.38", "-0.06", "–"]
 
 
 def test_table_without_probes(report):
   del report["probes"]
-  assert [len(line.split()) for line in table(report).splitlines()[2:]] == [7, 4]  # words of the label, two numbers
+  assert [len(line.split()) for line in table(report).splitlines()[2:]] == [6, 4, 4]  # words of the label, two numbers
 
 
 def test_json_has_null_where_there_is_no_number(report, tmp_path):
-  path = tmp_path / "report.json"
+  path = tmp_path / "new" / "report.json"
   write_json(report, str(path))
 
   def refuse(name):
     raise AssertionError(f"{name} is not JSON")
 
   read = json.loads(path.read_text(), parse_constant=refuse)
-  for name in ("baseline", "fetched"):
-    last = report["series"][name]["probes"][-1]
-    assert read["series"][name]["probes"][-1] == {**last, "accuracy": None}
-    read["series"][name]["probes"][-1] = last
-  assert read == report
-  assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+  for name in ("none", "fetched"):
+    last = read["series"][name]["probes"][-1]
+    assert (last["count"], last["accuracy"], last["log_likelihood_per_token"]) == (0, None, None)
+  first = report["series"]["fetched"]["probes"][0]
+  assert read["series"]["fetched"]["probes"][0]["accuracy"] == first["accuracy"]
+  gain = first["minus_none"] | {"log_likelihood_per_byte_stderr": None}
+  assert read["series"]["fetched"]["probes"][0]["minus_none"] == gain
+  assert [entry.name for entry in path.parent.iterdir()] == ["report.json"]
 
 
 @pytest.mark.parametrize("with_probes", [True, False])

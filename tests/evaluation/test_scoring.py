@@ -1,5 +1,6 @@
 """Scores against one sequence at a time, without padding, in float64."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -8,21 +9,12 @@ import numpy as np
 import pytest
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.evaluation import (
-  MODES,
-  Probe,
-  Scorer,
-  check_mode,
-  held_out_loss,
-  keep_levels,
-  mode_leaves,
-  mode_levels,
-  probe_accuracy,
-  scoring,
-)
-from hiermem_jax.evaluation.scoring import prompt_batch
-from hiermem_jax.models import NO_MEMORY, Anchor, AnchorConfig, MemoryConfig, ModelConfig
+from hiermem_jax.evaluation import scoring
+from hiermem_jax.evaluation.modes import keep_levels
+from hiermem_jax.evaluation.scoring import Scorer, prompt_batch
+from hiermem_jax.models import NO_MEMORY, Anchor
 from hiermem_jax.models.bank import table_shapes
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.models.memory import KINDS, Block
 from hiermem_jax.models.model import Model
 from hiermem_jax.parallel import make_mesh
@@ -31,6 +23,7 @@ ANCHOR = AnchorConfig(
   num_layers=1, width=8, num_heads=2, head_dim=4, mlp_width=12, vocab_size=7, dtype="float32", rope_base=100.0
 )
 MEMORY = MemoryConfig(rows=(2, 1), branching=3)
+CONFIG = ModelConfig(anchor=ANCHOR, memory=MEMORY)
 GENERIC = MEMORY.num_leaves
 MESH = make_mesh(devices=jax.devices()[:1])
 BOS = 5
@@ -39,11 +32,11 @@ BOS = 5
 @pytest.fixture(scope="module")
 def model(random_anchor):
   rng = np.random.default_rng(0)
-  shapes = table_shapes(ModelConfig(anchor=ANCHOR, memory=MEMORY))
+  shapes = table_shapes(CONFIG)
   bank = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
   params = {"anchor": random_anchor(ANCHOR), "bank": bank}
   params["anchor"]["head"]["kernel"] *= 3  # confident enough for greedy decoding to be right now and then
-  return Model(ModelConfig(anchor=ANCHOR, memory=MEMORY), jax.tree.map(jax.numpy.asarray, params), {})
+  return Model(CONFIG, jax.tree.map(jax.numpy.asarray, params), {})
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +173,11 @@ def test_generation_ends_at_a_stop_token(scorer, questions, log_probabilities):
   assert scorer.generate([questions.prompts[index]], questions.leaf[[index]], 6, stop=(2, 3)) == [stopped[index]]
 
 
-def test_long_prompts_lose_their_beginning_and_are_counted(model, scorer, questions):
+def test_long_prompts_lose_their_beginning(model, scorer, questions):
   short = Scorer(model, MESH, batch_size=4, bos_id=BOS, max_length=8)
   likelihoods, _ = short.score_continuations(*questions)
   cut = [prompt[max(0, len(prompt) + len(c) - 8) :] for prompt, c in zip(questions.prompts, questions.continuations)]
-  assert short.truncated == sum(len(a) < len(b) for a, b in zip(cut, questions.prompts)) == 3
+  assert sum(len(a) < len(b) for a, b in zip(cut, questions.prompts)) == 3
   expected, _ = scorer.score_continuations(cut, questions.continuations, questions.leaf)
   np.testing.assert_allclose(likelihoods, expected, atol=1e-5)
   cut = [prompt[max(0, len(prompt) - 5) :] for prompt in questions.prompts]
@@ -194,121 +187,41 @@ def test_long_prompts_lose_their_beginning_and_are_counted(model, scorer, questi
     short.score_continuations([[]], [[1] * 9], questions.leaf[:1])
 
 
-@pytest.mark.parametrize("mode", ["levels 1", "levels 2", "levels 1 2"])
-def test_levels_alone_are_the_bank_with_the_others_zeroed(model, questions, mode):
-  check_mode(mode, MEMORY)
-  kept = keep_levels(model, mode_levels(mode))
+@pytest.mark.parametrize("levels", [(1,), (2,), (1, 2)])
+def test_levels_alone_are_the_bank_with_the_others_zeroed(model, questions, levels):
+  kept = keep_levels(model, levels)
   result, _ = Scorer(kept, MESH, batch_size=4, bos_id=BOS).score_continuations(*questions)
-  bank = {name: table if name[-1] in mode else 0 * table for name, table in model.params["bank"].items()}
-  zeroed = Scorer(model._replace(params=model.params | {"bank": bank}), MESH, batch_size=4, bos_id=BOS)
-  expected, _ = zeroed.score_continuations(*questions)
+  bank = {name: table if int(name[-1]) in levels else 0 * table for name, table in model.params["bank"].items()}
+  zeroed = dataclasses.replace(model, params=model.params | {"bank": bank})
+  expected, _ = Scorer(zeroed, MESH, batch_size=4, bos_id=BOS).score_continuations(*questions)
   np.testing.assert_allclose(result, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-  ("mode", "memory", "message"),
-  [
-    ("best", MEMORY, "mode = 'best': choose from none, generic, fetched, wrong, or 'levels 1 2'"),
-    ("levels", MEMORY, "mode = 'levels': choose from"),
-    ("fetched", None, "mode = 'fetched': the checkpoint has no bank; choose 'none'"),
-    ("levels 1 3", MEMORY, r"mode = 'levels 1 3': rows \(2, 1\) has none on levels \[3\]"),
-  ],
-)
-def test_bad_modes_are_named(mode, memory, message):
-  with pytest.raises(InputError, match=message):
-    check_mode(mode, memory)
-
-
-def random_batches(rng):
-  """Packed sequences, documents of their own, some tokens not counted; the last batch is short."""
-  result = []
-  for size in (4, 4, 2):
-    segments = np.tile(np.array([1, 1, 1, 2, 2, 2, 2, 0], np.int32), (size, 1))
-    targets = rng.integers(0, 7, segments.shape).astype(np.int32)
-    inputs = np.pad(targets, [(0, 0), (1, 0)])[:, :-1]
-    inputs[:, [0, 3]] = BOS
-    result.append(
-      {
-        "decoder_input_tokens": inputs,
-        "decoder_target_tokens": targets,
-        "decoder_segment_ids": segments,
-        "decoder_positions": np.tile(np.array([0, 1, 2, 0, 1, 2, 3, 0], np.int32), (size, 1)),
-        "decoder_loss_weights": ((segments > 0) & (rng.random(segments.shape) < 0.6)).astype(np.float32),
-        "memory_leaf": rng.integers(0, MEMORY.num_leaves, size).astype(np.int32),
-      }
-    )
-  return result
-
-
-@pytest.mark.parametrize("mode", ["none", "generic", "fetched"])
-def test_held_out_loss_is_the_mean_over_tokens(scorer, log_probabilities, mode):
-  batches, losses = random_batches(np.random.default_rng(3)), []
-  for batch in batches:
-    for row, leaf in enumerate(batch["memory_leaf"]):
-      used = {"none": NO_MEMORY, "generic": GENERIC, "fetched": int(leaf)}[mode]
-      for document in (slice(0, 3), slice(3, 7)):
-        tokens = tuple(batch["decoder_target_tokens"][row, document].tolist())
-        scores = log_probabilities(tokens, used)[range(len(tokens)), tokens]
-        losses += list(-scores[batch["decoder_loss_weights"][row, document] > 0])
-  assert held_out_loss(scorer, batches, mode) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_model_without_memory(model, scorer, questions):
   """Scores as the model with a bank does when nothing is fetched."""
-  alone = Scorer(
-    Model(ModelConfig(anchor=ANCHOR, memory=None), {"anchor": model.params["anchor"]}, {}),
-    MESH,
-    batch_size=4,
-    bos_id=BOS,
-  )
-  batches = random_batches(np.random.default_rng(3))
-  assert held_out_loss(alone, batches, "fetched") == pytest.approx(held_out_loss(scorer, batches, "none"), rel=1e-6)
+  alone = Model(ModelConfig(anchor=ANCHOR), {"anchor": model.params["anchor"]}, {})
   none = np.full_like(questions.leaf, NO_MEMORY)
   expected, _ = scorer.score_continuations(questions.prompts, questions.continuations, none)
-  result, _ = alone.score_continuations(*questions)
+  result, _ = Scorer(alone, MESH, batch_size=4, bos_id=BOS).score_continuations(*questions)
   np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-def test_probe_accuracy_by_bucket(scorer, log_probabilities):
-  """Probes whose answers are right or wrong by construction; a count below the first bucket is in none."""
-  rng, probes, hits = np.random.default_rng(4), [], {0: [], 1: [], 2: []}
-  for index, count in enumerate([1, 2, 3, 3, 4, 8, 15, 15, 4, 0]):
-    prompt, leaf = rng.integers(0, 7, 3).tolist(), int(rng.integers(0, 9))
-    answer = decode(prompt, 2, leaf, log_probabilities)
-    right = index % 3 != 0
-    probes.append(Probe(prompt, answer if right else [answer[0], (answer[1] + 1) % 7], count, leaf))
-    if count:
-      hits[0 if count < 4 else 1].append(right)
-  result = probe_accuracy(scorer, probes, buckets=(1, 4, 16), mode="fetched")
-  assert [cell["count"] for cell in result] == [4, 5, 0]
-  for bucket in (0, 1):
-    accuracy = np.mean(hits[bucket])
-    assert 0 < accuracy < 1
-    assert result[bucket]["accuracy"] == pytest.approx(accuracy)
-    assert result[bucket]["stderr"] == pytest.approx(np.std(hits[bucket]) / np.sqrt(len(hits[bucket])))
-  assert np.isnan(result[2]["accuracy"])
-  assert np.isnan(result[2]["stderr"])
+def test_documents_are_scored_in_windows(model, questions, log_probabilities):
+  """Lengths below, at and above multiples of the window; no window sees what is before it."""
+  rng = np.random.default_rng(5)
+  documents = [rng.integers(0, 7, length).tolist() for length in (3, 5, 11, 10, 0, 6)]
+  leaf = questions.leaf[: len(documents)]
+  found = Scorer(model, MESH, batch_size=4, bos_id=BOS, max_length=5).score_documents(documents, leaf)
+  for ids, number, value in zip(documents, leaf, found):
+    windows = [ids[start : start + 5] for start in range(0, len(ids), 5)]
+    scores = [log_probabilities(tuple(w), int(number))[range(len(w)), w].sum() for w in windows]
+    assert value == pytest.approx(sum(scores), abs=1e-4)
 
 
-def test_mode_leaves():
-  leaf = np.arange(MEMORY.num_leaves, dtype=np.int32)
-  np.testing.assert_array_equal(mode_leaves("none", leaf, MEMORY), np.full(9, NO_MEMORY))
-  np.testing.assert_array_equal(mode_leaves("generic", leaf, MEMORY), np.full(9, 9))
-  np.testing.assert_array_equal(mode_leaves("fetched", leaf, MEMORY), leaf)
-  for mode in MODES:
-    assert mode_leaves(mode, leaf, MEMORY).dtype == np.int32
-  with pytest.raises(ValueError, match="best"):
-    mode_leaves("best", leaf, MEMORY)
-
-
-def test_wrong_path_shares_no_level():
-  memory = MemoryConfig(rows=(1, 1, 1), branching=4)
-  leaf = np.random.default_rng(1).integers(0, 64, 2000).astype(np.int32)
-  wrong = mode_leaves("wrong", leaf, memory)
-  assert ((wrong >= 0) & (wrong < 64)).all()
-  for below in (16, 4, 1):
-    assert (wrong // below != leaf // below).all()
-  np.testing.assert_array_equal(wrong % 16, leaf % 16)  # the same place in the other subtree
-  np.testing.assert_array_equal(mode_leaves("wrong", leaf, memory), wrong)
-  for subtree in range(4):  # every other subtree is used
-    assert len(set(wrong[leaf // 16 == subtree] // 16)) == 3
+@pytest.mark.parametrize("length", [0, 1, 15, 16])
+def test_logits_of_every_next_token(scorer, log_probabilities, length):
+  ids, leaf = np.random.default_rng(6).integers(0, 7, length).tolist(), 4
+  logits = scorer.logits(ids, leaf)
+  assert logits.shape == (length + 1, 7) and logits.dtype == np.float32
+  found = logits - np.log(np.exp(logits.astype(np.float64)).sum(axis=-1, keepdims=True))
+  np.testing.assert_allclose(found, log_probabilities((*ids, 0), leaf), atol=1e-4)

@@ -46,7 +46,7 @@ def test_trainings_at_the_papers_scale(name):
 
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_evaluations_at_the_papers_scale(name):
-  configuration.load([str(ROOT / f"experiments/{name}.gin")], ["evaluate_tasks.data = '/e'", *EVALUATIONS[name]])
+  configuration.load([str(ROOT / f"experiments/{name}.gin")], ["TaskSet.data = '/e'", *EVALUATIONS[name]])
   configuration.dry_run("evaluate_tasks", run_dir="/runs/x")
 
 
@@ -57,7 +57,7 @@ def test_every_paper_configuration_is_tested():
 
 @pytest.mark.parametrize("name", ["paper", "no_reading"])
 def test_evaluation_files(name):
-  configuration.load([str(ROOT / f"gin/evaluation/{name}.gin")], ["evaluate_tasks.data = '/e'"])
+  configuration.load([str(ROOT / f"gin/evaluation/{name}.gin")], ["TaskSet.data = '/e'"])
   configuration.dry_run("evaluate_tasks", run_dir="/runs/x")
   tasks = configuration.bound_argument("evaluate_tasks", "tasks")
-  assert len(tasks) == {"paper": 14, "no_reading": 13}[name]
+  assert len(tasks.names) == {"paper": 14, "no_reading": 13}[name]

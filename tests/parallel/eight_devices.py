@@ -15,7 +15,7 @@ import reference
 from jax.sharding import NamedSharding, PartitionSpec
 from small_run import ANCHOR, BATCH, GENERIC, LEAF, LENGTH, MEMORY, MODEL, STEPS, TOUCHED, batch, optimizer
 
-from hiermem_jax.evaluation import Scorer
+from hiermem_jax.evaluation.scoring import Scorer
 from hiermem_jax.models import NO_MEMORY, ModelConfig
 from hiermem_jax.models.bank import table_shapes
 from hiermem_jax.models.memory import KINDS

@@ -149,10 +149,12 @@ def test_the_verb_measures_every_held_out_sequence_once(toy, packed, tmp_path):
   (loss,) = [line["loss/validation"] for line in lines if "loss/validation" in line]
   from hiermem_jax.data.packed.batches import in_order
   from hiermem_jax.data.packed.reading import PackedDataset
-  from hiermem_jax.evaluation import Scorer, held_out_loss
+  from hiermem_jax.evaluation.modes import Mode
+  from hiermem_jax.evaluation.perplexity import held_out_loss
+  from hiermem_jax.evaluation.scoring import Scorer
 
   model = load_model(str(tmp_path), toy.mesh)
-  expected = held_out_loss(Scorer(model, toy.mesh, 7), in_order(PackedDataset(packed), 7), "fetched")
+  expected = held_out_loss(Scorer(model, toy.mesh, 7), in_order(PackedDataset(packed), 7), Mode.parse("fetched"))
   assert loss == pytest.approx(expected, rel=1e-5)
   assert json.loads((tmp_path / "report.json").read_text())["steps"] == 6
 

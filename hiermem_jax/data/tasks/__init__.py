@@ -1,15 +1,16 @@
-"""Public evaluation sets: read in their original formats, made into prompts, given as SeqIO tasks, judged.
+"""Public evaluation sets: read in their original formats, made into prompts, tokenised, judged.
 
   records.py    files of records, and errors that say where something is wrong
-  formats.py    `Item` and one reader per format
-  prompts.py    `Prompting` and `requests`: items -> (context, continuation), with few-shot exemplars
-  table.py      `TASKS`: what is known of each task; `task_spec` finds one by its name
-  metrics.py    model outputs -> results of items -> metrics
-  registry.py   `register`: a file of a task as a SeqIO task
+  formats.py    `Item`, and one reader per format
+  prompts.py    `Prompting` and `text_pairs`: items -> (context, continuation), with few-shot examples
+  table.py      `TASKS`: how each task is read, prompted and judged; `task_spec` finds one by its name
+  requests.py   `read_requests`: the file of a task -> tokenised `Request`s
+  metrics.py    outputs of a model -> results of items -> metrics
+  registry.py   `register`: the same requests as a SeqIO task
 
 Only registry.py needs SeqIO (and so TensorFlow). In short:
 
-  task = register("arc_easy", "/data/arc_easy.jsonl", "/data/tokenizer.json")
-  examples = list(task.get_dataset(split="test", shuffle=False).as_numpy_iterator())  # one per request
-  results = item_results("multiple_choice", examples, log_likelihoods)  # one per item
+  requests = read_requests("arc_easy", "/data/arc_easy.jsonl", load_tokenizer("/data/tokenizer.json"))
+  results = judge("multiple_choice", requests, [Output(log_likelihood) for log_likelihood in scores])
+  summarize("multiple_choice", results)["accuracy"]
 """

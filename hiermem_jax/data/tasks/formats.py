@@ -125,10 +125,8 @@ def read_questions(path: str) -> list[Item]:
   items = []
   for record in json_lines(path, "give JSON lines with question and a list of answers"):
     answers = record.texts("answer" if "answer" in record.fields else "answers")
-    about = {
-      key: record.text(name) for key, name in (("group", "relation"), ("subject", "subject")) if name in record.fields
-    }
-    items.append(_generated(record.text("question"), answers, **about))
+    group, subject = (record.text(name) if name in record.fields else "" for name in ("relation", "subject"))
+    items.append(_generated(record.text("question"), answers, group=group, subject=subject))
   return items
 
 

@@ -1,6 +1,6 @@
-"""Items to requests: what the model reads, and the continuation that it is asked about.
+"""Items to text: the context that the model reads, and the continuation that it is asked about.
 
-Text of item 7 with one exemplar, item 2, `prelimiter` "Question: ", `delimiter` "\\nAnswer: ":
+Text of item 7 with one few-shot example, item 2, `prelimiter` "Question: ", `delimiter` "\\nAnswer: ":
 
   Question: <query 2>\\nAnswer: <gold choice 2>\\nQuestion: <query 7>\\nAnswer: <choice 7>
 
@@ -21,11 +21,11 @@ class Prompting:
   """How items become text.
 
   Attributes:
-    shots: exemplars in front of an item, other items of the same file with their correct answers.
-    delimiter: between what is shown of an item and its continuation; ends in a space.
-    prelimiter: in front of what is shown of an item.
-    example_delimiter: after an exemplar.
-    seed: of the draw of exemplars.
+    shots: few-shot examples in front of an item: other items of the same file with their correct answers.
+    delimiter: text between an item's query and its continuation; ends in a space.
+    prelimiter: text in front of an item's query.
+    example_delimiter: text behind each few-shot example.
+    seed: of the random choice of few-shot examples.
   """
 
   shots: int = 0
@@ -35,34 +35,36 @@ class Prompting:
   seed: int = 1234
 
 
-def requests(items: Sequence[Item], prompting: Prompting) -> Iterator[list[tuple[str, str]]]:
-  """Yields the requests of each item, one per option.
+def text_pairs(items: Sequence[Item], prompting: Prompting) -> Iterator[list[tuple[str, str]]]:
+  """Yields the (context, continuation) pairs of each item, one pair per option.
 
-  The exemplars of an item depend on the seed, the item's number and the number of items, on nothing else.
+  Which few-shot examples an item gets depends on the seed, the item's number and the number of items alone.
 
   Args:
-    items: of one file, more than `prompting.shots`.
-    prompting: see `Prompting`.
+    items: all items of a file, more than `prompting.shots`.
+    prompting: how they become text.
 
   Yields:
-    One (context, continuation) per option: the context does not end in a space, the continuation begins with it.
+    One (context, continuation) per option. The context does not end in a space; the continuation begins with it.
   """
   for number, item in enumerate(items):
-    drawn = _exemplars(number, len(items), prompting)
+    examples = _few_shot_examples(number, len(items), prompting)
     preamble = "".join(
-      "".join(_request(items[i], items[i].gold, prompting)) + prompting.example_delimiter for i in drawn
+      "".join(_text_pair(items[i], items[i].gold, prompting)) + prompting.example_delimiter for i in examples
     )
-    pairs = (_request(item, option, prompting) for option in range(len(item.contexts or item.choices)))
+    pairs = (_text_pair(item, option, prompting) for option in range(len(item.contexts or item.choices)))
     yield [(preamble + context, continuation) for context, continuation in pairs]
 
 
-def _exemplars(number: int, count: int, prompting: Prompting) -> list[int]:
+def _few_shot_examples(number: int, count: int, prompting: Prompting) -> list[int]:
+  """Numbers of other items than `number`."""
   rng = np.random.default_rng((prompting.seed, number))
   drawn = rng.choice(count - 1, prompting.shots, replace=False)
-  return [int(i) + int(i >= number) for i in drawn]  # the item itself is passed over
+  return [int(i) + int(i >= number) for i in drawn]
 
 
-def _request(item: Item, option: int, prompting: Prompting) -> tuple[str, str]:
+def _text_pair(item: Item, option: int, prompting: Prompting) -> tuple[str, str]:
+  """Context and continuation of one option, without few-shot examples."""
   if item.contexts is None:
     shown, continuation = item.query, item.choices[option]
   else:

@@ -9,6 +9,7 @@ from hiermem_jax.data.tasks.prompts import Prompting
 from hiermem_jax.errors import InputError
 
 COMMON, SPECIFIC, EXTRA = "CK", "SK", "extra"
+GENERATED_KINDS = ("generation", "number")  # tasks whose answer is generated text; of the others options are scored
 
 _ANSWER = "\nAnswer: "
 _QUESTION = "Question: "
@@ -16,16 +17,17 @@ _QUESTION = "Question: "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskSpec(Prompting):
-  """A task: how its items become text (see `Prompting`), and what is known of it.
+  """A task: how its items become text (see `Prompting`), how its file is read and how answers are judged.
 
   Attributes:
     name: of the task.
     group: "CK" common knowledge, "SK" specific knowledge, "extra" outside the averages.
-    kind: "multiple_choice", "schema", "language_modeling", "generation" or "number"; see metrics.py.
-    reader: of its files.
+    kind: how answers are judged: "multiple_choice", "schema", "language_modeling", "generation" or "number"; see
+      metrics.py.
+    reader: reads its files.
     file: usual name of its file.
-    samples: the published number of items; None where there is none.
-    chance: accuracy of guessing.
+    samples: the published number of items; None where none is published.
+    chance: accuracy of guessing at random.
   """
 
   name: str

@@ -5,17 +5,17 @@ import dataclasses
 import pytest
 
 from hiermem_jax.data.tasks.formats import Item
-from hiermem_jax.data.tasks.prompts import Prompting, requests
+from hiermem_jax.data.tasks.prompts import Prompting, text_pairs
 from hiermem_jax.data.tasks.table import TASKS
 
 QUESTION = Item(query="Question: Is fog wet?", choices=("no", "yes"), gold=1, retrieval="")
 PAIR = (
   Item(query="Ann is a", choices=("poet", "cook"), gold=1, retrieval=""),
-  Item(query="Bo is a", choices=("poet", "cook"), gold=0, retrieval=""),
+  Item(query="Bo is a", choices=("king", "poet", "cook"), gold=1, retrieval=""),
 )
 SCHEMA = (
   Item(query="Ann or", contexts=("Ann or Ann", "Ann or Bo"), choices=("sang.",), gold=1, retrieval=""),
-  Item(query="Cy or", contexts=("Cy or Cy", "Cy or Di"), choices=("ran.",), gold=0, retrieval=""),
+  Item(query="Cy or", contexts=("Cy or Cy", "Cy or Di"), choices=("ran.",), gold=1, retrieval=""),
 )
 TRIVIA = (
   Item(query="Question: Who?\nAnswer:", choices=("Ann",), answers=("Ann", "Annie"), retrieval=""),
@@ -25,7 +25,7 @@ ELEMENT = Item(query="The atomic number of Helium is", choices=("2",), answers=(
 
 
 def first(items, task, shots):
-  return next(requests(items, dataclasses.replace(TASKS[task], shots=shots)))
+  return next(text_pairs(items, dataclasses.replace(TASKS[task], shots=shots)))
 
 
 def test_zero_shots():
@@ -47,22 +47,53 @@ def test_zero_shots():
 def test_one_shot():
   assert first(PAIR, "openbook_qa", 1) == [("Bo is a poet\nAnn is a", " poet"), ("Bo is a poet\nAnn is a", " cook")]
   assert first(PAIR, "piqa", 1)[0] == ("Question: Bo is a\nAnswer: poet\nQuestion: Ann is a\nAnswer:", " poet")
-  assert first(SCHEMA, "winograd", 1)[1] == ("Cy or Cy ran.\nAnn or Bo", " sang.")
+  assert first(SCHEMA, "winograd", 1)[1] == ("Cy or Di ran.\nAnn or Bo", " sang.")
   assert first(TRIVIA, "triviaqa", 1) == [("Question: What?\nAnswer: Fog\nQuestion: Who?\nAnswer:", " Ann")]
 
 
-def test_exemplars():
-  items = [Item(query=f"<{i}>", choices=(f"({i})",), retrieval="") for i in range(20)]
+@pytest.mark.parametrize(
+  "name, text",
+  [
+    ("lambada", "<q> <a>"),
+    ("boolq", "<q>\nAnswer: <a>"),
+    ("squad", "<q> <a>"),
+    ("coqa", "<q> <a>"),
+    ("hellaswag", "<q> <a>"),
+    ("arc_easy", "<q>\nAnswer: <a>"),
+    ("arc_challenge", "<q>\nAnswer: <a>"),
+    ("triviaqa", "<q> <a>"),
+    ("piqa", "Question: <q>\nAnswer: <a>"),
+    ("openbook_qa", "<q> <a>"),
+    ("nq_open", "Question: <q>\nAnswer: <a>"),
+    ("entity_questions", "Question: <q>\nAnswer: <a>"),
+    ("elements", "<q> <a>"),
+    ("cloze", "<q> <a>"),
+  ],
+)
+def test_every_task_s_text(name, text):
+  """LLM-Foundry's prelimiters and continuation delimiters, and those of Appendix B."""
+  items = [
+    Item(query="<q>", choices=("<a>",), retrieval=""),
+    Item(query="<r>", choices=("<b>", "<c>"), gold=1, retrieval=""),
+  ]
+  ((pair,), _) = text_pairs(items, dataclasses.replace(TASKS[name], shots=1))
+  example = text.replace("<q>", "<r>").replace("<a>", "<c>")
+  assert "".join(pair) == f"{example}\n{text}"
+  assert pair[1] == " <a>"
+
+
+def test_few_shot_examples():
+  items = [Item(query=f"<{i}>", choices=("no", f"({i})"), gold=1, retrieval="") for i in range(20)]
 
   def contexts(prompting):
-    return [context for ((context, _),) in requests(items, prompting)]
+    return [context for ((context, _), _) in text_pairs(items, prompting)]
 
   got = contexts(Prompting(shots=5))
   assert got == contexts(Prompting(shots=5)) != contexts(Prompting(shots=5, seed=1))
   for i, context in enumerate(got):
-    *exemplars, last = context.split("\n")
-    assert last == f"<{i}>" and len(set(exemplars)) == 5 and f"<{i}> ({i})" not in exemplars
-    assert all(line == f"<{j}> ({j})" for line in exemplars for j in [line[1 : line.index(">")]])
+    *examples, last = context.split("\n")
+    assert last == f"<{i}>" and len(set(examples)) == 5 and f"<{i}> ({i})" not in examples
+    assert all(line == f"<{j}> ({j})" for line in examples for j in [line[1 : line.index(">")]])
   assert {line for context in got for line in context.split("\n")[:-1]} == {f"<{i}> ({i})" for i in range(20)}
   assert len(contexts(Prompting(shots=19))[0].split("\n")) == 20  # all the others
 

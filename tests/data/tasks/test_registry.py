@@ -8,8 +8,8 @@ import pytest
 seqio = pytest.importorskip("seqio")
 
 from hiermem_jax.data.tasks.registry import register  # noqa: E402
+from hiermem_jax.data.tasks.requests import read_requests  # noqa: E402
 from hiermem_jax.data.text.tokenizer import train_sentencepiece  # noqa: E402
-from hiermem_jax.errors import InputError  # noqa: E402
 
 CHOICES = [
   {"query": "Question: Is fog wet?", "choices": ["no", "yes"], "gold": 1},
@@ -74,28 +74,32 @@ def test_other_kinds(make):
   assert entity["targets_pretokenized"] == b" poet"
 
 
-def test_a_task_is_replaced_and_limits_keep_the_exemplars(make):
-  whole = read(make("arc_easy", CHOICES, shots=1))
-  again = read(make("arc_easy", CHOICES, shots=1, max_items=2))
-  assert [e["inputs_pretokenized"] for e in again] == [e["inputs_pretokenized"] for e in whole[:4]]
-  assert b"fog wet?\nAnswer:" not in again[0]["inputs_pretokenized"].split(b"Answer:")[0]
+def test_a_task_is_replaced(make):
+  assert len(read(make("arc_easy", CHOICES, shots=1))) == 7
+  assert len(read(make("arc_easy", CHOICES, shots=1, max_items=2))) == 4
 
 
-def test_bad_arguments(make):
-  with pytest.raises(InputError, match="there is no task 'arc'; give one of lambada, boolq"):
-    make("arc", CHOICES)
-  with pytest.raises(InputError, match="arc_easy.jsonl: 3 items, shots = 3; give 0 to 2 shots"):
-    make("arc_easy", CHOICES)
-  with pytest.raises(InputError, match="task arc_easy: max_items = 0; give 1 or more"):
-    make("arc_easy", CHOICES, max_items=0)
-
-
-def test_a_continuation_has_tokens_where_it_melts_into_the_context(tmp_path, tokenizer, monkeypatch):
-  monkeypatch.setattr(type(tokenizer), "encode_batch", lambda self, texts: [[1, 2] for _ in texts])
-  path = tmp_path / "x.jsonl"
-  path.write_text(json.dumps(CLOZE[0]))
-  (only,) = read(register("cloze", str(path), tokenizer.path, task_name="melting_for_test"))
-  assert only["inputs"].tolist() == [1] and only["targets"].tolist() == [2]
+@pytest.mark.parametrize(
+  "name, records", [("arc_easy", CHOICES), ("cloze", CLOZE), ("entity_questions", ENTITY), ("winograd", SCHEMA)]
+)
+def test_examples_are_our_own_requests(make, tmp_path, tokenizer, name, records):
+  """What SeqIO's users read is what our scoring reads without TensorFlow."""
+  examples = read(make(name, records, shots=1))
+  requests = read_requests(name, str(tmp_path / f"{name}.jsonl"), tokenizer, shots=1)
+  assert len(examples) == len(requests) >= len(records)
+  for example, request in zip(examples, requests):
+    assert {key: value.decode() if isinstance(value, bytes) else value.tolist() for key, value in example.items()} == {
+      "inputs": list(request.inputs),
+      "targets": list(request.targets),
+      "inputs_pretokenized": request.context,
+      "targets_pretokenized": request.continuation,
+      "retrieval": request.retrieval,
+      "idx": [request.item, request.option],
+      "is_correct": request.is_gold,
+      "answers": [answer.encode() for answer in request.answers],
+      "group": request.group,
+      "subject": request.subject,
+    }
 
 
 def test_metric_functions(make):
@@ -106,7 +110,8 @@ def test_metric_functions(make):
   assert metric(targets, [-9.0 * len(e["targets"]) if not e["is_correct"] else -8.0 for e in examples])["accuracy"] == 1
   entity = make("entity_questions", ENTITY)
   (metric,) = entity.predict_metric_fns
-  assert metric(read(entity), [" a cook, yes", " poet"]) == {"accuracy": 0.5, "stderr": 0.125**0.5, "count": 2}
+  got = metric(read(entity), [" a cook, yes", " poet"])
+  assert got == {"accuracy": 0.5, "stderr": pytest.approx(0.125**0.5), "count": 2}
 
 
 def evaluate(task, folder, **functions):

@@ -1,0 +1,87 @@
+"""What an evaluation is told: where the model is, how text is scored, which tasks, which documents.
+
+Importing this module loads neither jax nor TensorFlow, so that the command line starts quickly.
+"""
+
+import dataclasses
+
+from hiermem_jax.data.sources import Source
+from hiermem_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+  """Where a trained model is, with the tree and the tokenizer that it was trained with.
+
+  Relative paths start in the run directory.
+
+  Attributes:
+    directory: of its training; `checkpoints/` is in it.
+    tree: directory of the cluster tree and its encoder; read where the model has a bank, or documents are retrieved.
+    tokenizer: path of the tokenizer.
+  """
+
+  directory: str = "."
+  tree: str = "tree"
+  tokenizer: str = "tokenizer.model"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+  """How text is scored.
+
+  Attributes:
+    batch_size: sequences scored at once.
+    max_length: tokens of a prompt and what follows it, together. Longer prompts lose their beginning and are counted;
+      longer documents are scored in windows.
+  """
+
+  batch_size: int = 64
+  max_length: int = 2048
+
+  def __post_init__(self):
+    """Rejects sizes that nothing fits in."""
+    for name in ("batch_size", "max_length"):
+      if getattr(self, name) < 1:
+        raise InputError(f"ScoringConfig.{name} = {getattr(self, name)}: must be positive; bind another value")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RagConfig:
+  """What the 'rag' modes put in front of a question: the nearest document of the question's cluster.
+
+  Attributes:
+    documents: where documents come from, as a rule the training text.
+    level: tree level of the clusters that are searched (paper, Appendix H: 3).
+  """
+
+  documents: Source
+  level: int = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrequencyConfig:
+  """How questions with a subject are sorted by how often the training text names it.
+
+  Attributes:
+    corpus: the training text.
+    buckets: how many buckets of nearly equal size there are.
+  """
+
+  corpus: Source
+  buckets: int = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskSet:
+  """Tasks to evaluate.
+
+  Attributes:
+    names: see data/tasks/table.py; 'cloze=/data/mine.jsonl' gives the path of the file as well.
+    data: directory of the tasks' files.
+    shots: few-shot examples in front of each question; None: as many as the paper has for the task.
+  """
+
+  names: tuple[str, ...] = ()
+  data: str | None = None
+  shots: int | None = None

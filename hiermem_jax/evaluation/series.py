@@ -1,0 +1,130 @@
+"""One model, measured in several modes of its memory: held-out loss, and answers to questions about facts."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from hiermem_jax.data.packed.batches import in_order
+from hiermem_jax.data.packed.reading import PackedDataset
+from hiermem_jax.errors import InputError
+from hiermem_jax.evaluation import probes as probing
+from hiermem_jax.evaluation.config import ScoringConfig
+from hiermem_jax.evaluation.loading import LoadedModel
+from hiermem_jax.evaluation.modes import MemoryModes, Mode, parse_modes
+from hiermem_jax.evaluation.perplexity import held_out_loss
+from hiermem_jax.evaluation.probes import Probe
+from hiermem_jax.evaluation.rag import Documents, relative_flops
+from hiermem_jax.models.config import MemoryConfig
+
+BASELINE, NONE = "baseline", "none"
+
+
+def parse(names: Sequence[str], *, has_probes: bool, has_documents: bool) -> list[Mode]:
+  """Parses modes, and checks that what they need besides the model is there.
+
+  Raises:
+    InputError: there is no such mode, or it needs probes or documents that are not there.
+  """
+  modes = list(map(Mode.parse, names))
+  for mode in modes:
+    if mode.needs_questions and not has_probes:
+      raise InputError(f"mode {mode.name!r}: is about questions; bind evaluate.probes, or leave it out")
+    if mode.document and not has_documents:
+      raise InputError(f"mode {mode.name!r}: without documents; bind evaluate.rag = @RagConfig(), or leave it out")
+  return modes
+
+
+def check(modes: Sequence[Mode], memory: MemoryConfig | None) -> list[Mode]:
+  """The modes that a model can be measured in: of one without a bank those that are about questions.
+
+  Raises:
+    InputError: the model has not the memory for one of these.
+  """
+  return parse_modes([mode.name for mode in modes if memory is not None or mode.needs_questions], memory)
+
+
+def measure(
+  loaded: LoadedModel,
+  modes: Sequence[Mode],
+  dataset: PackedDataset,
+  probes: Sequence[Probe],
+  buckets: Sequence[int],
+  scoring: ScoringConfig,
+  *,
+  baseline: LoadedModel | None = None,
+  documents: Documents | None = None,
+) -> dict[str, dict[str, Any]]:
+  """Measures a model in some modes, and a baseline without memory.
+
+  Args:
+    loaded: the model; one without a bank is a baseline itself.
+    modes: those to measure.
+    dataset: held-out text.
+    probes: questions about facts; may be empty.
+    buckets: ascending first counts of the buckets that answers are reported for.
+    scoring: how text is scored.
+    baseline: a model without memory.
+    documents: what 'rag' modes put in front of questions.
+
+  Returns:
+    By name of the series (`baseline`, then the modes): `loss` and `perplexity` of the held-out text, unless the mode
+    needs questions; with probes, `probes`, a list with what `probes.by_bucket` gives for each bucket; of 'rag' modes
+    `relative_flops`, forward FLOPs over those of the plain questions without memory.
+  """
+  measured = loaded.in_modes(scoring)
+  runs = [(mode.name, measured, mode) for mode in modes]
+  plain = measured if loaded.model.memory is None else baseline and baseline.in_modes(scoring)
+  if plain:
+    runs.insert(0, (BASELINE, plain, Mode.parse(NONE)))
+  texts, paraphrases = [probe.text for probe in probes], [probe.paraphrase for probe in probes]
+  leaves = {name: model.leaves(mode, texts, paraphrases) for name, model, mode in runs}  # bad modes fail here, early
+  bucket = probing.bucket_numbers(probes, buckets)
+  series: dict[str, dict[str, Any]] = {}
+  results: dict[str, list[dict[str, Any]]] = {}
+  for name, model, mode in runs:
+    series[name] = {}
+    if not mode.needs_questions:
+      loss = held_out_loss(model.scorer(mode), in_order(dataset, scoring.batch_size), mode)
+      series[name] = {"loss": loss, "perplexity": math.exp(loss)}
+      logging.info("%s: loss %.4f", name, loss)
+    if probes:
+      asked = probes
+      if mode.document:
+        assert documents is not None
+        asked = _behind_documents(probes, documents, scoring.max_length)
+        series[name]["relative_flops"] = _relative_flops(model, mode, asked, probes)
+      results[name] = probing.score_probes(model.scorer(mode), asked, leaves[name])
+      logging.info("%s: %.1f%% of the answers", name, 100 * np.mean([r["correct"] for r in results[name]]))
+  for name, found in results.items():
+    without = results.get(NONE) if name != NONE else None
+    series[name]["probes"] = probing.by_bucket(found, bucket, len(buckets), without)
+  return series
+
+
+def _behind_documents(probes: Sequence[Probe], documents: Documents, max_length: int) -> list[Probe]:
+  """The probes, each with the document in front that is nearest to it."""
+  longest = max(len(probe.answer) for probe in probes)
+  prompts = documents.prepend([p.prompt for p in probes], [p.text for p in probes], longest, max_length)
+  return [dataclasses.replace(probe, prompt=prompt) for probe, prompt in zip(probes, prompts)]
+
+
+def about_documents(probes: Sequence[Probe], documents: Documents, max_length: int) -> dict[str, float]:
+  """What documents cost: their bytes of text, and mean tokens of a question and its answer with and without them."""
+  tokens = {"tokens": _lengths(_behind_documents(probes, documents, max_length)), "plain_tokens": _lengths(probes)}
+  return {"text_bytes": documents.text_bytes} | {name: float(lengths.mean()) for name, lengths in tokens.items()}
+
+
+def _lengths(probes: Sequence[Probe]) -> np.ndarray:
+  """Tokens of each prompt with its answer, int [n]."""
+  return np.array([len(probe.prompt) + len(probe.answer) for probe in probes])
+
+
+def _relative_flops(model: MemoryModes, mode: Mode, asked: Sequence[Probe], plain: Sequence[Probe]) -> float:
+  config = model.scorer(mode).model.config
+  if mode.path == "none":
+    config = dataclasses.replace(config, memory=None)
+  return relative_flops(config, _lengths(asked), _lengths(plain))
