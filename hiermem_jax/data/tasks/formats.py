@@ -1,17 +1,19 @@
-"""Readers of public evaluation sets, in the formats that they are given out in.
+"""Readers of public evaluation sets in their original formats.
 
-Every reader takes a path, plain or .gz, and returns the items in the file's order. Texts lose the white space around
-them. A damaged or alien file is an InputError that names the file and the line.
+Every reader takes the path of a file, plain or compressed as .gz, and returns the items in the order of the file. White
+space around texts is removed. If the file is damaged or has another format, the reader raises an InputError that names
+the file and the line.
 
-`Item.retrieval` is what the memory is chosen by (paper, section 7.2): the question; the context of language modelling;
-of a schema the words that its options share and the continuation. Exemplars are never part of it.
+`Item.retrieval` is the text that the memory is chosen by (paper, Section 7.2). It is the question; for language
+modelling it is the context; for a schema it is the words that all its options begin with, and the continuation.
+Few-shot examples are never part of it.
 """
 
 import dataclasses
 import itertools
 import re
 
-from hiermem_jax.data.tasks.records import Record, csv_rows, json_document, json_lines, read_content
+from hiermem_jax.data.tasks.records import Record, csv_records, json_document, json_lines, read_content
 from hiermem_jax.errors import InputError
 
 _LM_REMEDY = "give JSON lines with context and continuation"
@@ -22,14 +24,14 @@ class Item:
   """One item of an evaluation set.
 
   Attributes:
-    query: what the model is shown, without delimiter and answer. Of a schema: the words that its options share.
-    choices: the options; language modelling and schema: the one continuation; generation: the first answer.
+    query: text in front of the answer, without delimiter. Of a schema, the words that all its options begin with.
+    choices: the options. Language modelling and schemas have one continuation, generation has the first answer.
     gold: number of the correct option.
-    retrieval: what the memory is chosen by.
-    contexts: schema: one text to show per option, in place of the query.
-    answers: generation: all accepted answers.
-    group: relation of an entity question.
-    subject: what the question is about, where the file says so.
+    retrieval: text that the memory is chosen by.
+    contexts: of a schema, the text in front of the continuation for each option; otherwise None.
+    answers: of generation, all accepted answers.
+    group: relation of an entity question, otherwise "".
+    subject: what the question is about, if the file says so, otherwise "".
   """
 
   query: str
@@ -83,7 +85,7 @@ def read_question_answering(path: str) -> list[Item]:
 def read_hellaswag(path: str) -> list[Item]:
   """HellaSwag, one object a line: the original's `ctx` (or `ctx_a`, `ctx_b`), `endings`, `label`, or LLM-Foundry's.
 
-  The query is "activity_label: ctx", or `ctx` alone where there is no label. WikiHow's marks such as [step] go.
+  The query is "activity_label: ctx", or `ctx` alone if there is no label. WikiHow's marks such as [step] are removed.
   """
   items = []
   for record in json_lines(path, "give HellaSwag's ctx, endings and label, or query, choices and gold"):
@@ -101,7 +103,7 @@ def read_hellaswag(path: str) -> list[Item]:
 
 
 def read_piqa(path: str) -> list[Item]:
-  """PIQA, one object a line: `goal`, `sol1`, `sol2`, and `label` (0 or 1) in it or in a label file beside it.
+  """PIQA, one object a line: `goal`, `sol1`, `sol2`, and `label` (0 or 1), here or in a label file in the same folder.
 
   The label file of valid.jsonl is valid-labels.lst, one label a line.
   """
@@ -118,9 +120,9 @@ def read_piqa(path: str) -> list[Item]:
 
 
 def read_questions(path: str) -> list[Item]:
-  """NQ-open and EntityQuestions, one object a line: `question`, and `answers` or `answer`, a list.
+  """NQ-open and EntityQuestions, one object a line: `question`, and a list `answers` or `answer`.
 
-  `relation` and `subject` are read where they are there; other fields, such as passages, are not.
+  The fields `relation` and `subject` are read if they exist. Other fields, such as passages, are not read.
   """
   items = []
   for record in json_lines(path, "give JSON lines with question and a list of answers"):
@@ -133,7 +135,8 @@ def read_questions(path: str) -> list[Item]:
 def read_squad(path: str) -> list[Item]:
   """SQuAD 1.1, the original JSON, or LLM-Foundry's `context` and `continuation`.
 
-  Of the original: the passage, "Question: ...", "Answer:" on lines of their own, and the first of the answers.
+  From the original, the context is the passage, "Question: ..." and "Answer:", each on a line of its own. The
+  continuation is the first of the answers.
   """
   document = json_document(path, "give SQuAD's data, paragraphs and qas, or context and continuation in JSON lines")
   if document is None:
@@ -151,7 +154,8 @@ def read_squad(path: str) -> list[Item]:
 def read_coqa(path: str) -> list[Item]:
   """CoQA, the original JSON, or LLM-Foundry's `context` and `continuation`.
 
-  Of the original: the story, then "Question: ..." and "Answer: ..." of the turns so far, and the turn's own answer.
+  From the original, every turn is an item. The context is the story, then "Question: ..." and "Answer: ..." of the
+  turns so far, and the turn's own question; the continuation is the turn's answer.
   """
   document = json_document(path, "give CoQA's story, questions and answers, or context and continuation in JSON lines")
   if document is None:
@@ -172,7 +176,7 @@ def read_coqa(path: str) -> list[Item]:
 def read_elements(path: str) -> list[Item]:
   """The chemical elements, a CSV file with the columns `atomic_number`, `name` and `symbol`."""
   items = []
-  for record in csv_rows(path, "give a CSV file with the columns atomic_number, name and symbol"):
+  for record in csv_records(path, "give a CSV file with the columns atomic_number, name and symbol"):
     name, number = record.text("name"), record.text("atomic_number")
     if not number.isdecimal():
       raise record.error(f"field 'atomic_number' is {number!r}, not a number")
@@ -196,7 +200,7 @@ def _generated(query: str, answers: tuple[str, ...], group: str = "", subject: s
 
 
 def _question(text: str) -> str:
-  """The question alone, where the file has it with the prompt's words around it."""
+  """The question alone, if the file has it with "Question:" and "Answer:" around it."""
   return text.removeprefix("Question: ").removesuffix("\nAnswer:")
 
 

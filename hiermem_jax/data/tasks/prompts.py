@@ -4,8 +4,8 @@ Text of item 7 with one few-shot example, item 2, `prelimiter` "Question: ", `de
 
   Question: <query 2>\\nAnswer: <gold choice 2>\\nQuestion: <query 7>\\nAnswer: <choice 7>
 
-It is cut in front of the space before the last choice: a context that ends in a space would be tokenised otherwise than
-the same text in a document.
+It is cut in front of the space before the last choice, because a context that ends in a space would be tokenised in
+another way than the same text in a document.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Records of evaluation files, checked field by field; what is wrong is an InputError that names file and line."""
+"""Records of evaluation files. Every field is checked when it is read; errors name the file and the line."""
 
 import csv
 import dataclasses
@@ -17,9 +17,9 @@ class Record:
   """The fields of one item.
 
   Attributes:
-    place: where it stands, e.g. "x.jsonl, line 7".
+    place: position of the record, e.g. "x.jsonl, line 7".
     fields: name -> value.
-    remedy: what to give instead, when something is wrong.
+    remedy: end of every error message, which says what to give instead.
   """
 
   place: str
@@ -31,16 +31,16 @@ class Record:
     return InputError(f"{self.place}: {problem}; {self.remedy}")
 
   def text(self, name: str) -> str:
-    """A string without white space around it; an empty one is an error."""
+    """A string that is not empty, without white space around it."""
     return self._checked(name, self._value(name))
 
   def texts(self, name: str, least: int = 1) -> tuple[str, ...]:
-    """A list of at least so many strings, as `text` gives them."""
+    """A list of at least `least` strings, each as `text` gives it."""
     values = self._list(name, least)
     return tuple(self._checked(f"{name}[{i}]", value) for i, value in enumerate(values))
 
   def index(self, name: str, size: int) -> int:
-    """An integer in [0, size), or the same as a string."""
+    """An integer from 0 to size - 1, which the file may hold as a string."""
     value = self._value(name)
     if isinstance(value, str) and value.isdecimal():
       value = int(value)
@@ -82,10 +82,10 @@ class Record:
 
 
 def read_content(path: str) -> str:
-  """The text of a file, decompressed where its name ends in .gz.
+  """The text of a file. It is decompressed if the path ends in .gz.
 
   Raises:
-    InputError: no such file, damaged, or not UTF-8.
+    InputError: there is no such file, or it is damaged or not UTF-8.
   """
   try:
     content = pathlib.Path(path).read_bytes()
@@ -100,10 +100,10 @@ def read_content(path: str) -> str:
 
 
 def json_lines(path: str, remedy: str) -> list[Record]:
-  """The objects of a JSON-lines file; blank lines are passed over.
+  """The objects of a JSON-lines file; blank lines are skipped.
 
   Raises:
-    InputError: see `read_content`; a line is no object; there is none.
+    InputError: see `read_content`; or a line is no object, or there are no objects.
   """
   records = []
   for number, line in enumerate(read_content(path).split("\n"), start=1):
@@ -116,7 +116,7 @@ def json_lines(path: str, remedy: str) -> list[Record]:
 
 
 def json_document(path: str, remedy: str) -> Record | None:
-  """The file as a single JSON object with a field 'data'; None where it is something else.
+  """The file as a single JSON object with a field 'data'; None if it is something else.
 
   Raises:
     InputError: see `read_content`.
@@ -125,18 +125,19 @@ def json_document(path: str, remedy: str) -> Record | None:
   return Record(path, fields, remedy) if "data" in fields else None
 
 
-def csv_rows(path: str, remedy: str) -> list[Record]:
-  """The rows of a CSV file that begins with a row of names.
+def csv_records(path: str, remedy: str) -> list[Record]:
+  """The records of a CSV file, whose first line has the names of the fields.
 
   Raises:
-    InputError: see `read_content`; there is no row.
+    InputError: see `read_content`; or there are no records.
   """
   reader = csv.DictReader(read_content(path).splitlines())
-  return _not_empty([Record(f"{path}, line {reader.line_num}", row, remedy) for row in reader], path, remedy)
+  records = [Record(f"{path}, line {reader.line_num}", fields, remedy) for fields in reader]
+  return _not_empty(records, path, remedy)
 
 
 def _object(text: str) -> dict[str, Any]:
-  """The JSON object that `text` spells, empty where it spells something else."""
+  """The JSON object that the text is; an empty one if it is something else."""
   try:
     value = json.loads(text)
   except (ValueError, RecursionError):

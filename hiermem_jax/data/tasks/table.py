@@ -1,4 +1,4 @@
-"""The tasks: those of the paper's evaluation (section 3 and Appendix B), with LLM-Foundry's prompts, and three more."""
+"""The tasks of the paper's evaluation (Section 3 and Appendix B), with the prompts of LLM-Foundry, and three more."""
 
 import dataclasses
 from collections.abc import Callable
