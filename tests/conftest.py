@@ -16,6 +16,7 @@ _XLA_FLAGS = (
   "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 os.environ["XLA_FLAGS"] = " ".join([*_XLA_FLAGS, os.environ.get("XLA_FLAGS", "")])
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -46,6 +47,14 @@ def random_anchor():
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
   return make
+
+
+@pytest.fixture(scope="session")
+def without_tensorflow(tmp_path_factory):
+  """A folder that, on PYTHONPATH, hides TensorFlow: importing it takes longer than most of what processes here do."""
+  folder = tmp_path_factory.mktemp("without_tensorflow")
+  (folder / "tensorflow.py").write_text("raise ImportError('hidden by the tests')\n")
+  return folder
 
 
 @pytest.fixture(scope="session")

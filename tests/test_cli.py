@@ -215,6 +215,32 @@ def test_the_table_of_verbs_is_what_the_modules_are():
     assert {argument for argument, _ in verb.reads} <= set(parameters)
 
 
+@pytest.mark.parametrize(
+  "verb, arguments, message",
+  [
+    ("train", ["--process_id=1"], "--process_id: says nothing without --distributed; add that or leave this out"),
+    (
+      "prepare",
+      ["--distributed"],
+      "--distributed: prepare does not take it, only train, merge, evaluate, evaluate_tasks, quickstart; leave it out",
+    ),
+    (
+      "train",
+      ["--distributed", "--coordinator_address=host"],
+      "--coordinator_address=host: has no port; give HOST:PORT of process 0",
+    ),
+    (
+      "train",
+      ["--distributed", "--coordinator_address=host:1", "--num_processes=2", "--process_id=2"],
+      "--process_id=2: --num_processes=2 are counted from 0; give less",
+    ),
+  ],
+)
+def test_flags_of_several_processes_that_do_not_fit(chain, fails, tmp_path, verb, arguments, message):
+  assert fails(verb, f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run", *arguments) == message
+  assert not (tmp_path / "run").exists()
+
+
 def test_missing_run_dir(chain, fails):
   assert fails("train", f"--gin_file={chain[0]}") == "--run_dir is missing; name the directory that the run may fill"
 

@@ -23,12 +23,10 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-  """Of processes with CPU devices that compile fast, and once for all of them."""
-  return os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/parallel")]),
-  }
+def environment(without_tensorflow):
+  """Of processes without TensorFlow."""
+  paths = [without_tensorflow, ROOT, ROOT / "tests/parallel"]
+  return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
 @pytest.fixture
@@ -58,7 +56,7 @@ def start(environment):
 def finish():
   """Waits for processes together; returns (status, standard output, standard error) of each."""
 
-  def wait(processes, timeout=300):
+  def wait(processes, timeout=600):
     deadline = time.monotonic() + timeout
     results = [process.communicate(timeout=max(1, deadline - time.monotonic())) for process in processes]
     return [(process.returncode, *result) for process, result in zip(processes, results)]

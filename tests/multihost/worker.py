@@ -1,11 +1,8 @@
-"""Run by test_loop.py: trains the small model as one of two processes with four CPU devices each, or alone with eight.
+"""Run by test_loop.py: trains the small model as one of two processes with four CPU devices each.
 
-python worker.py RUN_DIR PORT PROCESS_ID    one of two: trains on several meshes, each in its own directory
-python worker.py RUN_DIR                    alone: trains on one device, and resumes what the two have begun
+python worker.py RUN_DIR PORT PROCESS_ID    trains on several meshes, each in its own directory
 """
 
-import os
-import shutil
 import sys
 
 import jax
@@ -43,24 +40,15 @@ def train(run_dir, slices, model, devices):
     checkpoints=CheckpointConfig(every=STEPS // 2),
     log_every=1,
   )
-  loop.train(run, run_dir, LoopData(batches=lambda start: batches(start, positions)), mesh, open_writer=open_writer)
+  loop.train(
+    run, str(run_dir), LoopData(batches=lambda start: batches(start, positions)), mesh, open_writer=open_writer
+  )
 
 
-def main(run_dir, port=None, process_id=None):
-  jax.config.update("jax_num_cpu_devices", 8 if port is None else 4)
-  if port is not None:
-    distributed.initialize(f"127.0.0.1:{port}", 2, int(process_id))
-    for name, mesh in MESHES.items():
-      train(f"{run_dir}/{name}", *mesh)
-    return
-  train(f"{run_dir}/alone", 1, 1, [0])
-  for name, source, mesh in (
-    ("resumed on one", "2x4x1 interleaved", (1, 1, [0])),
-    ("resumed on eight", "1x4x2 across", (1, 1, range(8))),
-  ):
-    shutil.copytree(f"{run_dir}/{source}", f"{run_dir}/{name}")
-    shutil.rmtree(f"{run_dir}/{name}/checkpoints/{STEPS}")  # as if killed after the first checkpoint
-    os.truncate(f"{run_dir}/{name}/metrics.jsonl", 0)
+def main(run_dir, port, process_id):
+  jax.config.update("jax_num_cpu_devices", 4)
+  distributed.initialize(f"127.0.0.1:{port}", 2, int(process_id))
+  for name, mesh in MESHES.items():
     train(f"{run_dir}/{name}", *mesh)
 
 
