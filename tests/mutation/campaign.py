@@ -146,7 +146,7 @@ class Worker:
     os.sched_setaffinity(0, {cores[number % len(cores)]})
     os.environ |= {
       "JAX_PLATFORMS": "cpu",
-      "JAX_COMPILATION_CACHE_DIR": str(work / "compiled"),
+      "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(work / "compiled")),
       "PYTHONPATH": str(self.tree),
       "PYTHONDONTWRITEBYTECODE": "1",
       "OMP_NUM_THREADS": "1",
