@@ -142,8 +142,6 @@ class Worker:
     ):
       subprocess.run(["git", *command], cwd=self.tree, check=True)
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what a child leaves running becomes ours, to end
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[number % len(cores)]})
     os.environ |= {
       "JAX_PLATFORMS": "cpu",
       "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(work / "compiled")),
@@ -312,7 +310,7 @@ class TestMap:
 
 
 def _serve(work, number, tasks, results):
-  os.nice(10)
+  os.nice(5)
   worker = Worker(work, number)
   while (task := tasks.get()) is not None:
     kind, *arguments = task
