@@ -145,6 +145,8 @@ class Worker:
     os.environ |= {
       "JAX_PLATFORMS": "cpu",
       "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(work / "compiled")),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",  # as in tests/conftest.py, which is read after JAX here
+      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
       "PYTHONPATH": str(self.tree),
       "PYTHONDONTWRITEBYTECODE": "1",
       "OMP_NUM_THREADS": "1",
@@ -310,7 +312,6 @@ class TestMap:
 
 
 def _serve(work, number, tasks, results):
-  os.nice(5)
   worker = Worker(work, number)
   while (task := tasks.get()) is not None:
     kind, *arguments = task

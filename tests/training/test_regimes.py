@@ -3,12 +3,14 @@
 import dataclasses
 import itertools
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.models import MemoryConfig
+from hiermem_jax.models import MemoryConfig, ModelConfig
+from hiermem_jax.models.model import init_params
 from hiermem_jax.training import OptimizerConfig
 from hiermem_jax.training.checkpoint import CheckpointStore, load_model
 from hiermem_jax.training.merge import merge_parts
@@ -131,6 +133,36 @@ def test_parts_of_other_anchors_are_not_merged(toy, pretrained, tmp_path):
     toy.run(tmp_path / str(part), **common, memory=memory, init_from=source, batches=below(toy, part))
   with pytest.raises(InputError, match=r"has anchor \(digest\) .*, 1 has .*beside one frozen anchor"):
     merge_parts([str(tmp_path / "0"), str(tmp_path / "1")], None, str(tmp_path / "out"), toy.mesh, toy.rules)
+
+
+def test_parts_that_differ_are_not_merged(toy, tmp_path):
+  """Of another tree, of other sizes, beside another anchor; parts of different steps are merged, and that is noted."""
+
+  def saved(name, part, step=1, tree="feed", rows=(2, 1), **anchor):
+    config = ModelConfig(
+      anchor=dataclasses.replace(toy.anchor, **anchor), memory=dataclasses.replace(toy.memory, part=part, rows=rows)
+    )
+    store = CheckpointStore(str(tmp_path / name))
+    shapes = nn.unbox(jax.eval_shape(lambda: init_params(jax.random.key(0), config)))
+    params = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), shapes)
+    store.save_model(step, params, config.to_json() | {"tree_fingerprint": tree})
+    store.close()
+    return str(tmp_path / name)
+
+  def merge(*sources):
+    merge_parts(sources, None, str(tmp_path / "out"), toy.mesh, toy.rules)
+    return load_model(str(tmp_path / "out"), toy.mesh).metadata
+
+  first, second = saved("first", 0, step=1), saved("second", 1, step=2)
+  for other, named in (
+    (saved("tree", 1, tree="beef"), "has tree feed, tree has beef"),
+    (saved("rows", 1, rows=(2, 2)), "has bank MemoryConfig.*, rows has MemoryConfig"),
+    (saved("how", 1, logits_chunk=1), "has anchor configuration AnchorConfig.*, how has"),
+  ):
+    with pytest.raises(InputError, match=f"{named}.*; parts of one bank are trained beside one frozen anchor"):
+      merge(first, other)
+  metadata = merge(first, second)
+  assert metadata["step"] == 2 and metadata["merged"] == {first: 1, second: 2}
 
 
 def test_a_level_is_added_to_a_trained_bank(toy, whole, tmp_path):
