@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import inspect
 import pathlib
 import re
@@ -127,6 +128,18 @@ def test_gin_names_in_the_text_exist():
           (known if name in parameters else unknown).add((page_id(page), f"{owner}.{name}"))
   assert not {name for page, name in unknown if page != "CHANGELOG.md"}, unknown  # which has names of before
   assert len(known) > 30
+
+
+def test_the_library_page_names_what_there_is():
+  page = (ROOT / "docs/library.md").read_text()
+  assert set(re.findall(r"\bhm\.(\w+)", page)) == set(hiermem_jax.__all__)
+  members = set(re.findall(r"\bmodel\.(\w+)", page)) - {"json"}
+  assert members >= {"route", "topics", "logits", "generate", "log_likelihood", "block"}
+  attributes = inspect.signature(hiermem_jax.LanguageModel).parameters.keys() | set(dir(hiermem_jax.LanguageModel))
+  assert members <= attributes | {"config", "tokenizer", "metadata"}
+  for name in re.findall(r"^\| `(\w+\.\w+\.\w+)`", page, re.MULTILINE):
+    module, _, attribute = f"hiermem_jax.{name}".rpartition(".")
+    assert hasattr(importlib.import_module(module), attribute), name
 
 
 def test_the_manual_names_every_verb_phase_and_kind():

@@ -29,7 +29,7 @@ DRIVER = """
 import json, pytest, sys
 print(json.dumps({name: int(pytest.main(arguments)) for name, arguments in json.loads(sys.argv[1]).items()}))
 """
-PLAN = ["tests/test_layering.py", "-k", "plan or every_module"]
+PLAN = ["tests/test_layering.py", "-k", "plan or cycle or every_module"]
 
 
 def section(recipe):
