@@ -154,6 +154,16 @@ def test_the_index_has_every_page():
   assert all(f"({path.name})" in index for path in ROOT.glob("docs/*.md") if path.name != "README.md")
 
 
+def test_the_changelog_gives_gin_names_that_there_are():
+  section = (ROOT / "CHANGELOG.md").read_text().partition("### Gin names\n")[2].partition("\n###")[0]
+  now = [line.split(" | ")[-1] for line in section.splitlines() if line.startswith("| `")]
+  names = [name for cell in now for name in re.findall(r"\b([A-Za-z_]+)\.(\w+)", cell)]
+  assert len(names) > 20
+  configuration.register()
+  for owner, name in names:
+    assert name in inspect.signature(gin.get_configurable(owner)).parameters, f"{owner}.{name}"
+
+
 def test_versions_agree():
   version = hiermem_jax.__version__
   assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
