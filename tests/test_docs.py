@@ -157,7 +157,7 @@ def test_the_index_has_every_page():
 def test_the_changelog_gives_gin_names_that_there_are():
   section = (ROOT / "CHANGELOG.md").read_text().partition("### Gin names\n")[2].partition("\n###")[0]
   now = [line.split(" | ")[-1] for line in section.splitlines() if line.startswith("| `")]
-  names = [name for cell in now for name in re.findall(r"\b([A-Za-z_]+)\.(\w+)", cell)]
+  names = [name for cell in now for name in re.findall(r"`([A-Za-z_]+)\.(\w+)", cell)]
   assert len(names) > 20
   configuration.register()
   for owner, name in names:
