@@ -1,5 +1,6 @@
 """The documentation: links lead somewhere, commands name files, bindings and verbs that exist, versions agree."""
 
+import ast
 import contextlib
 import functools
 import importlib
@@ -48,6 +49,14 @@ def test_relative_links_lead_somewhere(page):
     assert not anchor or anchor in heading_anchors(target), f"{page_id(page)}: {link} names no heading there"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_paths_in_the_text_exist(page):
+  text = re.sub(r"New file `[^`]+`", "", FENCED.sub("", page.read_text()))
+  for path in re.findall(r"`((?:tests|gin|experiments|hiermem_jax|docs|tpu_setup|notebooks|\.ci)/[\w./-]+)`", text):
+    made = page.name == "CONTRIBUTING.md" and path.startswith("experiments/learning_rate")
+    assert made or (ROOT / path).exists(), f"{page_id(page)}: {path} is not there"
+
+
 def shell_lines(text):
   """Command lines of the bash blocks of a page, continued lines joined, variables that a block sets replaced."""
   for language, block in FENCED.findall(text):
@@ -77,17 +86,31 @@ def values(flags, name):
   return [flag.partition("=")[2] for flag in flags if flag.startswith(f"--{name}=")]
 
 
+def quoted_commands(text):
+  """What is indented by two spaces and starts a verb, with the lines that continue it, as a bash block."""
+  blocks = re.findall(r"^  +(?:for .*; do )?python -m hiermem_jax.*(?:(?<=\\)\n.*)*", text, re.MULTILINE)
+  return "".join(f"```bash\n{block}\n```\n" for block in blocks)
+
+
 @functools.cache
 def commands():
-  """(page, verb, flags) of every command in the documentation."""
-  return [(page_id(page), verb, flags) for page in PAGES for verb, flags in verb_commands(page.read_text())]
+  """(page, verb, flags) of every command: in pages, in the comments of gin files, in the docstrings of verbs."""
+  texts = {path: path.read_text() for path in PAGES}
+  for path in ROOT.glob("gin/**/*.gin"):
+    comments = re.findall(r"^#(?: (.*))?$", path.read_text(), re.MULTILINE)
+    texts[path] = quoted_commands("\n".join(comments))
+  for verb in VERBS:
+    path = ROOT / f"hiermem_jax/{verb}.py"
+    texts[path] = quoted_commands(ast.get_docstring(ast.parse(path.read_text())))
+  return [(page_id(path), verb, flags) for path, text in texts.items() for verb, flags in verb_commands(text)]
 
 
 def test_the_commands_are_found():
   pages = {page for page, _, _ in commands()}
   assert {"README.md", "docs/manual.md", "docs/pods.md", "docs/data.md", "docs/evaluation.md"} <= pages
+  assert {"gin/runs/a2.gin", "gin/phases/toy.gin", "hiermem_jax/train.py", "hiermem_jax/evaluate_tasks.py"} <= pages
   assert {"train", "evaluate_tasks", "describe", "compile_pod", "quickstart"} <= {verb for _, verb, _ in commands()}
-  assert len(commands()) > 30
+  assert len(commands()) > 50
 
 
 def test_gin_files_named_in_the_documentation_exist():
