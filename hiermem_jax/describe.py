@@ -59,18 +59,23 @@ def describe(
 
 def arithmetic(model: ModelConfig, context_length: int) -> dict:
   """Sizes of a model (paper, Section 2.1 and Tables 1, 4-8). FLOPs are forward only; training costs 3x."""
-  levels = [
-    {
-      "level": level,
-      "clusters": model.memory.clusters(level),
-      "rows": model.memory.rows[level - 1],
-      "block_params": model.block_params(level),
-      "params": model.level_params(level),
-      "bytes_bfloat16": 2 * model.level_params(level),
-      "bytes_training": 12 * model.level_params(level),
-    }
-    for level in (model.memory.levels if model.memory else ())
-  ]
+  memory = model.memory
+  levels = (
+    []
+    if memory is None
+    else [
+      {
+        "level": level,
+        "clusters": memory.clusters(level),
+        "rows": memory.rows[level - 1],
+        "block_params": model.block_params(level),
+        "params": model.level_params(level),
+        "bytes_bfloat16": 2 * model.level_params(level),
+        "bytes_training": 12 * model.level_params(level),
+      }
+      for level in memory.levels
+    ]
+  )
   return {
     "anchor_params": model.anchor.params,
     "fetched_params": model.fetched_params,
@@ -96,6 +101,7 @@ def per_device(run: TrainingRun, *, topology: str | None, num_slices: int | None
   if topology is not None:
     pod = parse_topology(topology, slices)
     devices, usable = pod.devices_per_slice * slices, int(pod.chip.usable_gib * GIB)
+  assert devices is not None  # `describe` calls this with one of the two
   shape = dataclasses.replace(run.mesh, slices=slices).shape(devices)
   state = abstract_train_state(run, abstract_mesh(shape))
   parts = {"anchor": state.params["anchor"], "anchor optimizer": state.opt_state["anchor"]}

@@ -10,7 +10,7 @@ command in the same directory resumes.
 import dataclasses
 import functools
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
@@ -76,7 +76,7 @@ def train(
 def _with_absolute_sources(run: TrainingRun, run_dir: str) -> TrainingRun:
   """The run with `init_from` and `init_bank_from` taken to start in `run_dir`."""
   sources = {name: getattr(run, name) for name in ("init_from", "init_bank_from")}
-  joined = {name: os.path.join(run_dir, path) for name, path in sources.items() if path is not None}
+  joined: dict[str, Any] = {name: os.path.join(run_dir, path) for name, path in sources.items() if path is not None}
   return dataclasses.replace(run, **joined)
 
 
@@ -117,8 +117,9 @@ def _open_data(directory: str, run: TrainingRun, mesh: "Mesh") -> "LoopData":
   dataset, memory = _open(directory, run.model), run.model.memory
   if isinstance(dataset, DecomposedDataset):
     tokens = run.batch_size * max(dataset.buckets)
-    positions = functools.partial(local_sequences, mesh)
-    batches = DecomposedBatches(dataset, tokens_per_batch=tokens, seed=run.seed, positions=positions)
+    batches: DecomposedBatches | Batches = DecomposedBatches(
+      dataset, tokens_per_batch=tokens, seed=run.seed, positions=functools.partial(local_sequences, mesh)
+    )
   else:
     sequences = None
     if memory is not None and isinstance(memory.part, int):

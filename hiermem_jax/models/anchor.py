@@ -5,7 +5,7 @@ mesh axes by rules elsewhere; no mesh axis appears here.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -50,9 +50,11 @@ class Weight(nn.Module):
       def init(key, shape):
         return jax.random.truncated_normal(key, -3, 3, shape) * self.sigma
 
-      return self.param(self.parameter, nn.with_logical_partitioning(init, self.axes), self.shape).astype(self.dtype)
-    weight = self.get_variable("params", self.parameter).astype(self.dtype)  # `param` refuses a part
-    names, running = list(self.axes), jax.sharding.get_abstract_mesh().manual_axes
+      initial: Any = self.param(self.parameter, nn.with_logical_partitioning(init, self.axes), self.shape)
+      return initial.astype(self.dtype)
+    weight: Any = self.get_variable("params", self.parameter).astype(self.dtype)  # `param` refuses a part
+    names: list[str | None] = list(self.axes)
+    running = jax.sharding.get_abstract_mesh().manual_axes
     for axis, mesh_axis in enumerate(nn.logical_to_mesh_axes(self.axes) or ()):
       if mesh_axis in running:
         names[axis] = None

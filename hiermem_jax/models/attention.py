@@ -62,8 +62,12 @@ def _local_splash(q, k, v, segment_ids, *, interpret: bool) -> jax.Array:
   length, heads = q.shape[1:3]
   block = max(size for size in (128, 256, 512) if length % size == 0)
   sizes = splash_attention.BlockSizes(
-    **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block),
-    **dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"), block),
+    block_q=block,
+    block_kv=block,
+    block_kv_compute=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_kv_dkv_compute=block,
     use_fused_bwd_kernel=True,
   )
   mask = splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads)

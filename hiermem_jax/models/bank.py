@@ -40,11 +40,11 @@ class RowGradient(NamedTuple):
   """Gradient, or update, of n rows of a table, each row named at most once.
 
   Attributes:
-    index: int32 [n], numbers of the rows. An index past the table's end names no row, and its value is zero.
+    indices: int32 [n], numbers of the rows. An index past the table's end names no row, and its value is zero.
     value: float32 [n, R_k * L * P].
   """
 
-  index: jax.Array
+  indices: jax.Array
   value: jax.Array
 
 
@@ -60,7 +60,7 @@ def num_table_rows(memory: MemoryConfig, level: int) -> int:
 
 def table_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
   """Shape (C_k + 1, R_k * L * P) of every table. A level with zero units has no table."""
-  memory = model.memory
+  memory = model.required_memory
   return {table_name(level): (num_table_rows(memory, level), model.block_params(level)) for level in memory.levels}
 
 
@@ -70,7 +70,7 @@ def init_bank(key: jax.Array, model: ModelConfig) -> Bank:
   Every kind adds exactly nothing to the logits at first. A row depends on the key, its level and its number in the
   whole tree, and on nothing else. So the parts of a bank start as they would in the whole bank.
   """
-  memory = model.memory
+  memory = model.required_memory
   vectors = KINDS[memory.kind].vectors(model.anchor).values()
 
   def scales(init):  # [P], of the parameters that start in this way; zero for the others
@@ -149,7 +149,7 @@ def rows_to_block(rows: Rows, model: ModelConfig) -> Block:
 
   A device of the model axis may give the same contiguous fraction of every row; R is then that fraction.
   """
-  memory, layers = model.memory, model.memory_layers
+  memory, layers = model.required_memory, model.memory_layers
   vectors = KINDS[memory.kind].vectors(model.anchor)
   parts = [rows[table_name(level)] for level in memory.levels]
   parts = [part.reshape(part.shape[0], -1, len(layers), model.unit_params) for part in parts]
@@ -161,7 +161,7 @@ def rows_to_block(rows: Rows, model: ModelConfig) -> Block:
 
 def block_to_rows(block: Block, model: ModelConfig) -> Rows:
   """The inverse of `rows_to_block`."""
-  memory = model.memory
+  memory = model.required_memory
   units = jnp.concatenate([block.vectors[name] for name in KINDS[memory.kind].vectors(model.anchor)], axis=3)
   units = units.transpose(0, 2, 1, 3)  # [B, L, R, P] -> [B, R, L, P]
   rows, start = {}, 0

@@ -63,7 +63,10 @@ class MemoryConfig:
   @classmethod
   def from_json(cls, stored: Mapping[str, Any]) -> "MemoryConfig":
     """The configuration whose fields JSON holds, tuples as lists. A field that `stored` lacks gets its default."""
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+    fields: dict[str, Any] = {
+      name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
+    }
+    return cls(**fields)
 
   @property
   def depth(self) -> int:
@@ -112,6 +115,13 @@ class ModelConfig:
     """Rejects a memory that this anchor's layers cannot hold."""
     if self.memory is not None:
       self.memory_layers  # noqa: B018 (raises)
+
+  @property
+  def required_memory(self) -> MemoryConfig:
+    """The memory of a model that has one. Raises ValueError for an anchor alone."""
+    if self.memory is None:
+      raise ValueError("this model has no memory")
+    return self.memory
 
   @property
   def memory_layers(self) -> tuple[int, ...]:

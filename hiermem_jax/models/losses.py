@@ -1,5 +1,7 @@
 """The model's losses: next-token cross-entropy of a batch, with as many logits at a time as memory allows."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,12 +22,14 @@ def token_losses(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]
 
 def apply_anchor(anchor: AnchorConfig, params, batch: Batch, block: Block | None) -> jax.Array:
   """Logits float32 [B, S, V] of a batch under the anchor and a fetched block."""
-  return Anchor(anchor).apply({"params": params}, *_inputs(batch), block)
+  logits: Any = Anchor(anchor).apply({"params": params}, *_inputs(batch), block)
+  return logits
 
 
 def anchor_hidden(anchor: AnchorConfig, params, batch: Batch, block: Block | None) -> tuple[jax.Array, jax.Array]:
   """Factors of the same logits, hidden states [B, S, D] and the output head [D, V]."""
-  return Anchor(anchor).apply({"params": params}, *_inputs(batch), block, method="hidden")
+  factors: Any = Anchor(anchor).apply({"params": params}, *_inputs(batch), block, method="hidden")
+  return factors
 
 
 def anchor_losses(anchor: AnchorConfig, params, batch: Batch, block: Block | None) -> tuple[jax.Array, jax.Array]:
@@ -52,4 +56,4 @@ def anchor_losses(anchor: AnchorConfig, params, batch: Batch, block: Block | Non
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-  return tuple(batch[f"decoder_{name}"] for name in ("input_tokens", "segment_ids", "positions"))
+  return batch["decoder_input_tokens"], batch["decoder_segment_ids"], batch["decoder_positions"]

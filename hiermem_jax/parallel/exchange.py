@@ -73,7 +73,7 @@ def fetch(bank: Bank, leaf: jax.Array, model: ModelConfig, mesh: Mesh) -> Block:
 
   @functools.partial(jax.shard_map, mesh=mesh, in_specs=(_TABLE, _LEAF), out_specs=_BLOCK, check_vma=False)
   def local(bank, leaf):
-    own, exchanged = _exchanged_rows(leaf, model.memory)
+    own, exchanged = _exchanged_rows(leaf, model.required_memory)
     rows = {}
     for name, table in bank.items():
       with jax.named_scope(name):
@@ -103,14 +103,15 @@ def push(block: Block, leaf: jax.Array, model: ModelConfig, mesh: Mesh) -> dict[
     Per table the gradient, summed over all sequences of the batch that share a row. The values are float32 and split
     along the row; the indices are replicated.
   """
-  out_specs = {name: RowGradient(PartitionSpec(), _TABLE) for name in map(table_name, model.memory.levels)}
+  memory = model.required_memory
+  out_specs = {table_name(level): RowGradient._make((PartitionSpec(), _TABLE)) for level in memory.levels}
 
   @functools.partial(jax.shard_map, mesh=mesh, in_specs=(_BLOCK, _LEAF), out_specs=out_specs, check_vma=False)
   def local(block, leaf):
-    own, exchanged = _exchanged_rows(leaf, model.memory)
+    own, exchanged = _exchanged_rows(leaf, memory)
     result = {}
-    for level, (name, rows) in zip(model.memory.levels, block_to_rows(block, model).items()):
-      table_rows, wire = num_table_rows(model.memory, level), rows.dtype
+    for level, (name, rows) in zip(memory.levels, block_to_rows(block, model).items()):
+      table_rows, wire = num_table_rows(memory, level), rows.dtype
       with jax.named_scope(name):
         if len(leaf) > table_rows:
           sums = jnp.zeros((table_rows, rows.shape[1]), jnp.float32)
@@ -118,8 +119,8 @@ def push(block: Block, leaf: jax.Array, model: ModelConfig, mesh: Mesh) -> dict[
         part = _all_to_all(rows, split=1, join=0)
         gradient = sum_rows(exchanged[name], part, table_rows)
         if mesh.shape[REPLICA_AXIS] > 1:
-          sums = gradient._replace(value=gradient.value.astype(wire))
-          index, value = jax.lax.all_gather(sums, REPLICA_AXIS, tiled=True)
+          sent = gradient._replace(value=gradient.value.astype(wire))
+          index, value = jax.lax.all_gather(sent, REPLICA_AXIS, tiled=True)
           gradient = sum_rows(index, value, table_rows)
         result[name] = gradient
     return result

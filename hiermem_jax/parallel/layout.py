@@ -29,8 +29,8 @@ def check_mesh(mesh: Mesh | AbstractMesh, model: ModelConfig) -> None:
   """Raises InputError when the model axis does not divide the attention heads or the memory units of a level."""
   parts = mesh.shape[MODEL_AXIS]
   sizes = {"AnchorConfig.num_heads": model.anchor.num_heads}
-  for level in model.memory.levels if model.memory else ():
-    units = model.memory.rows[level - 1] * model.anchor.num_layers // len(model.memory_layers)
+  for level in () if model.memory is None else model.memory.levels:
+    units = model.required_memory.rows[level - 1] * model.anchor.num_layers // len(model.memory_layers)
     sizes[f"MemoryConfig.rows of level {level}"] = units
   for name, size in sizes.items():
     if size % parts:

@@ -12,6 +12,7 @@ One CPU device is the mesh (1, 1, 1), a v5e 16x16 slice (1, 256, 1), two of them
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -176,7 +177,8 @@ def state_shardings(boxed, mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RUL
     InputError: an axis is not a multiple of the devices it would be split over.
   """
   rules = (*rules, ("bank_row", ROW_AXES))
-  shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
+  any_mesh: Any = mesh  # flax's annotation leaves AbstractMesh out
+  shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), any_mesh, rules)
 
   def check(path, leaf, sharding):
     for size, axes in zip(leaf.shape, sharding.spec):

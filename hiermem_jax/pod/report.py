@@ -24,10 +24,21 @@ class StepProgram(Protocol):
     abstract_state: shapes, types and shardings of the state; has `params`.
   """
 
-  model: ModelConfig
-  mesh: Mesh
-  batch_size: int
-  abstract_state: Any
+  @property
+  def model(self) -> ModelConfig:
+    """Shapes of the anchor and of the memory."""
+
+  @property
+  def mesh(self) -> Mesh:
+    """Devices of the topology."""
+
+  @property
+  def batch_size(self) -> int:
+    """Sequences of a global batch."""
+
+  @property
+  def abstract_state(self) -> Any:
+    """Shapes, types and shardings of the state; has `params`."""
 
   def abstract_batch(self, length: int) -> Any:
     """Shapes, types and shardings of a batch of sequences of `length` tokens."""
@@ -48,7 +59,7 @@ def pod_report(program: StepProgram, *, topology: Topology, length: int) -> dict
     JSON values. Where the step does not fit, "fits" is False, "reason" says by how much, and "remedies" says what would
     make it fit; the values that only a compiled step can tell are then missing.
   """
-  report = {
+  report: dict[str, Any] = {
     "topology": topology.name,
     "slices": topology.slices,
     "devices": program.mesh.size,
@@ -82,7 +93,7 @@ def _compile(
       raise
     needed, available = map(int, sizes)
     return None, hbm | {"temporaries": needed - arguments, "peak": needed, "usable": available}
-  stats = compiled.memory_analysis()
+  stats: Any = compiled.memory_analysis()
   arguments = stats.argument_size_in_bytes
   fresh = stats.output_size_in_bytes - stats.alias_size_in_bytes  # outputs that reuse no argument
   temporaries = stats.temp_size_in_bytes + fresh
@@ -105,18 +116,18 @@ def _reason(report: dict, program: StepProgram) -> str:
 
 
 def _traffic(compiled: jax.stages.Compiled, report: dict, model: ModelConfig, topology: Topology) -> dict:
-  text = compiled.as_text()
+  text, analysis = compiled.as_text() or "", dict(compiled.cost_analysis() or {})
   found, counted = collectives(text, topology.devices_per_slice), cost(text)
   model_flops = (
     3 * model.flops_per_token(report["length"]) * report["batch_size"] * report["length"] / report["devices"]
   )
   seconds = step_seconds(max(model_flops, counted.flops), counted.hbm_bytes, found, topology)
-  slowest = max(seconds, key=seconds.get)
+  slowest = max(seconds, key=lambda name: seconds[name])
   return {
     "flops": {
       "model": model_flops,  # forward, and twice that backward
       "compiled": counted.flops,  # matrix products of the compiled step, recomputation included, kernels not
-      "cost_analysis": compiled.cost_analysis()["flops"],  # as XLA counts: the body of a loop once
+      "cost_analysis": analysis["flops"],  # as XLA counts: the body of a loop once
       "kernels": counted.kernels,  # custom kernels that run, whose FLOPs nothing of this counts
     },
     "hbm_traffic": counted.hbm_bytes,

@@ -120,7 +120,7 @@ class TrainingRun:
       self.steps, self.model.memory, self.batch_size, frozen_anchor=self.objective.frozen_anchor
     )
 
-  def flops_per_token(self, length: float) -> float:
+  def flops_per_token(self, length: int) -> int:
     """Model FLOPs of training on one token of sequences of `length`: the forward pass, and twice that backward.
 
     A frozen anchor has no gradients of its weights, which saves a third of its part. What remat computes again is not

@@ -93,10 +93,11 @@ def train(
     start = int(state.step)
     logging.info("%s: resuming at step %d of %d", directory, start, steps)
   else:
-    fits = {"model": model, "metadata": metadata, "mesh": mesh, "rules": run.mesh.rules}
+    fits: dict[str, Any] = {"model": model, "metadata": metadata, "mesh": mesh, "rules": run.mesh.rules}
     initial = load_start(run.init_from, run.init_bank_from, **fits)
     state = program.init(init_key)
-    state = state.replace(params={name: tree | initial.get(name, {}) for name, tree in state.params.items()})
+    params = {name: tree | initial.get(name, {}) for name, tree in state.params.items()}
+    state = dataclasses.replace(state, params=params)
   step_key = program.replicate(step_key)
   peak = (peak_flops(mesh.local_devices[0]) or 0) * mesh.size
   recorder = Recorder(run, directory, open_writer(start), start, peak_flops=peak, batch_origin=data.origin)

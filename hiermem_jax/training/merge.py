@@ -46,7 +46,8 @@ def merge_parts(
       raise InputError(f"{source}: has level-1 cluster {part}, and so has {by_part[part]}; give one of them")
     by_part[part] = source
   first = models[subtrees[0]]
-  if missing := [part for part in range(first.memory.branching) if part not in by_part]:
+  branching = first.config.required_memory.branching
+  if missing := [part for part in range(branching) if part not in by_part]:
     raise InputError(f"level-1 clusters {missing} are missing beside {sorted(by_part)}; train or name them")
   if generic is not None:
     models[generic] = load_model(generic, mesh, rules)
@@ -56,10 +57,10 @@ def merge_parts(
   for source, model in models.items():
     _require_same(subtrees[0], first, source, model)
 
-  memory = dataclasses.replace(first.memory, part="all")
+  memory = dataclasses.replace(first.config.required_memory, part="all")
   config = dataclasses.replace(first.config, memory=memory)
   abstract = abstract_arrays(lambda: init_params(jax.random.key(0), config), mesh, rules)["bank"]
-  parts = [models[by_part[part]].params["bank"] for part in range(memory.branching)]
+  parts = [models[by_part[part]].params["bank"] for part in range(branching)]
   last = parts[0] if generic is None else models[generic].params["bank"]
   bank = {}
   for name, table in abstract.items():
@@ -82,7 +83,7 @@ def merge_parts(
 
 
 def _require_same(source: str, model: Model, other_source: str, other: Model) -> None:
-  held, others = (dataclasses.replace(m.memory, part="all") for m in (model, other))
+  held, others = (dataclasses.replace(m.config.required_memory, part="all") for m in (model, other))
   pairs = {
     "anchor configuration": (model.anchor, other.anchor),
     "bank": (held, others),

@@ -51,11 +51,13 @@ class Recorder:
     self._run, self._writer, self._start = run, writer, start
     self._schedule = run.optimizer.schedule(run.steps)
     self._peak, self._batch_origin = peak_flops, batch_origin
-    self._skipped_path, self._skipped_writer = os.path.join(directory, "skipped.jsonl"), None
+    self._skipped_path = os.path.join(directory, "skipped.jsonl")
+    self._skipped_writer: JsonlWriter | None = None
     self._pending: collections.deque[tuple[int, Scalars, int]] = collections.deque()
     self._in_a_row = 0
     self._begin = self._since = time.monotonic()
-    self._waits, self._total_waits = collections.Counter(), collections.Counter()
+    self._waits: dict[str, float] = {}
+    self._total_waits: dict[str, float] = {}
     self._tokens, self._flops_done, self._total_tokens = 0.0, 0.0, 0.0
     self._scalars: dict[str, float] = {}
 
@@ -66,7 +68,7 @@ class Recorder:
     try:
       yield
     finally:
-      self._waits[what] += time.monotonic() - start
+      self._waits[what] = self._waits.get(what, 0.0) + time.monotonic() - start
 
   def step(self, step: int, metrics: Scalars, length: int) -> None:
     """Takes the metrics of a step that was just dispatched, and reads those of earlier steps that are computed by now.
@@ -80,7 +82,7 @@ class Recorder:
       FloatingPointError: too many batches in a row were not finite.
     """
     self._pending.append((step, metrics, length))
-    while len(self._pending) > _BEHIND or (self._pending and self._pending[0][1].values.is_ready()):
+    while len(self._pending) > _BEHIND or (self._pending and _is_ready(self._pending[0][1])):
       self._read(*self._pending.popleft())
 
   def drain(self) -> None:
@@ -118,7 +120,7 @@ class Recorder:
     if not self._scalars:
       return {}
     seconds = time.monotonic() - self._begin
-    waits = {f"{name}_seconds": value for name, value in (self._total_waits + self._waits).items()}
+    waits = {f"{name}_seconds": value for name, value in _sums(self._total_waits, self._waits).items()}
     return self._scalars | waits | {"seconds": seconds, "mean_tokens_per_second": self._total_tokens / seconds}
 
   def _write_due(self, step: int, values: dict[str, float]) -> None:
@@ -127,10 +129,10 @@ class Recorder:
     values["tokens_per_second"] = self._tokens / seconds
     if self._peak:
       values["mfu"] = self._flops_done / seconds / self._peak
-    values |= {f"{name}_wait": self._waits[name] / seconds for name in ("data", "checkpoint", "validation")}
+    values |= {f"{name}_wait": self._waits.get(name, 0.0) / seconds for name in ("data", "checkpoint", "validation")}
     if memory := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
       values["device_memory_gib"] = memory / 2**30
-    self._total_waits.update(self._waits)
+    self._total_waits = _sums(self._total_waits, self._waits)
     self._total_tokens += self._tokens
     self._waits.clear()
     self._tokens = self._flops_done = 0.0
@@ -153,3 +155,13 @@ class Recorder:
         f" {what['loss']}, grad_norm {what['grad_norm']}); {self._skipped_path} says where they come from; lower the"
         " learning rate, or mend the data"
       )
+
+
+def _is_ready(scalars: Scalars) -> bool:
+  """Whether the values are computed, so that reading them does not wait for the device."""
+  values: Any = scalars.values  # whose annotation, jax.Array, leaves `is_ready` out
+  return values.is_ready()
+
+
+def _sums(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+  return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in {**first, **second}}

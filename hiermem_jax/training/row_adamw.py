@@ -71,7 +71,7 @@ def row_adamw(
       row_steps = state.row_steps.at[index].add(one, mode="drop", unique_indices=True)
       steps = jnp.maximum(row_steps.at[index].get(mode="fill", fill_value=1), 1)[:, None]
       rows = direction(mu, nu, steps, _rows(table, index), rate)
-      updates = RowGradient(index, jnp.where(finite, rows, 0.0))
+      updates: RowGradient | jax.Array = RowGradient(index, jnp.where(finite, rows, 0.0))
       moments = _set_rows(state.mu, index, mu), _set_rows(state.nu, index, nu)
     else:
       row_steps = state.row_steps + one
@@ -91,8 +91,8 @@ def apply_row_updates(table: jax.Array, updates: RowGradient | jax.Array, key: j
   Without it an update below 1/256 of a weight would be lost each time, and at the paper's rate nearly all are.
   """
   if isinstance(updates, RowGradient):
-    rows = _rows(table, updates.index) + updates.value
-    return _set_rows(table, updates.index, rows if table.dtype == jnp.float32 else stochastic_round(key, rows))
+    rows = _rows(table, updates.indices) + updates.value
+    return _set_rows(table, updates.indices, rows if table.dtype == jnp.float32 else stochastic_round(key, rows))
   weights = table.astype(jnp.float32) + updates
   return weights if table.dtype == jnp.float32 else stochastic_round(key, weights)
 

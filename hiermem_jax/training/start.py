@@ -116,7 +116,7 @@ def _same_parameters(config: AnchorConfig, other: AnchorConfig) -> bool:
 def _check_resumable(run_dir: str, stored: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
   """Raises InputError when the checkpoints of `run_dir` are not of the run that `metadata` describes."""
   for name, value in metadata.items():
-    held = stored.get(name)
+    held: Any = stored.get(name)
     if name == "anchor":
       same = _same_parameters(AnchorConfig(**held), AnchorConfig(**value))
     elif name == "memory":

@@ -84,7 +84,7 @@ def make_gradients(
     return anchor_grads, block_grads, losses
 
   by_sequence, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
-  out_specs = (specs, by_sequence, Losses(everywhere, everywhere, by_sequence, by_sequence))
+  out_specs = (specs, by_sequence, Losses._make((everywhere, everywhere, by_sequence, by_sequence)))
   grads_fn = with_fetched_block(local_grads, model, mesh, rules, out_specs=out_specs)
 
   def gradients(params, leaf, batch):

@@ -81,11 +81,11 @@ def test_sum_of_rows_by_brute_force(table_rows):
   index = np.array([2, 3, 2, table_rows, 0, 2], np.int32)
   rows = rng.standard_normal((6, 5)).astype(np.float32)
   gradient = jax.jit(sum_rows, static_argnums=2)(index, rows, table_rows)
-  named = np.asarray(gradient.index) < table_rows
-  assert len(set(np.asarray(gradient.index).tolist())) == len(gradient.index) == min(6, table_rows)
-  assert sorted(np.asarray(gradient.index)[named]) == [0, 2, 3]
+  named = np.asarray(gradient.indices) < table_rows
+  assert len(set(np.asarray(gradient.indices).tolist())) == len(gradient.indices) == min(6, table_rows)
+  assert sorted(np.asarray(gradient.indices)[named]) == [0, 2, 3]
   np.testing.assert_array_equal(np.asarray(gradient.value)[~named], 0)
-  for row, value in zip(np.asarray(gradient.index)[named], np.asarray(gradient.value)[named]):
+  for row, value in zip(np.asarray(gradient.indices)[named], np.asarray(gradient.value)[named]):
     np.testing.assert_allclose(value, rows[index == row].sum(axis=0), rtol=1e-6)
 
 

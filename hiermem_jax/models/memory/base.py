@@ -70,7 +70,7 @@ class Block:
       shape = (x.shape[0], num_layers, *x.shape[2:])
       return jnp.zeros(shape, x.dtype).at[:, jnp.array(self.layers)].set(x)
 
-    return self.replace(vectors=jax.tree.map(spread, self.vectors))
+    return dataclasses.replace(self, vectors=jax.tree.map(spread, self.vectors))
 
 
 def with_memory(y: jax.Array, block: Block | None, place: str, x: jax.Array, layer: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ def _lora(*names: str) -> MemoryKind:
     into_heads, into_mlp = (anchor.width, anchor.attention_width), (anchor.width, anchor.mlp_width)
     sizes = dict.fromkeys(("query", "key", "value"), into_heads) | dict.fromkeys(("w1", "w2"), into_mlp)
     sizes |= {"out": into_heads[::-1], "w3": into_mlp[::-1]}
-    result = {}
+    result: dict[str, Vector] = {}
     for name in names:
       inputs, outputs = sizes[name]
       result |= {f"{name}_a": Vector(inputs, "uniform", inputs**-0.5), f"{name}_b": Vector(outputs, "zeros")}
