@@ -232,7 +232,7 @@ def check_scoring():
     config, mesh = config_and_mesh(slices, model, devices)
     abstract = abstract_arrays(lambda: init_params(jax.random.key(0), MODEL), mesh, config.rules)
     placed = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), params, abstract)
-    scorer = Scorer(Model(ModelConfig(anchor=MODEL, memory=placed), {}), mesh, batch_size=4, rules=config.rules)
+    scorer = Scorer(Model(MODEL, placed, {}), mesh, batch_size=4, rules=config.rules)
     scores, _ = scorer.score_continuations(prompts, continuations, leaf)
     results.append((scores, scorer.generate(prompts, leaf, 5, stop=(3,))))
   first, *others = results
