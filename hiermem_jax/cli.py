@@ -81,7 +81,7 @@ def command(argv: Sequence[str] | None = None) -> None:
   """The command `hiermem`: runs the verb that comes first in `argv` (by default sys.argv), or lists the verbs."""
   program, *arguments = sys.argv if argv is None else argv
   if not arguments or arguments[0] in ("-h", "-help", "--help", "help"):
-    print(_overview())
+    _show(_overview())
   elif arguments[0] in VERBS:
     main(arguments[0], [f"{program} {arguments[0]}", *arguments[1:]])
   else:
@@ -126,6 +126,19 @@ def _overview() -> str:
   )
 
 
+def _show(text: str) -> None:
+  """Prints; a reader that has seen enough, as `head`, is no error."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    _give_up_output()
+
+
+def _give_up_output() -> None:
+  """Keeps Python from complaining at exit that nobody reads what is left to print."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def define(verb: Verb, values: flags.FlagValues) -> None:
   """Defines the flags of a verb, and no others."""
   for name in verb.flags:
@@ -136,7 +149,7 @@ def define(verb: Verb, values: flags.FlagValues) -> None:
 def parse(verb: Verb, argv: list[str], values: flags.FlagValues) -> list[str]:
   """Sets the flags; returns the program and what is no flag. Exits after --help and after a flag that is refused."""
   if {"-h", "-help", "--help"} & set(argv[1:]):
-    print(_help(verb, values))
+    _show(_help(verb, values))
     sys.exit(0)
   try:
     return values(argv)
@@ -191,6 +204,9 @@ def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
   except Preempted as notice:
     logging.warning("%s", notice)
     _exit(os.EX_TEMPFAIL, given["distributed"])
+  except BrokenPipeError:  # of `hiermem describe ... | head`
+    _give_up_output()
+    _exit(1, given["distributed"])
   except OSError as error:
     place = "" if error.filename else f"{given['run_dir']}: "
     reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -158,6 +158,18 @@ def test_help_and_refused_flags_import_neither_jax_nor_gin():
     assert f"  {verb.name} " in result.stdout and f"python -m hiermem_jax.{verb.name} " in result.stdout
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+  for command in (
+    "hiermem_jax",
+    "hiermem_jax train --help",
+    f"hiermem_jax describe --gin_file={_ROOT}/gin/runs/a2.gin",
+  ):
+    result = subprocess.run(
+      ["bash", "-c", f"{sys.executable} -m {command} | true"], capture_output=True, text=True, cwd=_ROOT, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, ""), command
+
+
 def test_real_process_from_another_directory(tmp_path):
   arguments = ("-m", "hiermem_jax.train", f"--gin_file={_ROOT}/gin/runs/a2.gin", "--validate_only")
   result = python(*arguments, "--gin_bindings=train.dataset = 'x'", cwd=tmp_path)
