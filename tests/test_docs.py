@@ -177,6 +177,11 @@ def test_the_index_has_every_page():
   assert all(f"({path.name})" in index for path in ROOT.glob("docs/*.md") if path.name != "README.md")
 
 
+def test_the_index_of_experiments_has_every_folder():
+  index = (ROOT / "experiments/README.md").read_text()
+  assert all(f"({path.parent.name}/README.md)" in index for path in ROOT.glob("experiments/*/README.md"))
+
+
 def test_the_changelog_gives_gin_names_that_there_are():
   section = (ROOT / "CHANGELOG.md").read_text().partition("### Gin names\n")[2].partition("\n###")[0]
   now = [line.split(" | ")[-1] for line in section.splitlines() if line.startswith("| `")]
