@@ -105,7 +105,7 @@ def copy_bandwidth(size: int) -> float:
   return size / best_of(lambda: jax.block_until_ready(total(array)), 5)
 
 
-def main(argv: list[str]) -> None:
+def parse(argv: list[str]) -> argparse.Namespace:
   """The command line."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--questions", type=int, default=200)
@@ -122,13 +122,20 @@ def main(argv: list[str]) -> None:
     raise InputError(f"--new_tokens={flags.new_tokens}: the first comes from the prompt; give at least 2")
   if flags.quick:
     flags.questions, flags.batch, flags.new_tokens, flags.rounds = 4, 4, 3, 1
-  result = measure(flags)
+  return flags
+
+
+def main(argv: list[str]) -> int:
+  """Prints the report; 2 and one line on bad input."""
+  try:
+    flags = parse(argv)
+    result = measure(flags)
+  except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
   print(json.dumps(result) if flags.json else table(COLUMNS, [result]))
+  return 0
 
 
 if __name__ == "__main__":
-  try:
-    main(sys.argv[1:])
-  except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+  sys.exit(main(sys.argv[1:]))

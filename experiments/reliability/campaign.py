@@ -10,6 +10,7 @@ needs the right to mount a small tmpfs and is left out without it. Exits with st
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -32,13 +33,13 @@ from hiermem_jax.training.metrics import CLOCK_SCALARS
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COLUMNS = ("fault", "tried", "recovered", "steps_lost", "bit_identical", "seconds")
 STEPS, EVERY, LENGTH = 200, 20, 32
-CONFIG = f"""
+CONFIG = """
 include 'gin/phases/cotrain.gin'
 include 'gin/phases/toy.gin'
 MemoryConfig.rows = (256, 256)
-train.dataset = '%s'
-train.steps = {STEPS}
-CheckpointConfig.every = {EVERY}
+train.dataset = '{data}'
+train.steps = {steps}
+CheckpointConfig.every = {every}
 train.log_every = 1
 """
 # What a process runs: the verb, its batches poisoned where asked for.
@@ -57,6 +58,7 @@ def poison(self, step):
   return batch
 
 Batches.at = poison
+sys.modules["tensorflow"] = None  # nobody looks at TensorBoard's events, and importing it takes longer than the run
 sys.argv[0] = "hiermem_jax/train.py"
 cli.main("train")
 """
@@ -99,7 +101,12 @@ class Run:
 
   def finish(self, *flags: str, **variables: str) -> list[int]:
     """Runs the command to its end; exit statuses."""
-    return [process.wait() for process in self.start(*flags, **variables)]
+    processes = self.start(*flags, **variables)
+    try:
+      return [process.wait(timeout=1800) for process in processes]
+    finally:
+      for process in processes:
+        process.kill()
 
   def steps(self) -> int:
     """The last step that was written down."""
@@ -134,22 +141,29 @@ class Campaign:
     self.data = directory / "packed"
     write_dataset(self.data)
     self.config = directory / "run.gin"
-    self.config.write_text(CONFIG % self.data)
+    self.config.write_text(CONFIG.format(data=self.data, steps=STEPS, every=EVERY))
     self.cache = str(directory / "compiled")
-    undisturbed = self.run()
-    for _ in range(2):  # the first one compiles
-      shutil.rmtree(undisturbed.directory, ignore_errors=True)
-      start = time.monotonic()
-      if undisturbed.finish() != [0]:
-        sys.exit(f"the undisturbed run failed: see {undisturbed.log()}")
-      self.duration = time.monotonic() - start
-    self.undisturbed = undisturbed
-    self.expected = undisturbed.result()
+    self.undisturbed = self.undisturbed_run()
+    self.expected = self.undisturbed.result()
 
   def run(self, processes: int = 1) -> Run:
     """A new run."""
     self._number += 1
     return Run(self.directory / f"run_{self._number:03d}", self.config, self.cache, processes)
+
+  def undisturbed_run(self) -> Run:
+    """A new run, finished."""
+    run = self.run()
+    if run.finish() != [0]:
+      sys.exit(f"the undisturbed run failed: see {run.log()}")
+    return run
+
+  @functools.cached_property
+  def duration(self) -> float:
+    """Seconds that a run takes which finds everything compiled."""
+    start = time.monotonic()
+    self.undisturbed_run()
+    return time.monotonic() - start
 
   def ends_as_expected(self, run: Run, lost: int, *flags: str, scalars: bool = True) -> Outcome:
     """Runs the same command again, to its end."""

@@ -1,35 +1,24 @@
 """The throughput benchmark: its command line on a tiny anchor, beside a peer whose speed is known."""
 
-import importlib.util
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from hiermem_jax.errors import InputError
 
-_SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "experiments/benchmarks/anchor_throughput.py"
-_TINY = (
-  "--layers=2 --width=32 --heads=2 --head_dim=16 --mlp_width=48 --vocab=64 --length=16 --batch=2 --steps=2 --rounds=1"
-)
-# Puts a module that cannot be imported in front of TensorFlow.
-_NO_TENSORFLOW = "raise ImportError('the benchmark must not need TensorFlow')"
-
-
-def run(*flags, path=None):
-  env = os.environ | {"JAX_PLATFORMS": "cpu"} | ({"PYTHONPATH": str(path)} if path else {})
-  return subprocess.run([sys.executable, str(_SCRIPT), *_TINY.split(), *flags], env=env, capture_output=True, text=True)
-
-
-@pytest.fixture
-def script():
-  spec = importlib.util.spec_from_file_location("anchor_throughput", _SCRIPT)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+_SCRIPT = "benchmarks/anchor_throughput"
+_TINY = [
+  "--layers=2",
+  "--width=32",
+  "--heads=2",
+  "--head_dim=16",
+  "--mlp_width=48",
+  "--vocab=64",
+  "--length=16",
+  "--batch=2",
+  "--steps=2",
+  "--rounds=1",
+]
 
 
 def peer(tokens_per_second: float) -> str:
@@ -37,11 +26,11 @@ def peer(tokens_per_second: float) -> str:
 
 
 @pytest.mark.slow
-def test_json_beside_a_peer_and_without_tensorflow(tmp_path):
-  (tmp_path / "tensorflow.py").write_text(_NO_TENSORFLOW)
-  done = run("--json", "--peak_flops=1e12", peer(1000.0), path=tmp_path)
-  assert done.returncode == 0, done.stderr
-  report = json.loads(done.stdout)
+def test_json_beside_a_peer_and_without_tensorflow(run, monkeypatch, without_tensorflow):
+  monkeypatch.setenv("PYTHONPATH", str(without_tensorflow))  # ours runs in a process of its own
+  done = run(_SCRIPT, *_TINY, "--json", "--peak_flops=1e12", peer(1000.0))
+  assert done.returncode == 0, done.err
+  report = json.loads(done.out)
   assert report["params"] == 64 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 4 * 32) + 32
   # Per token: 2 FLOPs per weight of the layers and the head, and q.k and p.v with half of 16 positions; three times that.
   assert report["flops_per_token"] == 3 * (2 * (2 * (4 * 32 * 32 + 3 * 32 * 48) + 64 * 32) + 2 * 2 * 32 * 16)
@@ -54,14 +43,14 @@ def test_json_beside_a_peer_and_without_tensorflow(tmp_path):
 
 
 @pytest.mark.slow
-def test_table():
-  done = run("--quick", "--dtype=bfloat16", "--remat=full", peer(2e9))
-  assert done.returncode == 0, done.stderr
-  lines = done.stdout.splitlines()
+def test_table(run):
+  done = run(_SCRIPT, *_TINY, "--quick", "--dtype=bfloat16", "--remat=full", peer(2e9))
+  assert done.returncode == 0, done.err
+  lines = done.out.splitlines()
   assert lines[0].split() == ["tokens/s", "(median)", "lowest", "highest", "ours", "/", "theirs"]
   assert lines[1].split()[0] == "ours"
   assert lines[2].split() == ["fixed", *3 * ["2,000,000,000"], "0.00"]
-  assert "bfloat16, remat full" in done.stdout and "matmul of 2048 x 2048 in this run" in done.stdout
+  assert "bfloat16, remat full" in done.out and "matmul of 2048 x 2048 in this run" in done.out
 
 
 @pytest.mark.parametrize(
@@ -76,9 +65,9 @@ def test_table():
     ),
   ],
 )
-def test_bad_flags_are_one_line(script, capsys, flags, message):
-  assert script.main(flags) == 2
-  assert capsys.readouterr() == ("", f"error: {message}\n")
+def test_bad_flags_are_one_line(run, flags, message):
+  done = run(_SCRIPT, *flags)
+  assert (done.returncode, done.out, done.err) == (2, "", f"error: {message}\n")
 
 
 @pytest.mark.parametrize(
@@ -94,4 +83,4 @@ def test_bad_flags_are_one_line(script, capsys, flags, message):
 )
 def test_peer_that_fails_is_one_line(script, command, message):
   with pytest.raises(InputError, match=f"^{message}$"):
-    script.run_command("lm1b", command)
+    script(_SCRIPT).run_command("lm1b", command)

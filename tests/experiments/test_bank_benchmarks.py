@@ -1,21 +1,8 @@
 """The benchmarks of the bank: their command lines at tiny sizes, and the numbers in them that arithmetic gives."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
-
-_SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "experiments/benchmarks"
-
-
-def run(script, *flags, folder):
-  (folder / "tensorflow.py").write_text("raise ImportError('the benchmark must not need TensorFlow')")
-  env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(folder)}
-  return subprocess.run([sys.executable, str(_SCRIPTS / script), *flags], env=env, capture_output=True, text=True)
-
 
 _SMALL = [
   "--layers=2",
@@ -34,10 +21,10 @@ _SMALL = [
 
 
 @pytest.mark.slow
-def test_bank_update(tmp_path):
-  done = run("bank_update.py", *_SMALL, "--branching", "3", "6", "--json", folder=tmp_path)
-  assert done.returncode == 0, done.stderr
-  rows = json.loads(done.stdout)
+def test_bank_update(run):
+  done = run("benchmarks/bank_update", *_SMALL, "--branching", "3", "6", "--json")
+  assert done.returncode == 0, done.err
+  rows = json.loads(done.out)
   assert [row["optimizer"] for row in rows] == ["lazy", "lazy", "dense", "dense"]
   neuron = 3 * 2 * 16  # parameters
   for row, branching in zip(rows, (3, 6, 3, 6)):
@@ -52,21 +39,21 @@ def test_bank_update(tmp_path):
 
 
 @pytest.mark.slow
-def test_bank_update_as_a_table(tmp_path):
+def test_bank_update_as_a_table(run):
   flags = ["--branching", "3", "--optimizers", "auto", "--table_dtype=bfloat16", "--moment_dtype=bfloat16", "--quick"]
-  done = run("bank_update.py", *_SMALL, *flags, folder=tmp_path)
-  assert done.returncode == 0, done.stderr
-  header, row, summary = done.stdout.splitlines()
+  done = run("benchmarks/bank_update", *_SMALL, *flags)
+  assert done.returncode == 0, done.err
+  header, row, summary = done.out.splitlines()
   assert header.split()[:3] == ["optimizer", "bank_params", "fetched_params"]
   assert row.split()[0] == "auto"
   assert summary.startswith("auto: a bank of 1.0 times the parameters takes 1.00 times as long a step")
 
 
 @pytest.mark.slow
-def test_memory_overhead(tmp_path):
-  done = run("memory_overhead.py", "--batch=2", "--length=16", "--rounds=1", "--json", folder=tmp_path)
-  assert done.returncode == 0, done.stderr
-  report = json.loads(done.stdout)
+def test_memory_overhead(run):
+  done = run("benchmarks/memory_overhead", "--batch=2", "--length=16", "--rounds=1", "--json")
+  assert done.returncode == 0, done.err
+  report = json.loads(done.out)
   assert report["fetched_params"] == 3 * 8 * 128 * 84
   flops = 2 * (8 * (4 * 128 * 96 + 3 * 128 * 512) + 4096 * 128) + 8 * 2 * 96 * 16
   assert report["flop_ratio"] == pytest.approx(1 + 2 * report["fetched_params"] / flops)
@@ -75,20 +62,20 @@ def test_memory_overhead(tmp_path):
 
 
 @pytest.mark.slow
-def test_scoring(tmp_path):
-  done = run("scoring.py", "--quick", "--json", folder=tmp_path)
-  assert done.returncode == 0, done.stderr
-  report = json.loads(done.stdout)
+def test_scoring(run):
+  done = run("benchmarks/scoring", "--quick", "--json")
+  assert done.returncode == 0, done.err
+  report = json.loads(done.out)
   assert report["questions"] == 16 and 0 < report["padding"] < 0.7
   assert report["score_ratio"] == pytest.approx(report["score_tokens_per_s"] / report["forward_tokens_per_s"])
   assert min(report.values()) > 0
 
 
 @pytest.mark.parametrize(
-  "script, flags",
-  [("bank_update.py", ["--rows", "0"]), ("memory_overhead.py", ["--batch=0"]), ("scoring.py", ["--batch=0"])],
+  "name, flags",
+  [("bank_update", ["--rows", "0"]), ("memory_overhead", ["--batch=0"]), ("scoring", ["--batch=0"])],
 )
-def test_sizes_that_make_no_sense(tmp_path, script, flags):
-  done = run(script, *flags, folder=tmp_path)
+def test_sizes_that_make_no_sense(run, name, flags):
+  done = run(f"benchmarks/{name}", *flags)
   assert done.returncode == 2
-  assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+  assert done.err.strip().splitlines()[-1].startswith("error: ")

@@ -1,21 +1,12 @@
 """The clustering benchmark at a tiny size."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-_SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "experiments/benchmarks/kmeans.py"
+_SCRIPT = "benchmarks/kmeans"
 _SMALL = ["--leaf_branching=3", "--branching=3", "--queries=50", "--rounds=1", "--seeds=1"]
-
-
-def run(*flags):
-  env = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
-  return subprocess.run([sys.executable, str(_SCRIPT), *flags], env=env, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +18,10 @@ def embeddings(tmp_path_factory):
   return path
 
 
-def test_all_find_the_blobs_and_the_report_adds_up(embeddings):
-  done = run(f"--embeddings={embeddings}", "--clusters", "4", "8", *_SMALL, "--json")
-  assert done.returncode == 0, done.stderr
-  report = json.loads(done.stdout)
+def test_all_find_the_blobs_and_the_report_adds_up(run, embeddings):
+  done = run(_SCRIPT, f"--embeddings={embeddings}", "--clusters", "4", "8", *_SMALL, "--json")
+  assert done.returncode == 0, done.err
+  report = json.loads(done.out)
   assert report["examples"] == [400, 6]
   four, eight = report["clustering"]
   assert four["clusters"] == 4 and eight["clusters"] == 8
@@ -52,10 +43,10 @@ def test_all_find_the_blobs_and_the_report_adds_up(embeddings):
   assert report["descent_speedup"] == pytest.approx(descent["brute_ms"] / descent["descent_ms"])
 
 
-def test_quick_as_tables(embeddings):
-  done = run(f"--embeddings={embeddings}", "--clusters", "4", "8", *_SMALL, "--quick")
-  assert done.returncode == 0, done.stderr
-  clustering, leaves, descent = done.stdout.split("\n\n")
+def test_quick_as_tables(run, embeddings):
+  done = run(_SCRIPT, f"--embeddings={embeddings}", "--clusters", "4", "8", *_SMALL, "--quick")
+  assert done.returncode == 0, done.err
+  clustering, leaves, descent = done.out.split("\n\n")
   assert len(clustering.splitlines()) == 2 and clustering.split()[0] == "clusters"  # the first of --clusters only
   assert len(leaves.splitlines()) == 3 and len(descent.splitlines()) == 2
 
@@ -68,14 +59,14 @@ def test_quick_as_tables(embeddings):
     (["--count=100"], "100 examples are too few"),
   ],
 )
-def test_bad_input_is_one_line(flags, names):
-  done = run(*flags)
+def test_bad_input_is_one_line(run, flags, names):
+  done = run(_SCRIPT, *flags)
   assert done.returncode == 2
-  last = done.stderr.strip().splitlines()[-1]
+  last = done.err.strip().splitlines()[-1]
   assert last.startswith("error: ") and names in last
 
 
-def test_embeddings_that_are_not_rows(tmp_path):
+def test_embeddings_that_are_not_rows(run, tmp_path):
   np.save(tmp_path / "flat.npy", np.ones(5))
-  done = run(f"--embeddings={tmp_path}/flat.npy")
-  assert done.returncode == 2 and "give one row for each example" in done.stderr
+  done = run(_SCRIPT, f"--embeddings={tmp_path}/flat.npy")
+  assert done.returncode == 2 and "give one row for each example" in done.err

@@ -2,8 +2,6 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 from hiermem_jax import configuration
 
@@ -28,17 +26,12 @@ def line(corpus, seed, order):
   return {"corpus": corpus, "seed": seed, "steps": dict.fromkeys(REGIMES, 10), "regimes": regimes}
 
 
-def test_report(tmp_path):
+def test_report(run, tmp_path):
   as_in_the_paper = ["cotrain", "frozen", "joint", "alone", "anchor"]
   lines = [line("wikipedia", 0, as_in_the_paper), line("wikipedia", 1, [*reversed(as_in_the_paper)])]
   (tmp_path / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
-  done = subprocess.run(
-    [sys.executable, str(_SCRIPT), "report", str(tmp_path / "results.jsonl")], capture_output=True, text=True
-  )
-  assert done.returncode == 0, done.stderr
-  rows = [
-    [cell.strip() for cell in row.strip("|").split("|")] for row in done.stdout.splitlines() if row.startswith("|")
-  ]
+  done = run("table1_regimes/table1", "report", tmp_path / "results.jsonl")
+  rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in done.out.splitlines() if row.startswith("|")]
   cells = {row[0]: row[1:] for row in rows}
   # 2 in seed 0 and 7 in seed 1 (the last of the reversed order, and one more): mean 4.5, standard deviation 5 / sqrt 2.
   assert cells["A2: co-trained after the anchor"][-1] == "4.50 ± 3.54 / 4.00 ± 3.54"
