@@ -3,11 +3,12 @@ r"""A trained model in a notebook: no gin, no flags, no TensorFlow.
   import hiermem_jax as hm
 
   model = hm.load("runs/quickstart/cotrain")
-  route = model.route("The steamboat Aberdeen was built in")   # the leaf, and the path to it
-  model.topics(route)                                          # terms and titles of the clusters on the path
-  model.logits(text), model.logits(text, "none")               # with fetched memory, and without
+  text = "The city nearest to the island Prosstesey is"
+  route = model.route(text)                       # the leaf, and the path to it
+  model.topics(route)                             # terms and titles of the clusters on the path
+  model.logits(text), model.logits(text, "none")  # with fetched memory, and without
   model.generate(text, max_new_tokens=8)
-  model.block(text)["m1"].shape                                # the fetched arrays
+  model.block(text)["m1"].shape                   # the fetched arrays
 
 Everywhere `mode` is one of those in evaluation/modes.py, such as 'none', 'generic', 'fetched', 'levels 1' or 'rank 2'.
 """

@@ -9,6 +9,7 @@ from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.data.text.tokenizer import Tokenizer
 from hiermem_jax.retrieval.tree import ClusterTree
 
+_CONTINUED = "… "
 _TITLE = 60  # characters of a document's beginning that serve as its title
 
 
@@ -75,21 +76,24 @@ def path_topics(
     texts: n documents.
     titles: of the documents.
     leaf: int32 [n], their leaves.
-    number: of titles per cluster.
+    number: of titles per cluster; those of texts that begin in the middle of a sentence are shown last.
   """
   ancestors, topics = tree.ancestors(leaf), []
   for level, cluster in enumerate(path, start=1):
     groups = ancestors[:, level - 1]
     (terms,) = top_terms(texts, groups, [cluster])
     members = np.flatnonzero(groups == cluster)
-    shown = tuple(titles[i] for i in members[:number])
+    inside = sorted((titles[i] for i in members), key=lambda shown: shown.startswith(_CONTINUED))
+    shown = tuple(inside[:number])
     topics.append(Topic(level=level, cluster=cluster, documents=len(members), terms=tuple(terms), titles=shown))
   return topics
 
 
 def title(text: str) -> str:
-  """The beginning of a document's first line."""
+  """The beginning of a text's first line; behind an ellipsis where it is in the middle of a sentence."""
   line = next(iter(text.strip().splitlines()), "").strip()
+  if line and not (line[0].isupper() or line[0].isdigit()):
+    line = _CONTINUED + line
   return line if len(line) <= _TITLE else line[:_TITLE].rsplit(" ", 1)[0] + " …"
 
 

@@ -121,7 +121,8 @@ def test_top_terms_are_those_that_stand_out():
 
 def test_titles():
   assert title("\n The owl \nlikes plum") == "The owl"
-  assert title(" ".join(["word"] * 40)) == " ".join(["word"] * 12) + " …"
+  assert title(" ".join(["Word"] * 40)) == " ".join(["Word"] * 12) + " …"
+  assert title("likes plum.") == "… likes plum."
 
 
 def test_what_is_missing_is_named(toy_run, tmp_path, model):
