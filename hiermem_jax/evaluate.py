@@ -71,11 +71,12 @@ def evaluate(
   dataset = open_held_out(run_dir, validation, loaded)
   plain = None
   if baseline is not None:
-    plain = load(run_dir, dataclasses.replace(model, directory=baseline), mesh=loaded.mesh)
+    plain = load(run_dir, dataclasses.replace(model, directory=baseline), mesh=loaded.mesh).in_modes(scoring)
   questions = [] if probes is None else read_probes(resolve_data_dir(probes, run_dir).records(), loaded.tokenizer)
   documents = load_documents(rag, run_dir, loaded) if rag is not None and with_documents else None
 
-  found = series.measure(loaded, parsed, dataset, questions, buckets, scoring, baseline=plain, documents=documents)
+  in_modes = loaded.in_modes(scoring)
+  found = series.measure(in_modes, parsed, dataset, questions, buckets, baseline=plain, documents=documents)
   result: dict[str, Any] = {"series": found}
   lines: list[dict[str, Any]] = []
   if questions:
@@ -83,7 +84,7 @@ def evaluate(
   if documents is not None:
     result["documents"] = series.about_documents(questions, documents, scoring.max_length)
   if attribution:
-    result["attribution"], lines = attributing.report(loaded, questions, buckets, scoring)
+    result["attribution"], lines = attributing.report(in_modes, questions, buckets)
   distributed.on_first(lambda: report.write(result, lines, os.path.join(run_dir, directory), title))
 
 

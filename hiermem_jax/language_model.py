@@ -169,8 +169,7 @@ class LanguageModel:
     """
     self._require_bank()
     scorer, leaf = self._in_mode(text, mode)
-    model, memory = scorer.model, scorer.model.memory
-    assert memory is not None
+    model, memory = scorer.model, scorer.model.config.required_memory
 
     @jax.jit
     def fetched(bank, leaf):

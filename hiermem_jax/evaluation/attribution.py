@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hiermem_jax.evaluation.config import ScoringConfig
-from hiermem_jax.evaluation.loading import LoadedModel
 from hiermem_jax.evaluation.modes import MemoryModes, Mode
 from hiermem_jax.evaluation.probes import Probe, bucket_numbers
 from hiermem_jax.evaluation.scoring import prompt_batch
@@ -18,22 +16,20 @@ from hiermem_jax.models.model import Model
 
 
 def report(
-  loaded: LoadedModel, probes: Sequence[Probe], buckets: Sequence[int], scoring: ScoringConfig
+  modes: MemoryModes, probes: Sequence[Probe], buckets: Sequence[int]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """What the answers of probes lose without each level's block.
 
   Args:
-    loaded: a model with a bank.
+    modes: a model with a bank.
     probes: the questions.
     buckets: see `probes.bucket_numbers`.
-    scoring: how text is scored.
 
   Returns:
     For the report: `levels`, and `lost_without_level`, per bucket the mean loss without each level, nats (NaN where the
     bucket is empty). And for each probe a line with its record, `leaf`, `log_likelihood` and `lost_without_level`.
   """
-  assert loaded.model.memory is not None
-  modes, levels = loaded.in_modes(scoring), loaded.model.memory.levels
+  levels = modes.model.config.required_memory.levels
   leaf = modes.leaves(Mode.parse("fetched"), [probe.text for probe in probes])
   likelihoods, lost = ablations(modes, probes, leaf)
   bucket = bucket_numbers(probes, buckets)
@@ -61,8 +57,7 @@ def ablations(modes: MemoryModes, probes: Sequence[Probe], leaf: np.ndarray) -> 
     float32 [n] nats, and float32 [n, K'] nats for the K' levels that have a table, `model.memory.levels`.
   """
   prompts, answers = [p.prompt for p in probes], [p.answer for p in probes]
-  assert modes.model.memory is not None
-  every = modes.model.memory.levels
+  every = modes.model.config.required_memory.levels
 
   def score(levels):
     if not levels:
@@ -91,8 +86,7 @@ def gradients(model: Model, probe: Probe, leaf: int, bos_id: int) -> dict[int, n
     For each level with a table, float32 [L, R_k] nats: what log-likelihood the unit adds, to first order. Where the
     memory's effect is small, their sum approximates what all of the memory adds.
   """
-  memory = model.memory
-  assert memory is not None
+  memory = model.config.required_memory
   length = len(probe.prompt) + len(probe.answer)
   batch = jax.tree.map(
     jnp.asarray, prompt_batch([(probe.prompt, probe.answer)], np.array([leaf], np.int32), length, bos_id)

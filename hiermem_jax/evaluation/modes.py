@@ -227,7 +227,12 @@ class QuestionPaths:
 
 
 class MemoryModes:
-  """A model, ready to be measured in any mode; the modes that use the same tables share their compiled functions."""
+  """A model, ready to be measured in any mode; the modes that use the same tables share their compiled functions.
+
+  Attributes:
+    model: the model.
+    config: how text is scored.
+  """
 
   def __init__(
     self,
@@ -247,7 +252,7 @@ class MemoryModes:
       config: how many sequences at once, and of what length.
       bos_id: the input at the beginning of a document.
     """
-    self.model, self._retriever = model, retriever
+    self.model, self.config, self._retriever = model, config, retriever
     settings = dataclasses.asdict(config) | {"bos_id": bos_id}
     self._scorer = functools.cache(lambda levels: Scorer(keep_levels(model, levels), mesh, **settings))
     self._paths = functools.lru_cache(maxsize=2)(self._embed)

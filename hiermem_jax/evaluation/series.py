@@ -12,13 +12,11 @@ from hiermem_jax.data.packed.batches import in_order
 from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.errors import InputError
 from hiermem_jax.evaluation import probes as probing
-from hiermem_jax.evaluation.config import ScoringConfig
-from hiermem_jax.evaluation.loading import LoadedModel
 from hiermem_jax.evaluation.modes import MemoryModes, Mode, parse_modes
 from hiermem_jax.evaluation.perplexity import held_out_loss
 from hiermem_jax.evaluation.probes import Probe
 from hiermem_jax.evaluation.rag import Documents, relative_flops
-from hiermem_jax.models.config import MemoryConfig
+from hiermem_jax.models.config import MemoryConfig, ModelConfig
 
 BASELINE, NONE = "baseline", "none"
 
@@ -48,25 +46,23 @@ def check(modes: Sequence[Mode], memory: MemoryConfig | None) -> list[Mode]:
 
 
 def measure(
-  loaded: LoadedModel,
+  model: MemoryModes,
   modes: Sequence[Mode],
   dataset: PackedDataset,
   probes: Sequence[Probe],
   buckets: Sequence[int],
-  scoring: ScoringConfig,
   *,
-  baseline: LoadedModel | None = None,
+  baseline: MemoryModes | None = None,
   documents: Documents | None = None,
 ) -> dict[str, dict[str, Any]]:
   """Measures a model in some modes, and a baseline without memory.
 
   Args:
-    loaded: the model; one without a bank is a baseline itself.
+    model: the model; one without a bank is a baseline itself.
     modes: those to measure.
     dataset: held-out text.
     probes: questions about facts; may be empty.
     buckets: ascending first counts of the buckets that answers are reported for.
-    scoring: how text is scored.
     baseline: a model without memory.
     documents: what 'rag' modes put in front of questions.
 
@@ -75,29 +71,28 @@ def measure(
     needs questions; with probes, `probes`, a list with what `probes.by_bucket` gives for each bucket; of 'rag' modes
     `relative_flops`, forward FLOPs over those of the plain questions without memory.
   """
-  measured = loaded.in_modes(scoring)
-  runs = [(mode.name, measured, mode) for mode in modes]
-  plain = measured if loaded.model.memory is None else baseline and baseline.in_modes(scoring)
-  if plain:
+  runs = [(mode.name, model, mode) for mode in modes]
+  plain = model if model.model.memory is None else baseline
+  if plain is not None:
     runs.insert(0, (BASELINE, plain, Mode.parse(NONE)))
   texts, paraphrases = [probe.text for probe in probes], [probe.paraphrase for probe in probes]
-  leaves = {name: model.leaves(mode, texts, paraphrases) for name, model, mode in runs}  # bad modes fail here, early
+  leaves = {name: held.leaves(mode, texts, paraphrases) for name, held, mode in runs}  # bad modes fail here, early
   bucket = probing.bucket_numbers(probes, buckets)
   series: dict[str, dict[str, Any]] = {}
   results: dict[str, list[dict[str, Any]]] = {}
-  for name, model, mode in runs:
-    series[name] = {}
+  for name, held, mode in runs:
+    series[name], scorer = {}, held.scorer(mode)
     if not mode.needs_questions:
-      loss = held_out_loss(model.scorer(mode), in_order(dataset, scoring.batch_size), mode)
+      loss = held_out_loss(scorer, in_order(dataset, held.config.batch_size), mode)
       series[name] = {"loss": loss, "perplexity": math.exp(loss)}
       logging.info("%s: loss %.4f", name, loss)
     if probes:
       asked = probes
       if mode.document:
         assert documents is not None
-        asked = _behind_documents(probes, documents, scoring.max_length)
-        series[name]["relative_flops"] = _relative_flops(model, mode, asked, probes)
-      results[name] = probing.score_probes(model.scorer(mode), asked, leaves[name])
+        asked = _behind_documents(probes, documents, held.config.max_length)
+        series[name]["relative_flops"] = _relative_flops(scorer.model.config, mode, asked, probes)
+      results[name] = probing.score_probes(scorer, asked, leaves[name])
       logging.info("%s: %.1f%% of the answers", name, 100 * np.mean([r["correct"] for r in results[name]]))
   for name, found in results.items():
     without = results.get(NONE) if name != NONE else None
@@ -123,8 +118,7 @@ def _lengths(probes: Sequence[Probe]) -> np.ndarray:
   return np.array([len(probe.prompt) + len(probe.answer) for probe in probes])
 
 
-def _relative_flops(model: MemoryModes, mode: Mode, asked: Sequence[Probe], plain: Sequence[Probe]) -> float:
-  config = model.scorer(mode).model.config
+def _relative_flops(config: ModelConfig, mode: Mode, asked: Sequence[Probe], plain: Sequence[Probe]) -> float:
   if mode.path == "none":
     config = dataclasses.replace(config, memory=None)
   return relative_flops(config, _lengths(asked), _lengths(plain))

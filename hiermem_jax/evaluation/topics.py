@@ -82,7 +82,7 @@ def path_topics(
   for level, cluster in enumerate(path, start=1):
     groups = ancestors[:, level - 1]
     (terms,) = top_terms(texts, groups, [cluster])
-    members = np.flatnonzero(groups == cluster)
+    members = np.flatnonzero(groups == cluster).tolist()
     inside = sorted((titles[i] for i in members), key=lambda shown: shown.startswith(_CONTINUED))
     shown = tuple(inside[:number])
     topics.append(Topic(level=level, cluster=cluster, documents=len(members), terms=tuple(terms), titles=shown))

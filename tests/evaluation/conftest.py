@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hiermem_jax.data.text.tokenizer import train_sentencepiece
-from hiermem_jax.evaluation.config import ModelFiles
+from hiermem_jax.evaluation.config import ModelFiles, ScoringConfig
 from hiermem_jax.evaluation.loading import load
 from hiermem_jax.models.bank import table_shapes
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
@@ -106,3 +106,9 @@ def mesh():
 def loaded(toy_run, mesh):
   """The model with memory of the toy run."""
   return load(str(toy_run), ModelFiles(directory="model"), mesh=mesh)
+
+
+@pytest.fixture(scope="session")
+def in_modes(loaded):
+  """The same in the modes of its memory, 16 sequences at once; shared, as most of a test's time is compilation."""
+  return loaded.in_modes(ScoringConfig(batch_size=16))

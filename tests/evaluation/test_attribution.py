@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from hiermem_jax.evaluation.attribution import ablations, gradients, report
-from hiermem_jax.evaluation.config import ScoringConfig
 from hiermem_jax.evaluation.modes import Mode
 from hiermem_jax.evaluation.probes import read_probes
 from hiermem_jax.evaluation.scoring import Scorer
@@ -19,31 +18,26 @@ def probes(toy_run, loaded):
   return read_probes(map(json.loads, (toy_run / "probes.jsonl").read_text().splitlines()), loaded.tokenizer)
 
 
-@pytest.fixture(scope="module")
-def modes(loaded):
-  return loaded.in_modes(ScoringConfig(batch_size=4))
-
-
 def with_bank(model, bank):
   return dataclasses.replace(model, params=model.params | {"bank": bank})
 
 
-def test_ablation_is_the_score_with_the_level_zeroed(loaded, mesh, modes, probes):
+def test_ablation_is_the_score_with_the_level_zeroed(loaded, mesh, in_modes, probes):
   prompts, answers = [p.prompt for p in probes], [p.answer for p in probes]
-  leaf = modes.leaves(Mode.parse("fetched"), [p.text for p in probes])
-  whole, lost = ablations(modes, probes, leaf)
+  leaf = in_modes.leaves(Mode.parse("fetched"), [p.text for p in probes])
+  whole, lost = ablations(in_modes, probes, leaf)
   model, bos_id = loaded.model, loaded.tokenizer.bos_id
-  expected = Scorer(model, mesh, 4, bos_id=bos_id).score_continuations(prompts, answers, leaf)[0]
+  expected = in_modes.scorer(Mode.parse("fetched")).score_continuations(prompts, answers, leaf)[0]
   np.testing.assert_allclose(whole, expected, atol=1e-5)
   for column, name in enumerate(("level_1", "level_2")):
     zeroed = with_bank(model, model.params["bank"] | {name: 0 * model.params["bank"][name]})
-    without = Scorer(zeroed, mesh, 4, bos_id=bos_id).score_continuations(prompts, answers, leaf)[0]
+    without = Scorer(zeroed, mesh, 16, bos_id=bos_id).score_continuations(prompts, answers, leaf)[0]
     np.testing.assert_allclose(lost[:, column], expected - without, atol=1e-4)
   assert np.abs(lost).max() > 0.05
 
 
-def test_report_by_bucket(loaded, probes):
-  found, lines = report(loaded, probes, (1, 20, 100), ScoringConfig(batch_size=4))
+def test_report_by_bucket(loaded, in_modes, probes):
+  found, lines = report(in_modes, probes, (1, 20, 100))
   assert found["levels"] == [1, 2] and len(lines) == len(probes)
   counts = np.array([line["count"] for line in lines])
   losses = np.array([list(line["lost_without_level"].values()) for line in lines])

@@ -11,13 +11,13 @@ from hiermem_jax.data.sources import JsonlSource
 from hiermem_jax.data.tasks.requests import read_requests
 from hiermem_jax.errors import InputError
 from hiermem_jax.evaluate_tasks import evaluate_tasks
-from hiermem_jax.evaluation import tasks
+from hiermem_jax.evaluation import task_report, tasks
 from hiermem_jax.evaluation.config import FrequencyConfig, ModelFiles, RagConfig, ScoringConfig, TaskSet
 from hiermem_jax.retrieval.build import TreeConfig, build_tree
 from hiermem_jax.retrieval.retriever import load_retriever, save_retriever
 
 TASKS = ("arc_easy", "nq_open", "elements", "cloze={run}/mine.jsonl")
-MODES = ("none", "generic", "fetched", "levels 2", "blocked 1")
+MODES = ("none", "generic", "fetched", "blocked 1")
 
 
 def jsonl(run_dir, name):
@@ -38,6 +38,12 @@ def evaluate(run_dir, directory, names=TASKS, model="model", shots=None, **setti
   return json.loads((directory / "report.json").read_text())
 
 
+@pytest.fixture
+def no_picture(monkeypatch):
+  """Leaves out what takes long and other tests look at."""
+  monkeypatch.setattr(task_report, "plot", lambda report, path: None)
+
+
 @pytest.fixture(scope="module")
 def report(toy_run, tmp_path_factory):
   directory = tmp_path_factory.mktemp("tasks")
@@ -48,7 +54,7 @@ def report(toy_run, tmp_path_factory):
 
 def test_report_has_every_task_and_mode(report):
   directory, found = report
-  assert found["modes"] == ["none", "generic", "fetched", "levels 2", "blocked 1"]
+  assert found["modes"] == list(MODES)
   assert {name: task["group"] for name, task in found["tasks"].items()} == {
     "arc_easy": "SK", "nq_open": "SK", "elements": "extra", "cloze=mine": "extra",
   }  # fmt: skip
@@ -93,11 +99,12 @@ def questions_of(run_dir, name):
       yield f"Question: {question}\nAnswer:", f" {record['answer'][0]}", question
 
 
+@pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize(("task", "file"), [("arc_easy", "arc_easy"), ("nq_open", "nq_open_dev")])
-def test_log_likelihoods_by_brute_force(toy_run, loaded, tmp_path, task, file):
+def test_log_likelihoods_by_brute_force(toy_run, loaded, in_modes, tmp_path, task, file):
   """One gold continuation at a time; scipy's standard errors and paired t-test."""
   found = evaluate(toy_run, tmp_path, names=(task,), shots=0, modes=("none", "fetched"))["tasks"][task]["modes"]
-  tokenizer, scorer = loaded.tokenizer, loaded.in_modes(ScoringConfig(batch_size=1)).scorer
+  tokenizer, scorer = loaded.tokenizer, in_modes.scorer
   likelihoods = {"none": [], "fetched": []}
   sizes = []
   for context, continuation, question in questions_of(toy_run, file):
@@ -119,11 +126,11 @@ def test_log_likelihoods_by_brute_force(toy_run, loaded, tmp_path, task, file):
     assert gain[name] / gain[f"{name}_stderr"] == pytest.approx(expected.statistic, rel=1e-2)
 
 
-def test_generated_answers_end_with_the_line(toy_run, loaded):
+def test_generated_answers_end_with_the_line(toy_run, loaded, in_modes):
   """Some answers of the toy model have a line break, and some do not; each is that of generating without stops."""
   requests = read_requests("nq_open", str(toy_run / "nq_open_dev.jsonl"), loaded.tokenizer)
   leaf = loaded.retriever.route([request.retrieval for request in requests])
-  scorer = loaded.in_modes(ScoringConfig(batch_size=16)).scorer(tasks.Mode.parse("fetched"))
+  scorer = in_modes.scorer(tasks.Mode.parse("fetched"))
   outputs = tasks.answer("generation", requests, leaf, scorer, loaded.tokenizer)
   whole = scorer.generate([request.inputs for request in requests], leaf, tasks.NEW_TOKENS["generation"], ())
   texts = [loaded.tokenizer.decode(ids).split("\n")[0] for ids in whole]
@@ -131,6 +138,7 @@ def test_generated_answers_end_with_the_line(toy_run, loaded):
   assert 0 < sum("\n" in loaded.tokenizer.decode(ids) for ids in whole) < len(whole)
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_what_is_measured_is_kept(report, toy_run, tmp_path, monkeypatch):
   """The same command measures nothing again; a changed file, and a mode that was not there, are measured."""
   directory = tmp_path / "again"
@@ -147,6 +155,7 @@ def test_what_is_measured_is_kept(report, toy_run, tmp_path, monkeypatch):
   assert asked == ["generation"]
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_long_prompts_are_counted(toy_run, tmp_path):
   scoring = ScoringConfig(batch_size=16, max_length=40)
   found = evaluate(toy_run, tmp_path, scoring=scoring, modes=("none",), names=("arc_easy", "nq_open"))["tasks"]
@@ -155,6 +164,7 @@ def test_long_prompts_are_counted(toy_run, tmp_path):
   assert "lost their beginning: arc_easy 144, nq_open 12." in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_model_without_a_bank(toy_run, tmp_path):
   own = evaluate(toy_run, tmp_path / "plain", model="plain", tree="nowhere", modes=("none",), names=("arc_easy",))
   bank = evaluate(toy_run, tmp_path / "bank", modes=("none",), names=("arc_easy",))
@@ -168,6 +178,7 @@ def test_articles_alone(report, toy_run, tmp_path):
   assert (tmp_path / "report.png").exists()
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_document_in_front(toy_run, tmp_path, monkeypatch):
   """With the articles as documents; the prompts end as without."""
   seen = []

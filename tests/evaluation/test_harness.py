@@ -10,7 +10,7 @@ from lm_eval.tasks import TaskManager
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.evaluate_tasks import evaluate_tasks
-from hiermem_jax.evaluation.config import ModelFiles, ScoringConfig, TaskSet
+from hiermem_jax.evaluation.config import ModelFiles, TaskSet
 from hiermem_jax.evaluation.harness import HiermemLM
 from hiermem_jax.evaluation.modes import Mode
 
@@ -58,45 +58,44 @@ def requests(kind, arguments):
   return [Instance(kind, {}, args, number) for number, args in enumerate(arguments)]
 
 
-def scorer(loaded):
-  return loaded.in_modes(ScoringConfig(batch_size=2)).scorer(Mode.parse("fetched"))
-
-
-def test_loglikelihoods_are_the_engines(toy_run, loaded):
+def test_loglikelihoods_are_the_engines(toy_run, loaded, in_modes):
   pairs = [("The owl likes", " corn"), ("", "plum"), ("Ask the fox", " for kale. Ask"), ("x", "y")]
   found = lm(toy_run).loglikelihood(requests("loglikelihood", pairs))
   tokenizer = loaded.tokenizer
   whole = [tokenizer.encode(context + continuation) for context, continuation in pairs]
   sizes = [min(len(tokenizer.encode(context)), len(ids) - 1) for (context, _), ids in zip(pairs, whole)]
   leaf = loaded.retriever.route([context for context, _ in pairs])
-  scores, greedy = scorer(loaded).score_continuations(
+  scores, greedy = in_modes.scorer(Mode.parse("fetched")).score_continuations(
     [ids[:size] for ids, size in zip(whole, sizes)], [ids[size:] for ids, size in zip(whole, sizes)], leaf
   )
   np.testing.assert_allclose([score for score, _ in found], scores, atol=1e-4)
   assert [agrees for _, agrees in found] == greedy.tolist()
 
 
-def test_rolling_is_the_sum_over_windows(toy_run, loaded):
+def test_rolling_is_the_sum_over_windows(toy_run, loaded, in_modes):
   texts = ["The owl likes plum. Ask the owl for corn.", "moss"]
   model = lm(toy_run, max_length=5, mode="generic")
   found = model.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,) for text in texts]))
   for text, value in zip(texts, found):
     ids = loaded.tokenizer.encode(text)
     windows = [ids[start : start + 5] for start in range(0, len(ids), 5)]
-    scores, _ = scorer(loaded).score_continuations([[]] * len(windows), windows, np.full(len(windows), 4, np.int32))
+    scores, _ = in_modes.scorer(Mode.parse("fetched")).score_continuations(
+      [[]] * len(windows), windows, np.full(len(windows), 4, np.int32)
+    )
     assert value == pytest.approx(float(scores.sum()), abs=1e-3)
 
 
 def test_generation_is_cut_and_the_retriever_may_see_the_last_example_alone(toy_run):
   asked = ["Ask the fox\n\nThe owl likes", "The owl likes"]
   both = requests("generate_until", [(text, {"until": ["e"], "max_gen_toks": 6}) for text in asked])
-  whole = lm(toy_run).generate_until(both)
+  plain = lm(toy_run)
+  whole = plain.generate_until(both)
   assert all("e" not in text for text in whole)
   model = lm(toy_run, example_delimiter="\n\n")
   _, leaves = model._fetch(asked)
   assert leaves[0] == leaves[1]
   longer = requests("generate_until", [(asked[0], {"until": [], "max_gen_toks": 6})])
-  assert lm(toy_run).generate_until(longer)[0].startswith(whole[0])
+  assert plain.generate_until(longer)[0].startswith(whole[0])
   sampled = requests("generate_until", [(asked[0], {"do_sample": True, "temperature": 1.0})])
   with pytest.raises(InputError, match="asks for sampling"):
     model.generate_until(sampled)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import hiermem_jax as hm
-from hiermem_jax.evaluation.config import ScoringConfig
 from hiermem_jax.evaluation.modes import Mode
 from hiermem_jax.evaluation.topics import title, top_terms
 
@@ -42,13 +41,13 @@ def test_routes(model, loaded):
   )
 
 
-def test_logits_and_likelihoods(model, loaded):
+def test_logits_and_likelihoods(model, loaded, in_modes):
   tokenizer = loaded.tokenizer
   ids, tail = tokenizer.encode(TEXT), tokenizer.encode(f"{TEXT} plum")[len(tokenizer.encode(TEXT)) :]
   leaf = model.route(TEXT).leaf
   rows = {}
   for name, expected_leaf in ((None, leaf), ("none", -1), ("generic", 4)):
-    scorer = loaded.in_modes(ScoringConfig(batch_size=1)).scorer(Mode.parse(name or "fetched"))
+    scorer = in_modes.scorer(Mode.parse(name or "fetched"))
     rows[name] = model.logits(TEXT, name)
     np.testing.assert_allclose(rows[name], scorer.logits(ids, expected_leaf), atol=1e-5)
     expected = scorer.score_continuations([ids], [tail], np.array([expected_leaf], np.int32))[0][0]

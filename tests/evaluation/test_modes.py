@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.evaluation.config import ScoringConfig
 from hiermem_jax.evaluation.modes import MemoryModes, Mode, QuestionPaths, keep_levels, parse_modes, path_leaves
 from hiermem_jax.models.config import MemoryConfig
 
@@ -147,21 +146,20 @@ def test_ranks_are_the_leaves_by_distance(loaded):
     np.testing.assert_array_equal(found, [own, *others])
 
 
-def test_a_model_in_modes(loaded, mesh):
-  modes = loaded.in_modes(ScoringConfig(batch_size=4))
+def test_a_model_in_modes(loaded, in_modes, mesh):
 
   def leaves(name, texts):
-    return modes.leaves(Mode.parse(name), texts)
+    return in_modes.leaves(Mode.parse(name), texts)
 
   repeated = [*TEXTS, TEXTS[0]]
   np.testing.assert_array_equal(leaves("fetched", repeated), loaded.retriever.route(repeated))
   np.testing.assert_array_equal(leaves("none", TEXTS), [-1] * 5)
   assert leaves("fetched", []).shape == (0,)
   upper = [text.upper() for text in TEXTS]
-  np.testing.assert_array_equal(modes.leaves(Mode.parse("paraphrased"), TEXTS, upper), loaded.retriever.route(upper))
-  whole = modes.scorer(Mode.parse("fetched"))
-  assert modes.scorer(Mode.parse("rank 2")) is whole and modes.scorer(Mode.parse("none")) is whole
-  assert modes.scorer(Mode.parse("levels 2")).model.memory.rows == (0, 2)
+  np.testing.assert_array_equal(in_modes.leaves(Mode.parse("paraphrased"), TEXTS, upper), loaded.retriever.route(upper))
+  whole = in_modes.scorer(Mode.parse("fetched"))
+  assert in_modes.scorer(Mode.parse("rank 2")) is whole and in_modes.scorer(Mode.parse("none")) is whole
+  assert in_modes.scorer(Mode.parse("levels 2")).model.memory.rows == (0, 2)
   anchor = {"anchor": loaded.model.params["anchor"]}
   plain = dataclasses.replace(loaded.model, config=dataclasses.replace(loaded.model.config, memory=None), params=anchor)
   np.testing.assert_array_equal(MemoryModes(plain, mesh, None).leaves(Mode.parse("none"), TEXTS), [-1] * 5)

@@ -8,16 +8,10 @@ import pytest
 import scipy.stats
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.evaluation.config import ScoringConfig
 from hiermem_jax.evaluation.modes import Mode
 from hiermem_jax.evaluation.probes import bucket_numbers, by_bucket, read_probes, score_probes
 
 BUCKETS = (2, 16, 1000)
-
-
-@pytest.fixture(scope="module")
-def modes(loaded):
-  return loaded.in_modes(ScoringConfig(batch_size=8))
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +24,12 @@ def probes(toy_run, loaded):
 
 
 @pytest.fixture(scope="module")
-def results(modes, probes):
+def results(in_modes, probes):
   """Mode -> results of the probes."""
   found = {}
   for name in ("none", "fetched"):
-    leaf = modes.leaves(Mode.parse(name), [probe.text for probe in probes])
-    found[name] = score_probes(modes.scorer(Mode.parse(name)), probes, leaf)
+    leaf = in_modes.leaves(Mode.parse(name), [probe.text for probe in probes])
+    found[name] = score_probes(in_modes.scorer(Mode.parse(name)), probes, leaf)
   return found
 
 
@@ -58,9 +52,9 @@ def test_bad_records_are_named(loaded, change, shown):
     read_probes([*records, records[0] | change], loaded.tokenizer)
 
 
-def test_each_answer_by_itself(modes, probes, results, loaded):
+def test_each_answer_by_itself(in_modes, probes, results, loaded):
   for name in ("none", "fetched"):
-    scorer = modes.scorer(Mode.parse(name))
+    scorer = in_modes.scorer(Mode.parse(name))
     for probe, result in zip(probes, results[name]):
       leaf = loaded.retriever.route([probe.text]) if name == "fetched" else np.array([-1], np.int32)
       (score,), (greedy,) = scorer.score_continuations([probe.prompt], [probe.answer], leaf)
@@ -69,8 +63,8 @@ def test_each_answer_by_itself(modes, probes, results, loaded):
       assert result["correct"] == greedy
 
 
-def test_an_answer_is_correct_where_decoding_gives_exactly_it(modes, probes, loaded):
-  scorer, leaf = modes.scorer(Mode.parse("fetched")), loaded.retriever.route([probes[0].text])
+def test_an_answer_is_correct_where_decoding_gives_exactly_it(in_modes, probes, loaded):
+  scorer, leaf = in_modes.scorer(Mode.parse("fetched")), loaded.retriever.route([probes[0].text])
   ((first, second),) = scorer.generate([probes[0].prompt], leaf, 2, ())
   answers = ([first, second], [first], [first, second + 1], [first + 1, second])
   found = [score_probes(scorer, [dataclasses.replace(probes[0], answer=answer)], leaf)[0] for answer in answers]

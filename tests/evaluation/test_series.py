@@ -11,14 +11,13 @@ from hiermem_jax.data.sources import JsonlSource
 from hiermem_jax.errors import InputError
 from hiermem_jax.evaluate import evaluate
 from hiermem_jax.evaluation import series
-from hiermem_jax.evaluation.config import ModelFiles, RagConfig, ScoringConfig
+from hiermem_jax.evaluation.config import ModelFiles, RagConfig
 from hiermem_jax.evaluation.loading import load, open_held_out
 from hiermem_jax.evaluation.modes import Mode, parse_modes
 from hiermem_jax.evaluation.perplexity import held_out_loss
 from hiermem_jax.evaluation.probes import read_probes
 from hiermem_jax.evaluation.rag import load_documents
 
-SCORING = ScoringConfig(batch_size=16)
 MODES = ("none", "fetched", "levels 2", "rank 2", "paraphrased", "rag none")
 
 
@@ -33,34 +32,34 @@ def documents(toy_run, loaded):
 
 
 @pytest.fixture(scope="module")
-def measured(toy_run, loaded, mesh, probes, documents):
-  plain = load(str(toy_run), ModelFiles(directory="plain"), mesh=mesh)
+def measured(toy_run, loaded, in_modes, mesh, probes, documents):
+  plain = load(str(toy_run), ModelFiles(directory="plain"), mesh=mesh).in_modes(in_modes.config)
   dataset, modes = open_held_out(str(toy_run), "packed/validation", loaded), parse_modes(MODES, loaded.model.memory)
-  return series.measure(loaded, modes, dataset, probes, (1, 20), SCORING, baseline=plain, documents=documents)
+  return series.measure(in_modes, modes, dataset, probes, (1, 20), baseline=plain, documents=documents)
 
 
-def mean_likelihood(loaded, mode, probes, leaf):
-  scorer = loaded.in_modes(SCORING).scorer(Mode.parse(mode))
+def mean_likelihood(in_modes, mode, probes, leaf):
+  scorer = in_modes.scorer(Mode.parse(mode))
   scores = [
     scorer.score_continuations([p.prompt], [p.answer], np.array([x], np.int32))[0][0] for p, x in zip(probes, leaf)
   ]
   return np.mean([score / len(p.answer) for score, p in zip(scores, probes)])
 
 
-def test_series(loaded, toy_run, measured):
+def test_series(loaded, in_modes, toy_run, measured):
   assert list(measured) == ["baseline", *MODES]
   assert [name for name in measured if "loss" in measured[name]] == ["baseline", "none", "fetched", "levels 2"]
   dataset = open_held_out(str(toy_run), "packed/validation", loaded)
   for name in ("none", "fetched", "levels 2"):
     mode = Mode.parse(name)
-    expected = held_out_loss(loaded.in_modes(SCORING).scorer(mode), in_order(dataset, 16), mode)
+    expected = held_out_loss(in_modes.scorer(mode), in_order(dataset, 16), mode)
     assert measured[name]["loss"] == pytest.approx(expected, rel=1e-6)
     assert measured[name]["perplexity"] == pytest.approx(math.exp(expected))
   assert measured["baseline"]["loss"] == pytest.approx(measured["none"]["loss"], rel=1e-6)  # the same anchor
   assert len({round(values["loss"], 4) for values in measured.values() if "loss" in values}) == 3
 
 
-def test_probes_by_mode(loaded, probes, measured):
+def test_probes_by_mode(loaded, in_modes, probes, measured):
   texts = [probe.text for probe in probes]
   route = loaded.retriever.route(texts)
   leaves = {"none": np.full_like(route, -1), "fetched": route, "levels 2": route}
@@ -69,7 +68,7 @@ def test_probes_by_mode(loaded, probes, measured):
     cells = measured[name]["probes"]
     assert [cell["count"] for cell in cells] == [sum(p.count < 20 for p in probes), sum(p.count >= 20 for p in probes)]
     found = sum(cell["count"] * cell["log_likelihood_per_token"] for cell in cells) / len(probes)
-    assert found == pytest.approx(mean_likelihood(loaded, name, probes, leaf), abs=1e-4)
+    assert found == pytest.approx(mean_likelihood(in_modes, name, probes, leaf), abs=1e-4)
   assert "minus_none" not in measured["none"]["probes"][0]
   gain = measured["fetched"]["probes"][1]["minus_none"]["log_likelihood_per_token"]
   means = [measured[name]["probes"][1]["log_likelihood_per_token"] for name in ("fetched", "none")]
@@ -77,15 +76,15 @@ def test_probes_by_mode(loaded, probes, measured):
   assert measured["baseline"]["probes"][0]["minus_none"]["log_likelihood_per_byte"] == pytest.approx(0, abs=1e-6)
 
 
-def test_documents(loaded, probes, documents, measured):
+def test_documents(in_modes, probes, documents, measured):
   prompts = documents.prepend([p.prompt for p in probes], [p.text for p in probes], 10, 2048)
-  scorer, none = loaded.in_modes(SCORING).scorer(Mode.parse("none")), np.full(len(probes), -1, np.int32)
+  scorer, none = in_modes.scorer(Mode.parse("none")), np.full(len(probes), -1, np.int32)
   scores, _ = scorer.score_continuations(prompts, [p.answer for p in probes], none)
   expected = np.mean([score / len(p.answer) for score, p in zip(scores, probes)])
   cells = measured["rag none"]["probes"]
   found = sum(cell["count"] * cell["log_likelihood_per_token"] for cell in cells) / len(probes)
   assert found == pytest.approx(expected, abs=1e-4)
-  about = series.about_documents(probes, documents, SCORING.max_length)
+  about = series.about_documents(probes, documents, in_modes.config.max_length)
   assert about["tokens"] - about["plain_tokens"] == pytest.approx(
     np.mean([len(a) - len(p.prompt) for a, p in zip(prompts, probes)])
   )
