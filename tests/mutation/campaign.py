@@ -60,7 +60,7 @@ LIBRARIES = (
 GOLDEN = "tests/golden/test_runs.py"  # sees every default
 MEASURED = {  # the tests of a room that run in the process of pytest; their coverage is measured
   "models": ["tests/models", "tests/golden/test_paper_numbers.py"],
-  "parallel": ["tests/parallel/test_mesh.py", "tests/parallel/test_exchange.py", "tests/training"],
+  "parallel": ["tests/parallel/test_mesh.py", "tests/training"],
   "training": ["tests/training"],
   "retrieval": ["tests/retrieval"],
   "data": [

@@ -97,6 +97,15 @@ def test_a_large_leaf_is_cut_into_pieces(job, chunk):
   assert sizes == sorted(chunk.sizes[chunk.leaves == 1].tolist())
 
 
+def test_pieces_are_drawn_by_the_seed(job, chunk):
+  """And by nothing that also decides the order within a piece."""
+  pieces = [job(pieces=dict.fromkeys(range(4), 2), seed=seed).piece(chunk) for seed in (0, 0, 1)]
+  np.testing.assert_array_equal(pieces[0], pieces[1])
+  assert 8 < np.count_nonzero(pieces[0] != pieces[2]) < 32
+  order = job().mix(chunk.keys, pack_lib._ORDER) >= 2**63
+  assert 8 < np.count_nonzero(order != pieces[0]) < 32
+
+
 def test_a_leaf_is_packed_in_a_random_order_without_loss(job, chunk):
   orders = []
   for seed in (0, 1):
