@@ -363,17 +363,16 @@ def report(results: dict[mutants.Mutant, dict]) -> None:
   table = {room: collections.Counter() for room in sample.SIZES}
   for mutant, about in results.items():
     key = (mutant.module, mutant.before, mutant.after)
-    table[_room(mutant)][
-      "equivalent" if about.get("fate") == "survived" and key in equivalent else about.get("fate")
-    ] += 1
-  print("| room | mutants | killed | of these by the time limit | survived | equivalent |\n|---|---|---|---|---|---|")
+    fate = about.get("fate") or "not run"
+    table[_room(mutant)]["equivalent" if fate == "survived" and key in equivalent else fate] += 1
+  print("| room | mutants | killed | of these by the time limit | survived | equivalent | not run yet |")
+  print("|---|---|---|---|---|---|---|")
   for room, n in (table | {"all": sum(table.values(), collections.Counter())}).items():
     killed = n["killed"] + n["timeout"]
-    print(
-      f"| {room} | {n.total()} | {killed} | {n['timeout']} | {n.total() - killed - n['equivalent']} | {n['equivalent']} |"
-    )
+    survived = n["survived"] + n["no tests"]
+    print(f"| {room} | {n.total()} | {killed} | {n['timeout']} | {survived} | {n['equivalent']} | {n['not run']} |")
   for mutant, about in results.items():
-    if about.get("fate") not in ("killed", "timeout"):
+    if about.get("fate") not in (None, "killed", "timeout"):
       reason = equivalent.get((mutant.module, mutant.before, mutant.after))
       print(f"\n{about.get('fate')}: {mutant.module}:{about.get('line')} {mutant.function} {mutant.operator}")
       print(f"  - {mutant.before}\n  + {mutant.after}" + (f"\n  equivalent: {reason}" if reason else ""))
