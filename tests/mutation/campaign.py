@@ -57,7 +57,7 @@ LIBRARIES = (
   "transformers",
   "array_record.python.array_record_module",
 )
-GOLDEN = "tests/golden/test_runs.py"  # sees every default
+GOLDEN = "tests/golden/test_runs.py"  # sees the defaults
 MEASURED = {  # the tests of a room that run in the process of pytest; their coverage is measured
   "models": ["tests/models", "tests/golden/test_paper_numbers.py"],
   "parallel": ["tests/parallel/test_mesh.py", "tests/training"],
@@ -66,6 +66,7 @@ MEASURED = {  # the tests of a room that run in the process of pytest; their cov
   "data": [
     *(f"tests/data/{folder}" for folder in ("packed", "text", "tasks", "sources", "world", "corpus")),
     "tests/data/test_seqio_tasks.py",
+    "tests/golden/test_paper_tasks.py",
   ],
   "evaluation": ["tests/evaluation"],
   "inference": ["tests/inference", "tests/evaluation"],
@@ -294,7 +295,7 @@ class TestMap:
     module = pathlib.Path(mutant.module)
     own = "tests/" + "/".join(module.parts[1:-1] if module.parts[0] == "hiermem_jax" else module.parts[:1])
     if not tests or not mutant.function:  # executed at import alone
-      files |= {t.split("::")[0] for t in self.durations if t.startswith((f"{own}/", GOLDEN))}
+      files |= {t.split("::")[0] for t in self.durations if t.startswith((f"{own}/", "tests/golden/"))}
     others = {t for t in self.durations if t.split("::")[0] in files} - tests
     return [self._chosen(group) for group in (tests, others)]
 
@@ -351,6 +352,11 @@ def _store(results: dict[mutants.Mutant, dict], room: str) -> None:
   (RESULTS / f"{room}.jsonl").write_text(text, encoding="utf-8")
 
 
+def _files(folder: str) -> list[str]:
+  """The files of tests in a folder; a file itself."""
+  return sorted(str(f.relative_to(ROOT)) for f in (ROOT / folder).rglob("test_*.py")) or [folder]
+
+
 def _room(mutant: mutants.Mutant) -> str:
   first, second = mutant.module.split("/")[:2]
   return first if first == "tpu_setup" else second
@@ -400,6 +406,7 @@ def main():
       results |= {mutant: {} for mutant in sample.draw(ROOT, room)}
       _store(results, room)
   folders = dict.fromkeys(f for room in rooms for f in [*MEASURED[room], GOLDEN] if (ROOT / f).exists())
+  folders = [f for folder in folders for f in _files(folder)]
   targets = {f: options.work / f"map-{f.replace('/', '-')}.json" for f in folders}
   chosen = [f for f in targets if options.measure or not targets[f].exists()]
   for (_, folder, target), _ in _run(options.work, options.workers, [("measure", f, targets[f]) for f in chosen]):
