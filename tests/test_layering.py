@@ -122,7 +122,6 @@ _TESTED_IN: dict[str, str] = {
   "evaluation/task_report.py": "evaluation/test_evaluate_tasks.py",
   "evaluation/tasks.py": "evaluation/test_evaluate_tasks.py",
   "evaluation/topics.py": "evaluation/test_language_model.py",
-  "inference/generation.py": "evaluation/test_scoring.py",
 }
 
 

@@ -90,8 +90,8 @@ def toy_run(tmp_path_factory, random_anchor, write_packed):
   _write_jsonl(run_dir / "corpus.jsonl", [{"text": " ".join([a] * i)} for i, a in enumerate(ANIMALS)])
   _write_jsonl(run_dir / "articles.jsonl", [{"text": text} for text in texts[:9]])
   probes = [
-    {"prompt": f"The {a} likes", "answer": f, "count": int(n), "paraphrase": f"What does the {a} like?"}
-    for a, f, n in zip(ANIMALS, FOODS, rng.integers(1, 40, len(ANIMALS)))
+    {"prompt": f"The {a} likes", "answer": f, "count": int(n), "paraphrase": f"What does the {other} like?"}
+    for a, other, f, n in zip(ANIMALS, ANIMALS[::-1], FOODS, rng.integers(1, 40, len(ANIMALS)))
   ]
   _write_jsonl(run_dir / "probes.jsonl", probes)
   return run_dir

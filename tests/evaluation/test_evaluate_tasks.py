@@ -70,6 +70,10 @@ def test_report_has_every_task_and_mode(report):
   for name in ("accuracy", "log_likelihood_per_byte"):
     expected = np.mean([found["tasks"][task]["modes"]["fetched"][name] for task in ("arc_easy", "nq_open")])
     assert average["modes"]["fetched"][name] == pytest.approx(expected)
+  # The error of (x + y) / 2 for independent x and y.
+  error = "log_likelihood_per_token_stderr"
+  x, y = (found["tasks"][task]["modes"]["fetched"][error] for task in ("arc_easy", "nq_open"))
+  assert average["modes"]["fetched"][error] == pytest.approx(np.hypot(x, y) / 2) and x * y > 0
   page = (directory / "report.md").read_text()
   assert "| arc_easy | SK | 36 | 25 |" in page and "**Avg-SK** (2 tasks)" in page
   assert "not run: lambada, boolq, squad, winograd, winogrande, coqa, hellaswag, arc_challenge" in page

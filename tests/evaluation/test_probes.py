@@ -39,7 +39,7 @@ def test_probes_are_tokenised_with_a_space_and_a_full_stop(probes, loaded):
     assert [*probe.prompt, *probe.answer] == tokenizer.encode(f"{probe.text} {probe.record['answer']}.")
     assert tokenizer.decode(probe.answer) == f" {probe.record['answer']}."
   assert probes[0].answer_bytes == len(" naïve yaks.") + 1  # ï has two bytes
-  assert probes[1].paraphrase == "What does the fox like?"
+  assert probes[1].paraphrase == "What does the yak like?"
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def test_probes_by_mode(loaded, in_modes, probes, measured):
   route = loaded.retriever.route(texts)
   leaves = {"none": np.full_like(route, -1), "fetched": route, "levels 2": route}
   leaves["paraphrased"] = loaded.retriever.route([probe.paraphrase for probe in probes])
+  assert (leaves["paraphrased"] != route).any()
   for name, leaf in leaves.items():
     cells = measured[name]["probes"]
     assert [cell["count"] for cell in cells] == [sum(p.count < 20 for p in probes), sum(p.count >= 20 for p in probes)]
