@@ -188,7 +188,9 @@ def test_run_that_the_mesh_does_not_divide(compile_run, bindings, message):
 
 def test_nothing_bound():
   configuration.load([], [])
-  with pytest.raises(InputError, match="ModelConfig.anchor: not bound"):
+  with pytest.raises(
+    InputError, match="train.optimizer, train.steps, train.batch_size: not bound; name a run with --gin_file"
+  ):
     configuration.call("compile_pod", topology="v5e:2x2")
 
 
