@@ -263,6 +263,8 @@ class Worker:
       path.write_text(original, encoding="utf-8")
       os.utime(path, (times.st_atime, times.st_mtime))
     test, message = next(iter(failed.items()), (None, None))
+    if message:  # records name no place on the machine that made them
+      message = message.replace(str(self.tree), ".").replace(str(self.tmp), "WORK")
     about = {"fate": fate, "line": place.start[0], "test": test, "message": message, "tests": count}
     return about | {"seconds": round(time.monotonic() - start, 1), "cpu": round(cpu, 1)}
 
