@@ -17,7 +17,6 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,43 +24,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
+from training_run import CONFIG, Run, wait_until, write_dataset
 
-from hiermem_jax.data.packed.format import Manifest, encode_record, write_manifest, write_shard
-from hiermem_jax.training.metrics import CLOCK_SCALARS
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS, EVERY = 200, 20
 COLUMNS = ("fault", "tried", "recovered", "steps_lost", "bit_identical", "seconds")
-STEPS, EVERY, LENGTH = 200, 20, 32
-CONFIG = """
-include 'gin/phases/cotrain.gin'
-include 'gin/phases/toy.gin'
-MemoryConfig.rows = (256, 256)
-train.dataset = '{data}'
-train.steps = {steps}
-CheckpointConfig.every = {every}
-train.log_every = 1
-"""
-# What a process runs: the verb, its batches poisoned where asked for.
-WORKER = """
-import os, sys
-import numpy as np
-from hiermem_jax import cli
-from hiermem_jax.data.packed.batches import Batches
-
-poisoned, at = os.environ.get("POISONED_STEP"), Batches.at
-
-def poison(self, step):
-  batch = at(self, step)
-  if str(step + 1) == poisoned:
-    batch["decoder_loss_weights"] = batch["decoder_loss_weights"] * np.nan
-  return batch
-
-Batches.at = poison
-sys.modules["tensorflow"] = None  # nobody looks at TensorBoard's events, and importing it takes longer than the run
-sys.argv[0] = "hiermem_jax/train.py"
-cli.main("train")
-"""
 
 
 class Outcome(NamedTuple):
@@ -70,67 +36,6 @@ class Outcome(NamedTuple):
   recovered: bool
   steps_lost: int
   bit_identical: bool
-
-
-class Run:
-  """A training in a directory of its own."""
-
-  def __init__(self, directory: pathlib.Path, config: pathlib.Path, cache: str, processes: int = 1):
-    self.directory, self.config, self.cache, self.count = directory, config, cache, processes
-
-  def start(self, *flags: str, **variables: str) -> list[subprocess.Popen]:
-    """Starts the command; standard error goes to a file beside the directory."""
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": self.cache} | variables
-    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", WORKER, f"--gin_file={self.config}", f"--run_dir={self.directory}", *flags]
-    if self.count > 1:
-      with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-      command += ["--distributed", f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={self.count}"]
-    processes = []
-    for number in range(self.count):
-      own = [f"--process_id={number}"] if self.count > 1 else []
-      with open(self.log(number), "w") as log:
-        processes.append(subprocess.Popen([*command, *own], env=env, cwd=ROOT, stdout=log, stderr=log))
-    return processes
-
-  def log(self, number: int = 0) -> pathlib.Path:
-    """Where a process's output goes."""
-    return self.directory.with_name(f"{self.directory.name}.{number}.log")
-
-  def finish(self, *flags: str, **variables: str) -> list[int]:
-    """Runs the command to its end; exit statuses."""
-    processes = self.start(*flags, **variables)
-    try:
-      return [process.wait(timeout=1800) for process in processes]
-    finally:
-      for process in processes:
-        process.kill()
-
-  def steps(self) -> int:
-    """The last step that was written down."""
-    path = self.directory / "metrics.jsonl"
-    lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.exists() else []
-    return json.loads(lines[-1])["step"] if lines else 0
-
-  def checkpoints(self) -> list[int]:
-    """Steps of the complete checkpoints."""
-    path = self.directory / "checkpoints"
-    return sorted(int(entry.name) for entry in path.iterdir() if entry.name.isdigit()) if path.exists() else []
-
-  def saving(self) -> bool:
-    """Whether a checkpoint is being written."""
-    path = self.directory / "checkpoints"
-    return path.exists() and any("tmp" in entry.name for entry in path.iterdir())
-
-  def result(self, scalars: bool = True) -> tuple:
-    """What two runs of the same steps share: digests of the final state and, unless some are lost, the scalars."""
-    last = self.directory / f"checkpoints/{STEPS}/metadata/metadata"
-    digests = json.loads(last.read_text())["digests"] if last.exists() else None
-    lines = (self.directory / "metrics.jsonl").read_text().splitlines() if scalars else []
-    lines = [{k: v for k, v in json.loads(line).items() if k not in CLOCK_SCALARS} for line in lines]
-    return digests, lines
 
 
 class Campaign:
@@ -149,7 +54,7 @@ class Campaign:
   def run(self, processes: int = 1) -> Run:
     """A new run."""
     self._number += 1
-    return Run(self.directory / f"run_{self._number:03d}", self.config, self.cache, processes)
+    return Run(self.directory / f"run_{self._number:03d}", self.config, self.cache, STEPS, processes)
 
   def undisturbed_run(self) -> Run:
     """A new run, finished."""
@@ -197,7 +102,7 @@ class Campaign:
           good &= process.returncode == 0
           break
         process.send_signal(sign)
-        status, newest = process.wait(), (run.checkpoints() or [0])[-1]
+        status, newest = process.wait(timeout=600), (run.checkpoints() or [0])[-1]
         # Before Python has set its handler up SIGTERM ends a process at once, and there is nothing to save.
         good &= status in (0, -sign) or (status == 75 and sign == signal.SIGTERM)
         good &= newest >= before
@@ -234,8 +139,8 @@ class Campaign:
       if freed:
         wait_until(lambda: "trying again" in run.log().read_text() or process.poll() is not None)
         ballast.unlink()
-        return self._ended(run, process.wait(), 0)
-      refused = process.wait() == 2 and "could not be saved" in run.log().read_text()
+        return self._ended(run, process.wait(timeout=600), 0)
+      refused = process.wait(timeout=600) == 2 and "could not be saved" in run.log().read_text()
       kept = run.checkpoints()[-1:] and run.checkpoints()[-1] >= good[-1]
       lost = STEPS - run.checkpoints()[-1]
       ballast.unlink()
@@ -253,7 +158,7 @@ class Campaign:
     (process,) = run.start()
     wait_until(lambda: run.steps() >= 2 * EVERY or process.poll() is not None)
     process.send_signal(signal.SIGTERM)
-    process.wait()
+    process.wait(timeout=600)
     os.truncate(shard, len(content) // 2)
     try:
       named = run.finish() == [2] and f"{shard} has" in run.log().read_text()
@@ -286,48 +191,6 @@ class Campaign:
     lost = max(run.steps() - (run.checkpoints() or [0])[-1], 0)
     finished = run.finish() == [0, 0]
     return Outcome(ended and finished, lost, finished and run.result() == whole.result())
-
-
-def write_dataset(directory: pathlib.Path) -> None:
-  """2,048 sequences that count up, each of 4 leaves from another number."""
-  rng = np.random.default_rng(0)
-  leaves = rng.integers(0, 4, 2048)
-  records = [
-    encode_record(leaf, 200 * leaf + rng.integers(0, 150) + np.arange(LENGTH), np.ones(LENGTH, np.int32), "uint16")
-    for leaf in leaves
-  ]
-  shards = tuple(
-    write_shard(str(directory / f"shard-{i:05d}.array_record"), records[1024 * i : 1024 * (i + 1)]) for i in range(2)
-  )
-  tokens = LENGTH * len(records)
-  manifest = Manifest(
-    length=LENGTH,
-    dtype="uint16",
-    vocab_size=1000,
-    eot_id=2,
-    bos_id=0,
-    num_leaves=4,
-    tokenizer_fingerprint="",
-    tree_fingerprint="tree",
-    num_documents=len(records),
-    num_windows=len(records),
-    num_characters=0,
-    inputs={},
-    input_tokens=tokens,
-    dropped_tokens={},
-    bad_records={},
-    num_sequences=len(records),
-    num_tokens=tokens,
-    sequences_per_leaf={int(leaf): int(count) for leaf, count in zip(*np.unique(leaves, return_counts=True))},
-    shards=shards,
-  )
-  write_manifest(str(directory), manifest)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-  """Looks a hundred times a second."""
-  while not condition():
-    time.sleep(0.01)
 
 
 def flip(path: pathlib.Path) -> None:

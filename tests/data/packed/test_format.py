@@ -8,24 +8,6 @@ import pytest
 
 from hiermem_jax.data.packed.format import Manifest, decode_records, encode_record, write_shard
 
-S = 16
-
-
-def make_sequences(count, seed=0):
-  rng = np.random.default_rng(seed)
-  sizes = rng.integers(1, S + 1, count)
-  segments = (np.arange(S) < sizes[:, None]).astype(np.int32)
-  targets = rng.integers(1, 100, (count, S), dtype=np.int32) * segments
-  return rng.choice([3, 9, 69_999], count), targets, segments
-
-
-@pytest.fixture
-def write(write_packed):
-  """Writes the first of the sequences."""
-  return lambda directory, count=11, **fields: write_packed(
-    str(directory), zip(*make_sequences(count)), num_leaves=70_000, **fields
-  )
-
 
 @pytest.mark.parametrize(("dtype", "largest"), [("uint16", 65_535), ("int32", 2**31 - 1)])
 def test_record(dtype, largest):
@@ -42,7 +24,7 @@ def test_record(dtype, largest):
     decode_records([record], 4, dtype)
 
 
-def test_manifest(write, tmp_path):
+def test_manifest(write, make_sequences, tmp_path):
   counts = {"bad_records": {"json": {"count": 2, "places": ["a.jsonl:7"]}}, "num_documents": 5, "inputs": {"seed": 3}}
   manifest = write(tmp_path / "set", num_shards=2, **counts).manifest
   leaves, _, segments = make_sequences(11)

@@ -8,28 +8,10 @@ import pytest
 from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.errors import InputError
 
-S = 16
-
-
-def make_sequences(count, seed=0):
-  rng = np.random.default_rng(seed)
-  sizes = rng.integers(1, S + 1, count)
-  segments = (np.arange(S) < sizes[:, None]).astype(np.int32)
-  targets = rng.integers(1, 100, (count, S), dtype=np.int32) * segments
-  return rng.choice([3, 9, 69_999], count), targets, segments
-
-
-@pytest.fixture
-def write(write_packed):
-  """Writes the first of the sequences."""
-  return lambda directory, count=11, **fields: write_packed(
-    str(directory), zip(*make_sequences(count)), num_leaves=70_000, **fields
-  )
-
 
 @pytest.mark.parametrize("dtype", ["uint16", "int32"])
 @pytest.mark.parametrize("num_shards", [1, 3, 20])
-def test_round_trip(write, tmp_path, num_shards, dtype):
+def test_round_trip(write, make_sequences, tmp_path, num_shards, dtype):
   write(tmp_path / "new" / "set", num_shards=num_shards, dtype=dtype)
   dataset = PackedDataset(str(tmp_path / "new" / "set"))
   leaves, targets, segments = make_sequences(11)
