@@ -18,7 +18,7 @@ import functools
 import os
 from collections.abc import Sequence
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -171,13 +171,9 @@ class LanguageModel:
     scorer, leaf = self._in_mode(text, mode)
     model, memory = scorer.model, scorer.model.config.required_memory
 
-    @jax.jit
-    def fetched(bank, leaf):
-      indices = row_indices(leaf, memory)
-      rows = {name: gather_rows(table, indices[name]) for name, table in bank.items()}
-      return rows_to_block(rows, model.config).vectors
-
-    vectors = fetched(model.params["bank"], leaf)
+    indices = row_indices(jnp.asarray(leaf), memory)
+    rows = {name: gather_rows(table, indices[name]) for name, table in model.params["bank"].items()}
+    vectors = rows_to_block(rows, model.config).vectors
     return {name: np.asarray(vector[0], np.float32) for name, vector in vectors.items()}
 
   @property
