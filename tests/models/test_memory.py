@@ -170,6 +170,18 @@ def test_rows_and_blocks_are_inverses(kind):
     np.testing.assert_array_equal(back[name], values)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_crosses_jit_and_its_arrays_are_its_vectors_alone(kind):
+  """What the vectors mean is static: transformations of arrays see nothing else, and leave it as it is."""
+  memory = MemoryConfig(rows=(4, 0, 2), branching=2, kind=kind, layers="first 2")
+  block = random_block(memory, ANCHOR)
+  assert len(jax.tree.leaves(block)) == len(block.vectors)
+  doubled = jax.jit(lambda block: jax.tree.map(lambda x: 2 * x, block))(block)
+  assert doubled.kind is KINDS[kind] and doubled.layers == (0, 1)
+  for name, vector in block.vectors.items():
+    np.testing.assert_array_equal(doubled.vectors[name], 2 * vector)
+
+
 def test_kaiming_uniform_and_truncated_normal():
   anchor = dataclasses.replace(ANCHOR, width=64)
   for kind, name, bound, std in (
