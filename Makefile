@@ -17,7 +17,7 @@ quickstart: $(VENV)/installed
 	$(VENV)/bin/python -m hiermem_jax.quickstart --gin_file=gin/runs/quickstart.gin --run_dir=$(RUN_DIR) $(ARGS)
 
 test: $(VENV)/installed-tests
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses=2 $(ARGS)
 
 # Style, types, and no eight lines that stand in two modules.
 lint: $(VENV)/installed-tests

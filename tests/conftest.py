@@ -31,6 +31,29 @@ from hiermem_jax.data.packed.format import Manifest, encode_record, write_manife
 from hiermem_jax.data.packed.reading import PackedDataset  # noqa: E402
 from hiermem_jax.models.anchor import init_anchor  # noqa: E402
 
+# Folders whose tests share a fixture that takes long: one of two workers (pytest-xdist) runs them all.
+_TOGETHER = ("tests/evaluation", "tests/parallel", "tests/training")
+
+
+def pytest_collection_modifyitems(items):
+  """Files with slow tests come first, so that two workers end at about the same time."""
+  slow = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """A worker takes a whole file, in the order of the collection, or a whole folder."""
+  from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415
+
+  class ByFileOrFolder(LoadFileScheduling):
+    def _split_scope(self, nodeid):
+      file = super()._split_scope(nodeid)
+      return next((folder for folder in _TOGETHER if file.startswith(f"{folder}/")), file)
+
+  config.option.loadscopereorder = False
+  return ByFileOrFolder(config, log)
+
 
 @pytest.fixture(scope="session")
 def random_anchor():

@@ -4,6 +4,7 @@ If any of these gains survived its trap, the effect that the experiments report 
 """
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -15,11 +16,12 @@ import pytest
 from hiermem_jax import configuration
 
 ROOT = pathlib.Path(__file__).parents[1]
+GIN_FILE = ROOT / "tests/traps.gin"
 pytestmark = pytest.mark.slow
 
 
 def _run(run_dir, bindings=()):
-  configuration.load([str(ROOT / "tests/traps.gin")], list(bindings))
+  configuration.load([str(GIN_FILE)], list(bindings))
   configuration.call("quickstart", run_dir=str(run_dir))
 
 
@@ -28,9 +30,9 @@ def _report(run_dir, directory="evaluation"):
 
 
 def _rare(series, name):
-  """Accuracy on facts stated less than 16 times, over both buckets."""
+  """Log-likelihood per token of the answers to facts stated less than 16 times, the mean of both buckets."""
   cells = series[name]["probes"][:2]
-  return sum(c["accuracy"] * c["count"] for c in cells) / sum(c["count"] for c in cells)
+  return sum(c["log_likelihood_per_token"] * c["count"] for c in cells) / sum(c["count"] for c in cells)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +56,8 @@ def world(tmp_path_factory):
 
 def test_fetched_memory_beats_the_baseline_on_rare_facts(world):
   series = _report(world)
-  assert _rare(series, "fetched") > 1.5 * _rare(series, "baseline")
-  assert series["fetched"]["loss"] < series["baseline"]["loss"]
+  assert _rare(series, "fetched") > _rare(series, "baseline") + 0.3  # several standard errors
+  assert series["fetched"]["loss"] < series["baseline"]["loss"] - 0.1
 
 
 def test_with_a_shuffled_tree_the_gain_disappears(world):
@@ -69,12 +71,12 @@ def test_with_a_shuffled_tree_the_gain_disappears(world):
 
 def test_with_the_wrong_leaf_the_rare_facts_are_lost(world):
   series = _report(world)
-  assert _rare(series, "wrong") < 0.4 * _rare(series, "fetched")
+  assert _rare(series, "wrong") < min(_rare(series, name) for name in ("baseline", "generic")) - 0.3
   assert series["wrong"]["loss"] > series["generic"]["loss"]
 
 
-def test_a_killed_run_continues_bit_for_bit(world, tmp_path):
-  """SIGKILL between two checkpoints; the rerun's loss curve is that of a run that was left alone."""
+def test_a_killed_run_continues_bit_for_bit(world, tmp_path, without_tensorflow):
+  """SIGKILL of a process between two checkpoints; the loss curve is that of a run that was left alone, in this process."""
   bindings = [
     f"train.dataset = '{world / 'packed/train'}'",
     "ModelConfig.memory = @MemoryConfig()",
@@ -82,23 +84,27 @@ def test_a_killed_run_continues_bit_for_bit(world, tmp_path):
     "train.log_every = 1",
     "CheckpointConfig.every = 10",
   ]
-  command = [sys.executable, "-m", "hiermem_jax.train", f"--gin_file={ROOT / 'tests/traps.gin'}"]
-  command += [f"--gin_bindings={binding}" for binding in bindings]
+
+  def train(run_dir):
+    configuration.load([str(GIN_FILE)], bindings)
+    configuration.call("train", run_dir=str(run_dir))
 
   def losses(run_dir):
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [(line["step"], line["loss"], line["grad_norm"]) for line in map(json.loads, lines)]
 
-  subprocess.run([*command, f"--run_dir={tmp_path / 'whole'}"], check=True, capture_output=True, cwd=ROOT)
-  broken = tmp_path / "broken"
-  process = subprocess.Popen([*command, f"--run_dir={broken}"], stderr=subprocess.DEVNULL, cwd=ROOT)
-  deadline = time.monotonic() + 120
-  while time.monotonic() < deadline:
-    if (broken / "metrics.jsonl").exists() and len((broken / "metrics.jsonl").read_text().splitlines()) >= 25:
-      break
+  broken, whole = tmp_path / "broken", tmp_path / "whole"
+  command = [sys.executable, "-m", "hiermem_jax.train", f"--gin_file={GIN_FILE}", f"--run_dir={broken}"]
+  command += [f"--gin_bindings={binding}" for binding in bindings]
+  environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(without_tensorflow), str(ROOT)])}
+  process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment)
+  scalars, deadline = broken / "metrics.jsonl", time.monotonic() + 600
+  while not scalars.exists() or scalars.read_text().count("\n") < 25:
+    assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.02)
   process.send_signal(signal.SIGKILL)
   assert process.wait() == -signal.SIGKILL
-  assert len(losses(broken)) < 40
-  subprocess.run([*command, f"--run_dir={broken}"], check=True, capture_output=True, cwd=ROOT)
-  assert losses(broken) == losses(tmp_path / "whole")
+  assert 25 <= scalars.read_text().count("\n") < 40
+  train(broken)
+  train(whole)
+  assert losses(broken) == losses(whole)

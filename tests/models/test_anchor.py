@@ -166,8 +166,10 @@ def test_bfloat16_gives_float32_logits(random_anchor):
   low = jitted(config, params)(tokens, SEGMENTS, POSITIONS, block)
   exact = jitted(CONFIG, params)(tokens, SEGMENTS, POSITIONS, block)
   assert low.dtype == np.float32
-  assert np.abs(low - exact).max() > 0
-  assert np.corrcoef(np.ravel(low), np.ravel(exact))[0, 1] > 0.995
+  error = np.asarray(low - exact)
+  # Each rounding is wrong by up to 2^-9 of a value; errors of some twenty in a row add up like random steps.
+  assert 2**-9 < np.sqrt((error**2).mean()) / np.std(exact) < 6 * 2**-9
+  assert np.abs(error).max() < 0.1
 
 
 def test_remat_changes_no_gradient(random_anchor):

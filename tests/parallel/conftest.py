@@ -20,7 +20,7 @@ def findings(tmp_path_factory):
   }
   run_dir = tmp_path_factory.mktemp("run")
   result = subprocess.run(
-    [sys.executable, SCRIPT, run_dir], env=environment, capture_output=True, text=True, timeout=600, check=False
+    [sys.executable, SCRIPT, run_dir], env=environment, capture_output=True, text=True, timeout=1200, check=False
   )
   assert result.returncode == 0, result.stderr[-3000:]
   findings = json.loads(result.stdout.splitlines()[-1])

@@ -18,7 +18,6 @@ from small_run import ANCHOR, BATCH, GENERIC, LEAF, LENGTH, MEMORY, MODEL, STEPS
 from hiermem_jax.evaluation.scoring import Scorer
 from hiermem_jax.models import NO_MEMORY, ModelConfig
 from hiermem_jax.models.bank import table_shapes
-from hiermem_jax.models.memory import KINDS
 from hiermem_jax.models.model import Model, init_params
 from hiermem_jax.parallel import MeshConfig, batch_sharding, fetch, make_mesh, place_batch, push
 from hiermem_jax.parallel.layout import abstract_arrays
@@ -136,7 +135,7 @@ def train(slices, model, bank_update, devices=8, memory=MEMORY, **objective):
 
 
 def check_training(findings, run_dir):
-  """Every mesh against the reference, which starts from what one device draws."""
+  """Every mesh against the reference, which starts from what one device draws; returns one device's parameters."""
   batches = [batch(step) for step in range(STEPS)]
   start, state, losses, _ = train(1, 1, "dense", devices=1)
   expected = {
@@ -167,17 +166,28 @@ def check_training(findings, run_dir):
       },
     }
   check_checkpoint(findings, runs["1x8x1 lazy"][1], run_dir)
+  return jax.tree.map(np.array, runs["1x1x1 dense"][1].params)
 
 
-def check_parts():
-  """The bank beside a frozen anchor, whole and in parts, on eight devices and on one."""
+def check_variants():
+  """Every kind of memory and every part of a bank, half of them beside a frozen anchor, on eight devices and on one.
+
+  The eight are two slices with FSDP and a model axis. `check_training` has the whole FFN bank, trained with its anchor.
+  """
   found = {}
-  for part, update in (("all", "dense"), (1, "lazy"), ("generic", "dense")):
-    memory = dataclasses.replace(MEMORY, part=part)
-    runs = [train(*mesh, update, devices, memory, frozen_anchor=True) for *mesh, devices in ((1, 1, 1), (2, 2, 8))]
-    (start, alone, _, _), (_, many, _, _) = runs
-    found[str(part)] = {
+  for kind, layers, part, update, frozen in (
+    ("ffn", None, "all", "dense", True),
+    ("lora_qk", "last 1", 1, "lazy", True),
+    ("lora_vo", "last 1", "generic", "dense", True),
+    ("lora_ffn", "last 1", "all", "lazy", False),
+    ("kv", "last 1", "all", "lazy", False),
+  ):
+    memory = dataclasses.replace(MEMORY, kind=kind, layers=layers, part=part)
+    runs = [train(*mesh, update, devices, memory, frozen_anchor=frozen) for *mesh, devices in ((1, 1, 1), (2, 2, 8))]
+    (start, alone, losses, _), (_, many, others, _) = runs
+    found[kind] = {
       "parameter_difference": largest_difference(alone.params, many.params),
+      "loss_difference": largest_difference(losses, others),
       "anchor_moved": largest_difference(start["anchor"], many.params["anchor"]),
       "bank_moved": largest_difference(start["bank"], many.params["bank"]),
       "rows": [len(table) for table in many.params["bank"].values()],
@@ -204,42 +214,26 @@ def check_checkpoint(findings, state, run_dir):
   findings["restored"]["loaded"] = {"difference": largest_difference(loaded.params, state.params), "devices": 1}
 
 
-def check_kinds():
-  """Every kind of memory, in all layers and in one, on eight devices (two slices, FSDP, a model axis) and on one."""
-  found = {}
-  for kind in KINDS:
-    memory = dataclasses.replace(MEMORY, kind=kind, layers=None if kind == "ffn" else "last 1")
-    runs = [train(*mesh, "lazy", devices, memory) for *mesh, devices in ((1, 1, 1), (2, 2, 8))]
-    (start, alone, losses, _), (_, many, others, _) = runs
-    found[kind] = {
-      "parameter_difference": largest_difference(alone.params, many.params),
-      "loss_difference": largest_difference(losses, others),
-      "bank_moved": largest_difference(start["bank"], many.params["bank"]),
-    }
-  return found
-
-
-def check_scoring():
+def check_scoring(params):
   """Log-likelihoods and greedy generation on eight devices and on one."""
-  params = jax.tree.map(np.array, train(1, 1, "dense", devices=1)[1].params)
   rng = np.random.default_rng(5)
   params["bank"] = {name: rng.standard_normal(table.shape).astype(np.float32) for name, table in params["bank"].items()}
   prompts = [rng.integers(0, ANCHOR.vocab_size, length).tolist() for length in rng.integers(0, 20, 11)]
   continuations = [rng.integers(0, ANCHOR.vocab_size, length).tolist() for length in rng.integers(1, 4, 11)]
   leaf = rng.integers(-1, GENERIC + 1, 11).astype(np.int32)
   results = []
-  for slices, model, devices in ((1, 1, 1), (1, 1, 8), (2, 2, 8)):
+  for slices, model, devices in ((1, 1, 1), (2, 2, 8)):
     config, mesh = config_and_mesh(slices, model, devices)
     abstract = abstract_arrays(lambda: init_params(jax.random.key(0), MODEL), mesh, config.rules)
     placed = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), params, abstract)
     scorer = Scorer(Model(MODEL, placed, {}), mesh, batch_size=4, rules=config.rules)
     scores, _ = scorer.score_continuations(prompts, continuations, leaf)
     results.append((scores, scorer.generate(prompts, leaf, 5, stop=(3,))))
-  first, *others = results
+  (scores, text), (other_scores, other_text) = results
   return {
-    "score_difference": max(float(np.abs(first[0] - other[0]).max()) for other in others),
-    "same_text": [other[1] == first[1] for other in others],
-    "distinct": len({tuple(tokens) for tokens in first[1]}),
+    "score_difference": float(np.abs(scores - other_scores).max()),
+    "same_text": text == other_text,
+    "distinct": len({tuple(tokens) for tokens in text}),
   }
 
 
@@ -257,10 +251,9 @@ def main(run_dir):
   findings = {"devices": jax.device_count(), "training": {}, "restored": {}, "wire": check_wire()}
   meshes = {"1x8x1": (1, 1), "1x4x2": (1, 2), "2x2x2": (2, 2)}
   findings["exchange"] = {name: check_exchange(*mesh) for name, mesh in meshes.items()}
-  check_training(findings, run_dir)
-  findings["parts"] = check_parts()
-  findings["kinds"] = check_kinds()
-  findings["scoring"] = check_scoring()
+  params = check_training(findings, run_dir)
+  findings["variants"] = check_variants()
+  findings["scoring"] = check_scoring(params)
   print(json.dumps(findings))
 
 

@@ -6,6 +6,7 @@ replica x data x model. On the first each device has 3 sequences, on the others 
 
 import pytest
 
+pytestmark = pytest.mark.slow
 MESHES = ("1x8x1", "1x4x2", "2x2x2")
 PARTS = {"1x8x1": (8, 1, 1), "1x4x2": (4, 2, 1), "2x2x2": (2, 2, 2)}  # data, model, replica
 IDS = 24 * 4  # elements of an array with a few integers per sequence

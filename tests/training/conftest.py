@@ -1,6 +1,7 @@
 """A toy run that the tests of this folder share: 6 sequences of 5 random tokens a step, a bank of two levels."""
 
 import dataclasses
+import functools
 import json
 import types
 
@@ -11,10 +12,11 @@ import pytest
 from hiermem_jax.models import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.parallel import fetch, make_mesh
 from hiermem_jax.parallel.mesh import DEFAULT_RULES
-from hiermem_jax.training import OptimizerConfig
+from hiermem_jax.training import OptimizerConfig, loop
 from hiermem_jax.training.config import CheckpointConfig, Objective, TrainingRun
-from hiermem_jax.training.loop import LoopData, train
+from hiermem_jax.training.loop import LoopData
 from hiermem_jax.training.metrics import CLOCK_SCALARS, JsonlWriter
+from hiermem_jax.training.program import make_program
 
 ANCHOR = AnchorConfig(num_layers=1, width=8, num_heads=1, head_dim=4, mlp_width=8, vocab_size=13, dtype="float32")
 MEMORY = MemoryConfig(rows=(2, 1), branching=2)
@@ -64,6 +66,12 @@ def training_run(changes, steps=12, batch_size=6):
   )
 
 
+@functools.cache
+def make_program_once(run, mesh):
+  """Equal runs share a program: to trace and compile it takes longer than to run it."""
+  return make_program(run, mesh)
+
+
 def run(run_dir, **changes):
   """Trains; `changes` are fields of the run, of its parts or of its data, or arguments of `train`."""
 
@@ -75,7 +83,9 @@ def run(run_dir, **changes):
   def open_writer(start):
     return JsonlWriter(f"{run_dir}/metrics.jsonl", start)
 
-  return train(made, str(run_dir), data, MESH, **{"open_writer": open_writer} | changes)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "make_program", make_program_once)
+    return loop.train(made, str(run_dir), data, MESH, **{"open_writer": open_writer} | changes)
 
 
 def metrics(run_dir):

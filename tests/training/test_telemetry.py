@@ -109,14 +109,15 @@ def test_held_out_loss_and_the_best_model(toy, tmp_path):
   losses = {line["step"]: line["loss/validation"] for line in toy.metrics(tmp_path) if "loss/validation" in line}
   assert list(losses) == [3, 6, 9, 12]
 
+  @jax.jit
+  def loss(params, batch):
+    block = toy.fetch(params["bank"], batch["memory_leaf"], toy.model, toy.mesh)
+    values, _ = anchor_losses(toy.anchor, params["anchor"], batch, block)
+    return (values * batch["decoder_loss_weights"]).sum()
+
   def expected(params):
-    total = tokens = 0.0
-    for batch in held_out:
-      block = toy.fetch(params["bank"], batch["memory_leaf"], toy.model, toy.mesh)
-      values, _ = anchor_losses(toy.anchor, params["anchor"], batch, block)
-      total += float((values * batch["decoder_loss_weights"]).sum())
-      tokens += batch["decoder_loss_weights"].sum()
-    return total / tokens
+    tokens = sum(batch["decoder_loss_weights"].sum() for batch in held_out)
+    return sum(float(loss(params, batch)) for batch in held_out) / tokens
 
   assert losses[12] == pytest.approx(expected(state.params), rel=1e-5)
   best = min(losses, key=losses.get)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints three lines: running, exited N, died or none; the command; the last line of its log.
+# Prints three lines: running, exited N, died or none; the command; the last line of its log. Where bad input ended the
+# run (2), the third line is the run's own line that begins with error:, whatever a library printed after it.
 set -euo pipefail
 job=$HOME/hiermem/job
 
@@ -14,4 +15,8 @@ else
 fi
 cat "$job/command" 2> /dev/null || true
 echo
-tail -n 1 "$job/log" 2> /dev/null || true
+if [[ -s $job/status && $(cat "$job/status") == 2 ]]; then
+  awk '/^== / { error = "" } /^error: / { error = $0 } { last = $0 } END { print error ? error : last }' "$job/log"
+else
+  tail -n 1 "$job/log" 2> /dev/null || true
+fi
