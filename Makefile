@@ -14,7 +14,7 @@ ARGS ?=
 # Large pages make the step's big buffers cheaper to allocate on a CPU.
 quickstart: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 quickstart: $(VENV)/installed
-	$(VENV)/bin/python -m hiermem_jax.quickstart --gin_file=gin/runs/quickstart.gin --run_dir=$(RUN_DIR) $(ARGS)
+	$(VENV)/bin/python -m hiermem_jax.run --gin_file=gin/runs/quickstart.gin --run_dir=$(RUN_DIR) $(ARGS)
 
 test: $(VENV)/installed-tests
 	$(VENV)/bin/python -m pytest --numprocesses=2 $(ARGS)

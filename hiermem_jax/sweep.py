@@ -11,7 +11,7 @@ A sweep is a JSON file:
    "runs": [{"name": "ffn_15", "settings": {"kind": "ffn", "units": 15}, "bindings": ["MemoryConfig.kind = 'ffn'"],
              "gin_files": []}]}
 
-In bindings, {seed} is the seed and {setup} the directory of the seed's setup. Every run is a `quickstart`, a chain of
+In bindings, {seed} is the seed and {setup} the directory of the seed's setup. Every run is the verb `run` on a chain of
 verbs. `experiments/sweep.py` runs a sweep on this machine and `tpu_setup` runs it on TPU slices.
 """
 
@@ -46,7 +46,7 @@ class Job(NamedTuple):
     name: of the run in the sweep; "setup" for a seed's setup, which has no result.
     seed: one of the sweep's seeds.
     settings: as in the sweep; they are stored with the result.
-    flags: of `quickstart`, without the run directory.
+    flags: of `run`, without the run directory.
     directory: the run directory. Beside it, with the suffix .log, is the log.
   """
 
@@ -59,7 +59,7 @@ class Job(NamedTuple):
   @property
   def command(self) -> list[str]:
     """The command line of the run on this machine."""
-    return [sys.executable, "-m", "hiermem_jax.quickstart", *self.flags, f"--run_dir={self.directory}"]
+    return [sys.executable, "-m", "hiermem_jax.run", *self.flags, f"--run_dir={self.directory}"]
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:

@@ -96,7 +96,7 @@ _ALL = (
     replaces=True,
   ),
   Verb(
-    name="quickstart",
+    name="run",
     help="runs a chain of these verbs from one gin file",
     flags=(*_RUN, *_BEAM, "skip_damaged_checkpoints", *_PROCESSES),
     trains=True,

@@ -59,7 +59,7 @@ train.steps = 2
 train.batch_size = 8
 train.log_every = 1
 evaluate.probes = @probes/JsonlSource()
-quickstart.stages = (@cluster, @prepare, @train)
+run.stages = (@cluster, @prepare, @train)
 """
 
 
@@ -77,7 +77,7 @@ def chain(tmp_path_factory):
   gin_file = directory / "run.gin"
   gin_file.write_text(_RUN.format(corpus=directory / "corpus.jsonl", probes=directory / "probes.jsonl"))
   configuration.load([str(gin_file)], [])
-  configuration.call("quickstart", run_dir=str(directory / "run"))
+  configuration.call("run", run_dir=str(directory / "run"))
   return gin_file, directory / "run"
 
 
@@ -191,7 +191,7 @@ def test_real_process_from_another_directory(tmp_path):
   "argument, message",
   [
     ("--zzz", "Unknown command line flag 'zzz'; --help lists the flags"),
-    ("--runner=x", "--runner: train does not take it, only cluster, prepare, quickstart; leave it out"),
+    ("--runner=x", "--runner: train does not take it, only cluster, prepare, run; leave it out"),
     ("--topology=v5e:2x2", "--topology: train does not take it, only describe, compile_pod; leave it out"),
     ("--process_id=1", "--process_id: says nothing without --distributed; add that or leave this out"),
     ("--num_processes=0", "flag --num_processes=0: 0 is not a positive integer; --help lists the flags"),
@@ -234,7 +234,7 @@ def test_the_table_of_verbs_is_what_the_modules_are():
     (
       "prepare",
       ["--distributed"],
-      "--distributed: prepare does not take it, only train, merge, evaluate, evaluate_tasks, quickstart; leave it out",
+      "--distributed: prepare does not take it, only train, merge, evaluate, evaluate_tasks, run; leave it out",
     ),
     (
       "train",
@@ -269,7 +269,7 @@ def test_bad_binding(chain, fails, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("verb", ["cluster", "prepare", "train", "evaluate", "evaluate_tasks", "quickstart"])
+@pytest.mark.parametrize("verb", ["cluster", "prepare", "train", "evaluate", "evaluate_tasks", "run"])
 def test_validate_only_prints_and_touches_nothing(chain, run, tmp_path, verb):
   status, output, errors = run(verb, f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run", "--validate_only")
   assert (status, errors) == (0, "")

@@ -79,7 +79,7 @@ def verb_commands(text):
         yield word, rest
       elif (before, word) == ("make", "quickstart"):
         arguments = [flag for value in rest if value.startswith("ARGS=") for flag in shlex.split(value[5:])]
-        yield word, ["--gin_file=gin/runs/quickstart.gin", "--run_dir=runs/quickstart", *arguments]
+        yield "run", ["--gin_file=gin/runs/quickstart.gin", "--run_dir=runs/quickstart", *arguments]
 
 
 def values(flags, name):
@@ -109,7 +109,7 @@ def test_the_commands_are_found():
   pages = {page for page, _, _ in commands()}
   assert {"README.md", "docs/manual.md", "docs/pods.md", "docs/data.md", "docs/evaluation.md"} <= pages
   assert {"gin/runs/a2.gin", "gin/phases/toy.gin", "hiermem_jax/train.py", "hiermem_jax/evaluate_tasks.py"} <= pages
-  assert {"train", "evaluate_tasks", "describe", "compile_pod", "quickstart"} <= {verb for _, verb, _ in commands()}
+  assert {"train", "evaluate_tasks", "describe", "compile_pod", "run"} <= {verb for _, verb, _ in commands()}
   assert len(commands()) > 50
 
 

@@ -50,7 +50,7 @@ _FILES = {
   "__init__": ("errors", "evaluation.modes", "evaluation.topics", "language_model", "models.config"),  # when asked for
   "language_model": ("models", "retrieval", "evaluation", "data.packed", "data.text"),
   **dict.fromkeys(VERBS, _ALL_ROOMS),
-  "quickstart": ("parallel.distributed", "verbs"),
+  "run": ("parallel.distributed", "verbs"),
 }
 # And for the folders beside the library.
 _FOLDERS = {

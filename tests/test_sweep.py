@@ -84,7 +84,7 @@ def test_commands(folder):
   jobs = list(sweep.jobs(sweep.load(folder / "sweep.json"), folder / "runs"))
   setup, one = (next(job for job in jobs if (job.name, job.seed) == key) for key in (("setup", 1), ("one", 1)))
   assert setup.command[1:] == [
-    "-m", "hiermem_jax.quickstart", f"--gin_file={folder}/setup.gin", "--gin_bindings=SEED = 1", f"--run_dir={folder}/runs/setup_1",
+    "-m", "hiermem_jax.run", f"--gin_file={folder}/setup.gin", "--gin_bindings=SEED = 1", f"--run_dir={folder}/runs/setup_1",
   ]  # fmt: skip
   assert one.command[3:] == [
     f"--gin_file={folder}/a.gin", "--gin_bindings=SEED = 1", f"--gin_bindings=ANCHOR = '{folder}/runs/setup_1/anchor'",

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 def _run(run_dir, bindings=()):
   configuration.load([str(GIN_FILE)], list(bindings))
-  configuration.call("quickstart", run_dir=str(run_dir))
+  configuration.call("run", run_dir=str(run_dir))
 
 
 def _report(run_dir, directory="evaluation"):

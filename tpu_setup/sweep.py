@@ -59,7 +59,7 @@ def run(
   todo = [job._replace(directory=logs / job.directory.name) for job in sweeps.jobs(sweep, root, only)]
 
   def on_slice(job: sweeps.Job) -> jobs.Job:
-    return jobs.Job("quickstart", job.flags, f"{runs_root.rstrip('/')}/{job.directory.name}")
+    return jobs.Job("run", job.flags, f"{runs_root.rstrip('/')}/{job.directory.name}")
 
   def launch(job: sweeps.Job, log: pathlib.Path, worker: int | None, started: Callable[[sweeps.Child], None]) -> int:
     slice_ = slices[worker or 0]

@@ -30,7 +30,7 @@ def test_sweeps(path, monkeypatch):
   jobs = [job for job in sweep.jobs(sweep.load(path), pathlib.Path("/runs")) if job.seed == 0]
   for job in jobs:
     configuration.load(*flags(job.command))
-    configuration.dry_run("quickstart", run_dir=str(job.directory))
+    configuration.dry_run("run", run_dir=str(job.directory))
   settings = [json.dumps(job.settings, sort_keys=True) for job in jobs if job.name != "setup"]
   assert len(set(settings)) == len(settings)
 

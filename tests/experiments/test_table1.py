@@ -43,5 +43,5 @@ def test_report(run, tmp_path):
 def test_its_runs_resolve():
   for corpus, bindings in (("world", ()), ("wikipedia", ("CORPUS = 'a.jsonl'", "VALIDATION = 'b.jsonl'"))):
     configuration.load([str(_SCRIPT.with_name(f"{corpus}.gin"))], bindings)
-    text = configuration.dry_run("quickstart", run_dir="")
+    text = configuration.dry_run("run", run_dir="")
     assert "frozen/Objective.frozen_anchor = True" in text and "joint/train.init_from = None" in text

@@ -27,7 +27,7 @@ _BINDINGS["real_text_small"] = ("CORPUS = '/data/train.jsonl'", "VALIDATION = '/
 
 def resolve(name: str) -> str:
   configuration.load([str(_ROOT / f"gin/runs/{name}.gin")], _BINDINGS.get(name, ()))
-  verb = "quickstart" if "stages" in gin.get_bindings("quickstart", resolve_references=False) else "train"
+  verb = "run" if "stages" in gin.get_bindings("run", resolve_references=False) else "train"
   return configuration.dry_run(verb, run_dir="")
 
 

@@ -66,7 +66,7 @@ def assert_same_losses(run, expected):
 def chain(corpus, tmp_path_factory):
   """Directory of a run that this process has prepared, trained and evaluated."""
   run_dir = tmp_path_factory.mktemp("chain")
-  run_alone("quickstart", run_dir, corpus)
+  run_alone("run", run_dir, corpus)
   return run_dir
 
 
@@ -74,7 +74,7 @@ def test_whole_chain_in_two_processes(chain, tmp_path, start_two, finish):
   """One of them clusters, prepares, reports and prints; both train and score, with a model axis of two."""
   run_dir = tmp_path / "run"
   (first, output, errors), (second, other_output, other_errors) = finish(
-    start_two("quickstart", run_dir, "MeshConfig.model = 2", PYTHONPATH=str(ROOT))  # with TensorFlow
+    start_two("run", run_dir, "MeshConfig.model = 2", PYTHONPATH=str(ROOT))  # with TensorFlow
   )
   assert (first, second) == (0, 0), errors[-3000:] + other_errors[-3000:]
   assert_same_losses(losses(run_dir), losses(chain))

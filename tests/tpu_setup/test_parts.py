@@ -292,7 +292,7 @@ def test_sweep_on_slices(cloud, tmp_path):
   assert len(cloud.named("queued-resources create hiermem-0")) == 1
   assert "queued-resources delete hiermem-0" in cloud.calls[-1]
   started = cloud.named("start.sh", "--worker=0 ")
-  assert "-m hiermem_jax.quickstart --distributed --run_dir=/gcs/bkt/sweep/setup_0" in started[0]
+  assert "-m hiermem_jax.run --distributed --run_dir=/gcs/bkt/sweep/setup_0" in started[0]
   assert not cloud.named("start.sh", "a_0")  # its mark was there
 
 

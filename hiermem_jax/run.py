@@ -1,6 +1,6 @@
 r"""Runs a chain of verbs from one gin file: cluster, prepare, train (several times), evaluate.
 
-  python -m hiermem_jax.quickstart --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
+  python -m hiermem_jax.run --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
 
 The gin file names the stages. Every stage keeps what is already done, so the same command continues a broken run. Of
 several processes (--distributed) the first one alone runs the verbs that cannot be distributed: cluster, prepare.
@@ -15,7 +15,7 @@ from absl import logging
 from hiermem_jax.verbs import VERBS
 
 
-def quickstart(*, run_dir: str, stages: tuple[Callable, ...]) -> None:
+def run(*, run_dir: str, stages: tuple[Callable, ...]) -> None:
   """Calls each stage with the run directory.
 
   Args:
@@ -37,4 +37,4 @@ def quickstart(*, run_dir: str, stages: tuple[Callable, ...]) -> None:
 if __name__ == "__main__":
   from hiermem_jax import cli
 
-  cli.main("quickstart")
+  cli.main("run")

@@ -1,7 +1,7 @@
 """The chain of verbs; whole chains run in test_cli, and in two processes in multihost/test_verbs."""
 
 from hiermem_jax.parallel import distributed
-from hiermem_jax.quickstart import quickstart
+from hiermem_jax.run import run
 
 
 def test_stages_run_in_order_and_the_first_process_alone_prepares(monkeypatch):
@@ -22,5 +22,5 @@ def test_stages_run_in_order_and_the_first_process_alone_prepares(monkeypatch):
 
   monkeypatch.setattr(distributed, "on_first", on_first)
   names = ("cluster", "prepare", "train", "train", "merge", "evaluate")
-  quickstart(run_dir="runs/x", stages=tuple(map(stage, names)))
+  run(run_dir="runs/x", stages=tuple(map(stage, names)))
   assert done == [(name, "runs/x", name in ("cluster", "prepare")) for name in names]
