@@ -75,7 +75,8 @@ MEASURED = {  # the tests of a room that run in the process of pytest; their cov
 THOROUGH = {
   "parallel": ["tests/parallel", "tests/golden"],
   "training": ["tests/training", "tests/parallel", "tests/test_train.py", "tests/multihost"],
-  "models": ["tests/models", "tests/parallel", "tests/golden"],
+  "models": ["tests/models", "tests/parallel", "tests/golden", "tests/test_compile_pod.py"],
+  "inference": ["tests/inference", "tests/evaluation", "tests/parallel"],
   "data": ["tests/data"],
 }
 BUDGET = 60.0  # seconds of tests for one mutant, of CPU, when nothing is mutated
