@@ -9,8 +9,7 @@ clusters). The work is done by Beam pipelines: on all cores of this machine, or 
 
 import os
 
-from absl import logging
-
+from hiermem_jax import console
 from hiermem_jax.data.corpus.config import ReadConfig
 from hiermem_jax.data.corpus.runner import BeamConfig
 from hiermem_jax.data.sources import Source, resolve_data_dir
@@ -65,7 +64,7 @@ def cluster(
       raise InputError(
         f"{tokenizer}: no such tokenizer; bind cluster.tokenizer, or cluster.tokenizer_vocab_size to train one"
       )
-    logging.info("training a tokenizer of %d pieces", tokenizer_vocab_size)
+    console.say("training a tokenizer of %d pieces", tokenizer_vocab_size)
     train_sentencepiece(good_texts(corpus), tokenizer, vocab_size=tokenizer_vocab_size)
   loaded_tokenizer = load_tokenizer(tokenizer)
   fitted_path = os.path.join(directory, "encoder")
@@ -89,7 +88,7 @@ def cluster(
     sample=sample,
     beam_config=beam,
   )
-  logging.info("%s: %d leaves, fingerprint %s", directory, built.num_leaves, built.fingerprint)
+  console.say("%s: %d leaves, fingerprint %s", directory, built.num_leaves, built.fingerprint)
 
 
 if __name__ == "__main__":
