@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from hiermem_jax import console
+from hiermem_jax import completion, console
 from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.verbs import VERBS, Verb
 
@@ -83,6 +83,8 @@ _PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 
 def command(argv: Sequence[str] | None = None) -> None:
   """The command `hiermem`: runs the verb that comes first in `argv` (by default sys.argv), or lists the verbs."""
+  if "_ARGCOMPLETE" in os.environ:  # a shell asks what could follow
+    completion.propose({name: (flag.help, flag.define is not flags.DEFINE_bool) for name, flag in _FLAGS.items()})
   program, *arguments = sys.argv if argv is None else argv
   if not arguments or arguments[0] in ("-h", "-help", "--help", "help"):
     _show(_overview())

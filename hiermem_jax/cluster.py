@@ -7,6 +7,11 @@ clusters). The work is done by Beam pipelines: on all cores of this machine, or 
 --pipeline_option. Finished parts are kept, so the same command goes on after a crash.
 """
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("cluster")
+
 import os
 
 from hiermem_jax import console
@@ -89,9 +94,3 @@ def cluster(
     beam_config=beam,
   )
   console.say("%s: %d leaves, fingerprint %s", directory, built.num_leaves, built.fingerprint)
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("cluster")

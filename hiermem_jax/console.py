@@ -1,8 +1,8 @@
 """What a command shows while it runs, and the log beside it.
 
-Log records, and what libraries write to standard error themselves, go to RUN_DIR/log.txt. The console gets what was said
-with `say`, progress, warnings of ours, and errors. Where no console is open, as in a notebook, `say` is an ordinary log
-record and `Progress` does nothing, so that every part of the library may use both.
+Log records, and what libraries write to standard error themselves, go to RUN_DIR/log.txt. The console gets what was
+said with `say`, progress, warnings of ours, and errors. Where no console is open, as in a notebook, `say` is a log
+record like others and `Progress` does nothing, so that every part of the library may use both.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from absl import logging
 
 if TYPE_CHECKING:
   from rich.console import Console
-  from rich.progress import Task
   from rich.progress import Progress as RichProgress
+  from rich.progress import Task
   from rich.text import Text
 
 LOG = "log.txt"

@@ -4,11 +4,16 @@ r"""Runs a chain of verbs from one gin file: cluster, prepare, train (several ti
   python -m hiermem_jax.run --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart --stages=cotrain..
 
 The gin file names the stages. Every stage keeps what is already done, so the same command continues a broken run.
---stages runs some of them: --stages=cluster,prepare two, --stages=cotrain.. one and all after it. A stage is named by its
-scope and verb (cotrain/train), or by one of the two where that is enough. What earlier stages would have made must be
-there. Of several processes (--distributed) the first one alone runs the verbs that cannot be distributed: cluster,
+--stages runs some of them: --stages=cluster,prepare two, --stages=cotrain.. one and all after it. A stage is named by
+its scope and verb (cotrain/train), or by one of the two where that is enough. What earlier stages would have made must
+be there. Of several processes (--distributed) the first one alone runs the verbs that cannot be distributed: cluster,
 prepare.
 """
+
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("run")
 
 import functools
 from collections.abc import Callable
@@ -36,9 +41,3 @@ def run(*, run_dir: str, stages: tuple[Callable, ...]) -> None:
         stage(run_dir=run_dir)
       else:
         distributed.on_first(functools.partial(stage, run_dir=run_dir))
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("run")

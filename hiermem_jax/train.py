@@ -7,6 +7,11 @@ Writes RUN_DIR/config.gin, checkpoints/, TensorBoard events, metrics.jsonl and, 
 command in the same directory resumes.
 """
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("train")
+
 import dataclasses
 import functools
 import math
@@ -157,9 +162,3 @@ def _open_held_out(directory: str, config: ValidationConfig, run: TrainingRun, m
     leaf=memory.num_leaves if memory is not None and memory.part == "generic" else None,
   )
   return HeldOut(batches, config.every)
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("train")

@@ -8,6 +8,11 @@ Writes RUN_DIR/tokenizer.model; one that is there already is kept. `cluster` doe
 vocabulary size. For a large corpus take a tokenizer that exists, such as GPT-NeoX's tokenizer.json.
 """
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("train_tokenizer")
+
 import os
 
 from hiermem_jax import console
@@ -44,9 +49,3 @@ def train_tokenizer(
   texts = good_texts(resolve_data_dir(corpus, run_dir))
   trained = train_sentencepiece(texts, path, vocab_size=vocab_size, max_characters=max_characters)
   console.say("%s: %d ids, fingerprint %s", path, trained.vocab_size, trained.fingerprint)
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("train_tokenizer")

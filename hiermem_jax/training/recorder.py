@@ -121,8 +121,7 @@ class Recorder:
     self._writer.flush()
 
   def summary(self) -> dict[str, float]:
-    """The last step's scalars, but `tokens` and times of the whole run, since it started or resumed; empty without a step.
-    """
+    """The last step's scalars, but tokens and times since the run started or resumed; empty when it had no step."""
     if not self._scalars:
       return {}
     seconds = time.monotonic() - self._begin

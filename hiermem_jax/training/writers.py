@@ -66,7 +66,9 @@ def log_parameters(model: ModelConfig) -> None:
   """Says how many parameters there are, and logs a table of them with their shapes, where clu is installed."""
   line = f"{model.anchor.params:,} parameters"
   if model.memory is not None:
-    line = f"{line} of the anchor, {model.bank_params:,} of the bank, of which a sequence fetches {model.fetched_params:,}"
+    line = (
+      f"{line} of the anchor, {model.bank_params:,} of the bank, of which a sequence fetches {model.fetched_params:,}"
+    )
   console.say("%s", line)
   try:
     from clu import parameter_overview
