@@ -84,7 +84,7 @@ def opened(
   os.makedirs(directory, exist_ok=True)
   path = os.path.join(directory, f"log.{process}.txt" if process else LOG)
   with contextlib.ExitStack() as stack:
-    to_log = python_logging.FileHandler(path, encoding="utf-8")
+    to_log = _LogFile(path, encoding="utf-8")
     stack.callback(to_log.close)
     stderr: Any = sys.stderr
     if not verbose and not one_of_several:
@@ -138,10 +138,23 @@ def _stderr_into(path: str) -> Iterator[Any]:
   finally:
     if shows_crash:
       faulthandler.disable()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the disk is full
+      sys.stderr.flush()
     kept.flush()
     os.dup2(kept.fileno(), 2)
     kept.close()
+
+
+class _LogFile(python_logging.FileHandler):
+  """The log. That its disk is full does not end a run, and the console need not say so for every record."""
+
+  def handleError(self, record: python_logging.LogRecord) -> None:
+    """Passes over a record that could not be written."""
+
+  def close(self) -> None:
+    """Closes it; what could not be written is lost."""
+    with contextlib.suppress(OSError):
+      super().close()
 
 
 class _ToScreen(python_logging.Handler):

@@ -32,7 +32,7 @@ def chosen(chain: Sequence[Stage], text: str | None) -> tuple[Stage, ...]:
 
 def _named(chain: Sequence[Stage], name: str, text: str) -> Stage:
   found = [stage for stage in chain if stage.name == name] or [
-    stage for stage in chain if name in (stage.verb, stage.name.rpartition("/")[0])
+    stage for stage in chain if name and name in (stage.verb, stage.name.rpartition("/")[0])
   ]
   if len(found) == 1:
     return found[0]

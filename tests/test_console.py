@@ -16,13 +16,14 @@ from hiermem_jax import console
 
 # Takes a while, prints what a library would, and writes to file descriptor 2 as a library in C++ does.
 _PROGRAM = """
-import logging, os, subprocess, sys, time, warnings
+import contextlib, logging, os, subprocess, sys, time, warnings
 from hiermem_jax import console
 now = [0]
 time.monotonic = lambda: now[0]  # also for rich, which is imported later
 console.set_up()
 with console.opened(sys.argv[1], "run", verbose="verbose" in sys.argv, process=int(sys.argv[2])):
-  os.write(2, b"failed call to cuInit\\n")
+  with contextlib.suppress(OSError):
+    os.write(2, b"failed call to cuInit\\n")
   subprocess.run([sys.executable, "-c", "import os; os.write(2, b'from a child')"])
   logging.getLogger("library").info("library note")
   logging.getLogger("library").warning("library warning")
@@ -121,6 +122,13 @@ def test_another_process_shows_errors_alone_and_has_a_log_of_its_own(tmp_path):
   result = in_pipes(tmp_path, process=1)
   assert result.stderr == "[run] error: library error 1\n"
   assert [path.name for path in tmp_path.iterdir()] == ["log.1.txt"]
+
+
+def test_a_full_disk_does_not_end_a_run(tmp_path):
+  (tmp_path / "log.txt").symlink_to("/dev/full")
+  result = in_pipes(tmp_path)
+  assert (result.returncode, result.stdout) == (0, "table\n")
+  assert "done in 3 min" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("columns", [80, 200])
