@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import functools
 import importlib.util
-import logging as python_logging
 import os
 import pathlib
 import sys
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from hiermem_jax import completion, console
 from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.verbs import VERBS, Verb
 
@@ -42,6 +42,10 @@ _FLAGS = {
   ),
   "run_dir": _Flag(flags.DEFINE_string, None, "Directory of the run; relative paths in the configuration start here."),
   "validate_only": _Flag(flags.DEFINE_bool, False, "Check the configuration, print it in full, and stop."),
+  "verbose": _Flag(flags.DEFINE_bool, False, "Show on the console all that goes to RUN_DIR/log.txt."),
+  "stages": _Flag(
+    flags.DEFINE_string, None, "Stages to run, with commas; NAME.. is a stage and all after it. By default all."
+  ),
   "json": _Flag(flags.DEFINE_bool, False, "Print JSON instead of text."),
   "topology": _Flag(flags.DEFINE_string, None, "TPU slice, e.g. v5e:16x16."),
   "num_slices": _Flag(_at_least_1, None, "Number of such slices."),
@@ -79,6 +83,8 @@ _PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 
 def command(argv: Sequence[str] | None = None) -> None:
   """The command `hiermem`: runs the verb that comes first in `argv` (by default sys.argv), or lists the verbs."""
+  if "_ARGCOMPLETE" in os.environ:  # a shell asks what could follow
+    completion.propose({name: (flag.help, flag.define is not flags.DEFINE_bool) for name, flag in _FLAGS.items()})
   program, *arguments = sys.argv if argv is None else argv
   if not arguments or arguments[0] in ("-h", "-help", "--help", "help"):
     _show(_overview())
@@ -92,9 +98,7 @@ def command(argv: Sequence[str] | None = None) -> None:
 
 def main(name: str, argv: Sequence[str] | None = None) -> None:
   """Runs a verb from the command line (by default sys.argv); exits with status 2 and one line on bad input."""
-  logging.set_verbosity(logging.INFO)
-  logging.use_absl_handler()
-  logging.get_absl_handler().addFilter(_is_news)
+  console.set_up()
   verb = VERBS[name]
   define(verb, flags.FLAGS)
   app.run(
@@ -102,13 +106,6 @@ def main(name: str, argv: Sequence[str] | None = None) -> None:
     argv=None if argv is None else list(argv),
     flags_parser=lambda given: parse(verb, given, flags.FLAGS),
   )
-
-
-def _is_news(record: python_logging.LogRecord) -> bool:
-  """Whether to log a record: orbax writes dozens of lines per save, gin one per place where an include is not."""
-  if record.module == "resource_reader":
-    return False
-  return "orbax" not in record.pathname or record.levelno > python_logging.INFO
 
 
 def _overview() -> str:
@@ -236,6 +233,7 @@ def _fill(verb: Verb, given: Mapping[str, Any]) -> None:
 
   configuration.load(given["gin_file"], given["gin_bindings"])
   text = configuration.dry_run(verb.name, run_dir=given["run_dir"] or "")
+  arguments = _stages(verb, given)
   if given["validate_only"]:
     print(text)
     return
@@ -249,9 +247,24 @@ def _fill(verb: Verb, given: Mapping[str, Any]) -> None:
   ]
   if extra:
     configuration.load(given["gin_file"], [*given["gin_bindings"], *extra])
+  shown = {"verbose": given["verbose"], "process": distributed.number(), "one_of_several": given["distributed"]}
   try:
-    configuration.call(verb.name, run_dir=given["run_dir"])
+    with console.opened(given["run_dir"], verb.name, **shown):
+      configuration.call(verb.name, run_dir=given["run_dir"], **arguments)
   except InputError:
     if distributed.is_first():
       run_config.discard(path)
     raise
+
+
+def _stages(verb: Verb, given: Mapping[str, Any]) -> dict[str, Any]:
+  """The argument `stages` of a chain: those that --stages names. What the ones left out make must be there."""
+  from hiermem_jax import configuration, stages
+
+  if "stages" not in verb.flags:
+    return {}
+  chain = configuration.chain()
+  selected = stages.chosen(chain, given["stages"])
+  if given["run_dir"] is not None:
+    stages.require_made(chain, selected, given["run_dir"], configuration.all_arguments)
+  return {"stages": selected}

@@ -24,7 +24,7 @@ from gin import config_parser
 
 from hiermem_jax.arguments import check_type, checked, with_fields_of
 from hiermem_jax.errors import InputError
-from hiermem_jax.verbs import VERBS
+from hiermem_jax.verbs import VERBS, Stage
 
 if TYPE_CHECKING:
   from _typeshed import DataclassInstance
@@ -230,6 +230,23 @@ def dry_run(verb: str, **arguments) -> str:
     for stage in gin.get_bindings(verb).get("stages", ()):
       stage(**arguments)
   return gin.operative_config_str(max_line_length=110)
+
+
+def chain() -> tuple[Stage, ...]:
+  """The stages that are bound to `run`, each with its name."""
+  references = gin.get_bindings("run", resolve_references=False).get("stages", ())
+  functions = gin.get_bindings("run").get("stages", ())
+  return tuple(
+    Stage(name=reference.scoped_selector, call=function, number=number, total=len(functions))
+    for number, (reference, function) in enumerate(zip(references, functions), start=1)
+  )
+
+
+def all_arguments(stage: str) -> dict[str, Any]:
+  """What a stage, e.g. 'anchor/train', would be called with, the run directory excepted."""
+  scope, _, verb = stage.rpartition("/")
+  with gin.config_scope(scope or None):
+    return {name: bound_argument(verb, name) for name in _parameters(verb) if name != "run_dir"}
 
 
 def bound_argument(verb: str, argument: str) -> Any:

@@ -41,9 +41,9 @@ def _require_same(path: str, text: str) -> None:
 
 
 def discard(path: str) -> None:
-  """Removes a run's configuration where it is all that the run has written, so that a corrected one may follow."""
+  """Removes a run's configuration where the run has written nothing but its log, so that a corrected one may follow."""
   directory, name = os.path.split(path)
-  if os.listdir(directory) == [name]:
+  if all(entry == name or entry.startswith("log.") for entry in os.listdir(directory)):
     os.remove(path)
 
 

@@ -1,9 +1,13 @@
 """The verbs from their command line: a tiny chain on JSON lines, and one clear line for every bad input."""
 
+import ast
 import importlib
 import inspect
+import itertools
 import json
 import pathlib
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -127,6 +131,33 @@ def test_help_shows_an_example_and_the_flags(arguments):
   assert "python -m hiermem_jax.train --gin_file=gin/runs/a2.gin" in result.stdout
   assert "--gin_bindings:" in result.stdout and "--run_dir:" in result.stdout
   assert "--[no]skip_damaged_checkpoints:" in result.stdout and "--runner" not in result.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_begins_with_a_command_that_can_be_pasted(verb):
+  """Behind the summary; it names files that are there, and has no brackets or capitals to fill in."""
+  summary, empty, *rest = ast.get_docstring(ast.parse((_ROOT / f"hiermem_jax/{verb}.py").read_text())).splitlines()
+  lines = list(itertools.takewhile(str.strip, rest))
+  command = " ".join(line.strip().removesuffix("\\") for line in lines)
+  first = command.split(" python -m")[0]
+  module, *arguments = shlex.split(first)[2:]
+  assert summary.endswith(".") and not empty and first.startswith("python -m") and module == f"hiermem_jax.{verb}"
+  values = flags.FlagValues()
+  cli.define(VERBS[verb], values)
+  values([verb, *arguments])
+  assert not set("[]<>") & set(first) and "..." not in first
+  for path in values.gin_file:
+    assert (_ROOT / path).exists()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("form", [["-m", "hiermem_jax.{}"], ["-m", "hiermem_jax", "{}"]])
+def test_a_process_that_refuses_a_flag_imports_nothing_that_takes_seconds(verb, form):
+  result = python("-X", "importtime", *(part.format(verb) for part in form), "--zzz")
+  *imports, last = result.stderr.splitlines()
+  assert (result.returncode, last) == (2, "error: Unknown command line flag 'zzz'; --help lists the flags")
+  modules = {line.rpartition("|")[2].strip().split(".")[0] for line in imports}
+  assert not modules & {"jax", "gin", "numpy", "tensorflow", "beartype", "rich", "argcomplete"}
 
 
 def test_help_and_refused_flags_import_neither_jax_nor_gin():
@@ -287,12 +318,32 @@ def test_run_directory_of_another_configuration(chain, fails, tmp_path):
   assert message.endswith("use another --run_dir or delete this one")
 
 
+def test_some_stages_of_a_chain(chain, run, fails, tmp_path):
+  """The others are not run; what they would have made must be there."""
+  arguments = ("run", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run")
+  message = fails(*arguments, "--stages=train")
+  assert message.startswith(
+    f"{tmp_path}/run/packed: train reads it, and prepare, which makes it, has not finished here"
+  )
+  assert fails(*arguments, "--stages=merge", "--validate_only").startswith(
+    "--stages=merge: 'merge' is no stage of this"
+  )
+  assert not (tmp_path / "run").exists()
+  shutil.copytree(chain[1] / "tree", tmp_path / "run/tree")
+  shutil.copytree(chain[1] / "packed", tmp_path / "run/packed")
+  status, _, _ = run(*arguments, "--stages=train")
+  assert status == 0 and json.loads((tmp_path / "run/report.json").read_text())["steps"] == 2
+  assert not (tmp_path / "run/tokenizer.model").exists()  # which `cluster` would have made
+  saved = (tmp_path / "run/config.gin").read_text()  # the whole chain's, so that other stages may follow
+  assert re.sub(r"\s", "", saved).count("run.stages=(@cluster,@prepare,@train)") == 1
+
+
 def test_failed_start_can_be_corrected_in_place(chain, fails, tmp_path):
   arguments = ("train", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run")
   for dataset in ("nope", "nowhere"):  # the second is not refused as another configuration
     message = fails(*arguments, f"--gin_bindings=train.dataset = '{tmp_path}/{dataset}'")
     assert message.startswith(f"{tmp_path}/{dataset}/manifest.json: No such file")
-  assert not list((tmp_path / "run").iterdir())
+  assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.txt"]
 
 
 # Corpora -----------------------------------------------------------------------------------------------------------------

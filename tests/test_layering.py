@@ -21,7 +21,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _PACKAGE = _ROOT / "hiermem_jax"
 
 _ALL_ROOMS = ("models", "parallel", "pod", "retrieval", "data", "training", "inference", "evaluation")
-# What each room may import of the library, beside itself, `errors` and `files`; lowest first.
+# What each room may import of the library, beside itself, `console`, `errors` and `files`; lowest first.
 _DATA_OF_EVALUATION = ("corpus.reading", "packed", "sources", "tasks.metrics", "tasks.requests", "tasks.table", "text")
 _ROOMS = {
   "models": (),
@@ -38,14 +38,17 @@ _ROOMS = {
 }
 # The same for the files beside the rooms. Verbs know all rooms, and neither each other nor the configuration.
 _FILES = {
+  "console": (),
   "errors": (),
   "files": (),
   "arguments": (),
   "verbs": (),
   "sweep": (),
   "run_config": ("parallel.distributed",),
+  "stages": ("verbs",),
+  "completion": ("verbs",),
   "configuration": (*_ALL_ROOMS, "arguments", "verbs", *VERBS),
-  "cli": ("configuration", "run_config", "verbs", "parallel.distributed"),
+  "cli": ("completion", "configuration", "run_config", "stages", "verbs", "parallel.distributed"),
   "__main__": ("cli",),
   "__init__": ("errors", "evaluation.modes", "evaluation.topics", "language_model", "models.config"),  # when asked for
   "language_model": ("models", "retrieval", "evaluation", "data.packed", "data.text"),
@@ -190,7 +193,7 @@ def _allowed(name: str, target: str) -> bool:
     allowed = _FOLDERS[top]
   else:
     allowed = (*_ROOMS[rest[0]], rest[0]) if rest[0] in _ROOMS else _FILES[rest[0]]
-  return any(_below(".".join(target_rest), prefix) for prefix in (*allowed, "errors", "files"))
+  return any(_below(".".join(target_rest), prefix) for prefix in (*allowed, "console", "errors", "files"))
 
 
 def test_every_import_is_in_the_plan():
@@ -225,7 +228,7 @@ def test_only_the_command_line_knows_flags_and_only_the_configuration_knows_gin(
   for name, path in _sources().items():
     if _below(name, "hiermem_jax"):
       flags = [one for one in _imports(path) if _below(one, "absl.flags") or _below(one, "argparse")]
-      assert not flags or name == "hiermem_jax.cli", name
+      assert not flags or name in ("hiermem_jax.cli", "hiermem_jax.completion"), name
       assert not any(_below(one, "gin") for one in _imports(path)) or name == "hiermem_jax.configuration", name
 
 
