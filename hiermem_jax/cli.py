@@ -226,6 +226,7 @@ def _print(verb: Verb, given: Mapping[str, Any]) -> None:
   arguments = {
     name: given[name] for name in ("topology", "num_slices") if given[name] is not None
   }  # others may be bound
+  configuration.require_read(verb.name, ("as_json", *arguments))
   configuration.call(verb.name, as_json=given["json"], **arguments)
 
 
