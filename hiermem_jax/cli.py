@@ -232,7 +232,7 @@ def _print(verb: Verb, given: Mapping[str, Any]) -> None:
 
 def _fill(verb: Verb, given: Mapping[str, Any]) -> None:
   """Runs a verb that fills a run directory, and keeps the configuration there."""
-  from hiermem_jax import configuration, run_config
+  from hiermem_jax import configuration, run_config, run_record
   from hiermem_jax.parallel import distributed
 
   configuration.load(given["gin_file"], given["gin_bindings"])
@@ -244,6 +244,7 @@ def _fill(verb: Verb, given: Mapping[str, Any]) -> None:
     distributed.initialize(*(given[name] for name in _PROCESS_FLAGS), preemptible=verb.trains)
   path = os.path.join(given["run_dir"], verb.saved_as)
   run_config.save(path, text, replace=verb.replaces)
+  distributed.on_first(lambda: run_record.start(path, text, verb.name, given["gin_file"], given["gin_bindings"]))
   # These flags are not part of the run's configuration: a run that stopped may go on with others.
   extra = [
     line for name, flag in _FLAGS.items() if flag.bindings and given[name] for line in flag.bindings(given[name])

@@ -84,7 +84,8 @@ def one_line(place: str) -> Iterator[None]:
     raise InputError(f"{where}: {error.msg.rstrip('.')}; correct the line") from None
   except (ValueError, OSError, TypeError, AttributeError, ImportError) as error:
     message = str(error).split("\n  In bindings string", 1)[0]  # `place` says it
-    raise InputError(f"{place}: {' '.join(message.split()).rstrip('.')}; correct the name or the line") from None
+    message = " ".join(message.split()).rstrip(".")
+    raise InputError(f"{place}: {message}{'' if message[-1:] == '?' else ';'} correct the name or the line") from None
 
 
 def find(name: str, what: str, beside: str | None = None) -> str:
@@ -108,6 +109,13 @@ def find(name: str, what: str, beside: str | None = None) -> str:
       return path
   places = list(dict.fromkeys(os.path.abspath(path) for path in paths))
   raise InputError(f"{what}: no such file; looked for {', '.join(places)}; correct the path")
+
+
+def portable(path: str) -> str:
+  """The path of a gin file for an `include` that is to hold elsewhere: a file of the checkout from there, or absolute."""
+  path = os.path.abspath(path)
+  inside = os.path.relpath(path, ROOT)
+  return path if inside.startswith(os.pardir) else inside
 
 
 def statements(gin_files: Sequence[str], bindings: Sequence[str], references: References) -> list[Statement]:

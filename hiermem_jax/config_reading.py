@@ -112,11 +112,11 @@ def _unread(verb: str, given: Collection[str], reads: Reads, key: Key) -> str:
     if any(key in read_by(other).keys for other in VERBS):
       return ""
     return "nothing reads it: what did is bound to another value; leave it out"
-  if argument in given and (scope, name) in reads.calls:
+  if argument in given and name in map(full_name, VERBS):
     return f"the command line gives {short}.{argument} itself; leave it out"
   if elsewhere := sorted("/".join(filter(None, (other, short))) for other, called in reads.calls if called == name):
     return f"{verb} reads it outside this scope, of {', '.join(elsewhere)}; bind {elsewhere[0]}.{argument}"
-  if takers := [other for other in VERBS if other != verb and key in read_by(other).keys]:
+  if takers := [other for other, taker in VERBS.items() if taker.has_run_dir and key in read_by(other).keys]:
     return f"{verb} does not read it, only {', '.join(takers)}; leave it out"
   return f"nothing that {verb} reads constructs {short}; bind a reference @{short}() to what takes one, or leave it out"
 

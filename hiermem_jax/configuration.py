@@ -14,6 +14,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -129,7 +130,7 @@ def load(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
   gin.parse_config(_DEFAULTS)
   for name in gin_files:
     path = config_files.find(name, f"--gin_file={name}")
-    with config_files.one_line(path), _suggestion():
+    with config_files.one_line(path), _suggestion(), _quiet():
       gin.parse_config_file(config_files.marked(path))
   for binding in bindings:
     with config_files.one_line(f"--gin_bindings={binding}"), _suggestion():
@@ -159,8 +160,24 @@ def _suggestion() -> Iterator[None]:
       meant = _did_you_mean(found[1], _registered)
     if not meant:
       raise
-    lines = [line for line in message.split("\n") if line.strip() and "In bindings string" not in line]
-    raise ValueError("; ".join([lines[0].rstrip("."), *map(str.strip, lines[1:]), meant.strip()])) from None
+    first, *rest = message.split("\n")
+    place = "".join(f" {line.strip()}" for line in rest if line.strip().startswith("In file"))
+    raise ValueError(f"{first.rstrip('.')}{place};{meant}") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Silences gin's note, at each file, that the file is not in a Python package."""
+  root = logging.getLogger()
+
+  def is_other(record: logging.LogRecord) -> bool:
+    return record.module != "resource_reader"
+
+  root.addFilter(is_other)
+  try:
+    yield
+  finally:
+    root.removeFilter(is_other)
 
 
 def _check_names(statements: Sequence[config_files.Statement], references: config_files.References) -> None:

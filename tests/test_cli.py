@@ -196,7 +196,10 @@ def test_real_process_from_another_directory(tmp_path):
     ("--process_id=1", "--process_id: says nothing without --distributed; add that or leave this out"),
     ("--num_processes=0", "flag --num_processes=0: 0 is not a positive integer; --help lists the flags"),
     ("gin/runs/a2.gin", "'gin/runs/a2.gin': arguments are given as --flags; --help lists them"),
-    ("--gin_file=nope.gin", f"--gin_file=nope.gin: no such file; paths are relative to {pathlib.Path.cwd()}"),
+    (
+      "--gin_file=nope.gin",
+      f"--gin_file=nope.gin: no such file; looked for {pathlib.Path.cwd()}/nope.gin; correct the path",
+    ),
   ],
 )
 def test_bad_command_line(fails, argument, message):
