@@ -111,9 +111,7 @@ def test_later_bindings_win():
 
 def test_every_stage_of_a_chain_is_checked(tmp_path):
   path = tmp_path / "chain.gin"
-  path.write_text(
-    "run.stages = (@first/train, @second/train)\nsecond/train.steps = 'many'\nfirst/train.steps = 2\n"
-  )
+  path.write_text("run.stages = (@first/train, @second/train)\nsecond/train.steps = 'many'\nfirst/train.steps = 2\n")
   message = rejected(files=[_A2, str(path)], verb="run")
   assert message == "train.steps = 'many': must be int; bind such a value"
 

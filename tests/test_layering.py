@@ -119,7 +119,6 @@ _TESTED_IN: dict[str, str] = {
   "language_model.py": "evaluation/test_language_model.py",
   "evaluation/config.py": "evaluation/test_loading.py",
   "evaluation/store.py": "evaluation/test_evaluate_tasks.py",
-  "evaluation/task_report.py": "evaluation/test_evaluate_tasks.py",
   "evaluation/tasks.py": "evaluation/test_evaluate_tasks.py",
   "evaluation/topics.py": "evaluation/test_language_model.py",
 }

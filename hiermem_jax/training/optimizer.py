@@ -82,7 +82,8 @@ class OptimizerConfig:
     """The optax transformation of a run's parameters {"anchor": ..., "bank": ...}.
 
     Its gradients are the anchor's and, per table, a `RowGradient`. `apply_updates` adds its updates. With
-    `update(..., finite=False)` the updates are zero and the state stays as it is.
+    `update(..., finite=False)` the updates are zero and the state stays as it is. `update(..., key=...)` is for the
+    rounding of bfloat16 moments.
 
     Args:
       steps: length of the run.
@@ -102,7 +103,7 @@ class OptimizerConfig:
       bank = {name: tables[name].init(table) for name, table in params.get("bank", {}).items()}
       return {"anchor": anchor.init({} if frozen_anchor else params["anchor"]), "bank": bank}
 
-    def update(grads, state, params, *, finite=True, **_):
+    def update(grads, state, params, *, finite=True, key=None, **_):
       norm = global_norm(grads)
       scale = jnp.where(norm < self.clip_norm, 1.0, self.clip_norm / norm)
       clipped = jax.tree.map(lambda g: g * scale, grads["anchor"])
@@ -111,10 +112,11 @@ class OptimizerConfig:
       updates = {"anchor": jax.tree.map(lambda x: jnp.where(finite, x, 0.0), updates)}
       anchor_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), anchor_state, state["anchor"])
       bank_state = {}
-      for name, gradient in grads.get("bank", {}).items():
+      for index, (name, gradient) in enumerate(grads.get("bank", {}).items()):
         with jax.named_scope(name):
           gradient = gradient._replace(value=gradient.value * scale)
-          result = tables[name].update(gradient, state["bank"][name], params["bank"][name], finite=finite)
+          own = None if key is None else jax.random.fold_in(key, index)
+          result = tables[name].update(gradient, state["bank"][name], params["bank"][name], finite=finite, key=own)
         updates.setdefault("bank", {})[name], bank_state[name] = result
       return updates, {"anchor": anchor_state, "bank": bank_state}
 

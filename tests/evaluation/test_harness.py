@@ -94,6 +94,11 @@ def test_generation_is_cut_and_the_retriever_may_see_the_last_example_alone(toy_
   model = lm(toy_run, example_delimiter="\n\n")
   _, leaves = model._fetch(asked)
   assert leaves[0] == leaves[1]
+  # The harness's command line and YAML files may give numbers as text.
+  written = requests(
+    "generate_until", [(asked[0], {"until": ["e"], "max_gen_toks": "6"}), (asked[0], {"until": ["e"]})]
+  )
+  assert lm(toy_run, max_gen_toks="6").generate_until(written) == [whole[0]] * 2
   longer = requests("generate_until", [(asked[0], {"until": [], "max_gen_toks": 6})])
   assert plain.generate_until(longer)[0].startswith(whole[0])
   sampled = requests("generate_until", [(asked[0], {"do_sample": True, "temperature": 1.0})])
