@@ -15,7 +15,7 @@ from hiermem_jax.errors import InputError
 from hiermem_jax.verbs import VERBS
 
 Key = tuple[str, str, str]  # scope, full name of the function or class ("gin.macro" for a macro), argument
-_MACRO = "gin.macro"
+MACRO = "gin.macro"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _unread(verb: str, given: Collection[str], reads: Reads, key: Key) -> str:
   """
   scope, name, argument = key
   short = _short(name)
-  if name == _MACRO:
+  if name == MACRO:
     if any(key in read_by(other).keys for other in VERBS):
       return ""
     return "nothing reads it: what did is bound to another value; leave it out"
@@ -127,7 +127,7 @@ def _key(statement: Statement) -> Key | None:
     return None
   scope, selector, argument, *_ = statement.parsed
   if not argument:
-    return ("/".join(filter(None, (scope, selector))), _MACRO, "value")
+    return ("/".join(filter(None, (scope, selector))), MACRO, "value")
   try:
     return gin.config.ParsedBindingKey.parse((scope, selector, argument)).scope_selector_arg
   except ValueError:

@@ -65,8 +65,8 @@ _ALL = (
   Verb(name="prepare", help="routes a corpus to the tree's leaves and packs it for training", flags=(*_RUN, *_BEAM)),
   Verb(
     name="describe",
-    help="prints the parameters, FLOPs and bytes of a run",
-    flags=(*_EVERY, *_PRINTED),
+    help="prints the parameters, FLOPs and bytes of a run; compares runs; lists what can be bound",
+    flags=(*_EVERY, *_PRINTED, "diff", "params"),
     reads=(("run", "train"), ("prepared", "prepare")),
   ),
   Verb(
