@@ -1,7 +1,7 @@
 """What differs between two runs: their configurations, and where directories record it, their code and their data.
 
-A side is a gin file or a run directory. Configurations are compared after everything is resolved: defaults are filled in,
-macros replaced, and each scope has its own lines. So a run directory equals the gin file that it was made from.
+A side is a gin file or a run directory. Configurations are compared after everything is resolved: defaults are filled
+in, macros replaced, and each scope has its own lines. So a run directory equals the gin file that it was made from.
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ def differences(a: Side, b: Side, load: Callable[[list[str]], None]) -> dict[str
 
 def text(a: Side, b: Side, found: Mapping[str, Iterable[tuple[str, str, str]]]) -> str:
   """The differences as a page, one line each."""
-  lines = []
+  lines: list[str] = []
   for section, entries in found.items():
     entries = list(entries)
     if entries:

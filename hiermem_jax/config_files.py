@@ -112,14 +112,14 @@ def find(name: str, what: str, beside: str | None = None) -> str:
 
 
 def portable(path: str) -> str:
-  """The path of a gin file for an `include` that is to hold elsewhere: a file of the checkout from there, or absolute."""
+  """The path of a gin file for an `include` that is to hold elsewhere: from the checkout for its files, or absolute."""
   path = os.path.abspath(path)
   inside = os.path.relpath(path, ROOT)
   return path if inside.startswith(os.pardir) else inside
 
 
 def statements(gin_files: Sequence[str], bindings: Sequence[str], references: References) -> list[Statement]:
-  """Every statement of gin files, of what they include, and of bindings on top of them, in the order in which they hold.
+  """Every statement of gin files, of what they include, and of bindings on top of them: of two, the later one holds.
 
   Raises:
     InputError: a file is missing or includes itself, or a statement cannot be parsed.

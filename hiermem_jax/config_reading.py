@@ -137,7 +137,7 @@ def _key(statement: Statement) -> Key | None:
 def _text(statement: Statement) -> str:
   scope, selector, argument, value, _ = statement.parsed
   name = "/".join(filter(None, (scope, selector))) + (f".{argument}" if argument else "")
-  return f"{name} = {shown(value)}"
+  return f"{name} = {_shown(value)}"
 
 
 def _name(key: Key) -> str:
@@ -153,8 +153,8 @@ def _is_within(inner: str, outer: str) -> bool:
   return not outer or inner.startswith(f"{outer}/")
 
 
-def shown(value: Any) -> str:
-  """A value as a line of a gin file shows it; references are texts that start with @ or %, as `References` keeps them."""
+def _shown(value: Any) -> str:
+  """A value as a gin file shows it; references are texts that start with @ or %, as `References` keeps them."""
   if isinstance(value, str) and value[:1] in ("@", "%"):
     return value
   return repr(value)

@@ -9,8 +9,8 @@ parameters and optimizer state. `compile_pod` says what a step needs beyond that
 
   python -m hiermem_jax.describe --diff gin/runs/a2.gin runs/a2
 
-What differs between two gin files or run directories, one line each: every setting after defaults, macros and scopes are
-resolved; of two directories also what they record of code and data.
+What differs between two gin files or run directories, one line each: every setting after defaults, macros and scopes
+are resolved; of two directories also what they record of code and data.
 
   python -m hiermem_jax.describe --params train
 

@@ -1,8 +1,8 @@
 """What a run directory keeps of how its runs were started: a short configuration, and a line for each start.
 
-Beside the complete configuration, say `config.gin`, stands `config.short.gin`: the gin files that were given, as includes,
-and what was bound on the command line. It is the one to edit and to share; both resolve to the same. `runs.jsonl` has a
-line for each time that a verb started here.
+Beside the complete configuration, say `config.gin`, stands `config.short.gin`: the gin files that were given, as
+includes, and what was bound on the command line. It is the one to edit and to share; both resolve to the same.
+`runs.jsonl` has a line for each time that a verb started here.
 """
 
 import datetime
@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import hiermem_jax
 from hiermem_jax import config_files, files
 
 NAME = "runs.jsonl"
@@ -71,8 +70,8 @@ def facts() -> dict[str, Any]:
   """What a run depends on beside its configuration, and who started it.
 
   Returns:
-    `time` (UTC), `command`, `directory` (where it was given), `host`, `python`, `version` of hiermem_jax and `code`, a
-    digest of its files; `commit` and `dirty` (whether tracked files differ from it), None outside a git checkout;
+    `time` (UTC), `command`, `directory` (where it was given), `host`, `python`, `version` of hiermem_jax (None where
+    it is not installed) and `code`, a digest of its files; `commit` and `dirty` (whether tracked files differ from it), None outside a git checkout;
     `packages`, the version of each requirement that is installed.
   """
   from hiermem_jax.parallel import hosts
@@ -86,7 +85,7 @@ def facts() -> dict[str, Any]:
     "directory": os.getcwd(),
     "host": host["host"],
     "python": host["python"],
-    "version": hiermem_jax.__version__,
+    "version": _version("hiermem_jax"),
     "code": host["hiermem_jax"],
     "commit": commit,
     "dirty": None if changes is None else bool(changes),
@@ -107,13 +106,14 @@ def _packages() -> dict[str, str]:
   except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
     declared = ["jax", "flax", "optax", "orbax-checkpoint", "gin-config", "numpy"]
   names = {found[0] for line in [*declared, "jaxlib"] if (found := re.match(r"[\w.-]+", line))}
-  versions = {}
-  for name in sorted(names):
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return versions
+  return {name: version for name in sorted(names) if (version := _version(name)) is not None}
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
 
 
 def _git(*arguments: str) -> str | None:
