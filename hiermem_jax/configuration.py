@@ -25,7 +25,7 @@ from gin import config_parser
 from hiermem_jax import config_files, config_reading
 from hiermem_jax.arguments import check_type, checked, with_fields_of
 from hiermem_jax.errors import InputError
-from hiermem_jax.verbs import VERBS, Stage
+from hiermem_jax.verbs import CONFIGURED, Stage
 
 if TYPE_CHECKING:
   from _typeshed import DataclassInstance
@@ -81,7 +81,7 @@ def register() -> None:
   for constructor in (*models, *training, *SOURCES, *corpus, *evaluation):
     _register(constructor)
   on_registration(_register)  # encoders; also those of a module that a gin file imports
-  for verb in VERBS.values():
+  for verb in CONFIGURED.values():
     function = _unless_dry(getattr(importlib.import_module(verb.module), verb.name))
     if verb.takes_fields_of is not None:
       function = with_fields_of(function, verb.takes_fields_of)
@@ -91,7 +91,7 @@ def register() -> None:
 def constructors() -> dict[str, Callable]:
   """What this module has registered with gin beside the verbs, by name: what an argument of a verb can refer to."""
   register()
-  return {name: target for name, target in _registered.items() if name not in VERBS}
+  return {name: target for name, target in _registered.items() if name not in CONFIGURED}
 
 
 def _register(target: Callable) -> None:
@@ -242,7 +242,7 @@ def call(verb: str, **arguments):
     InputError: an argument is missing or of the wrong type, and whatever the verb raises.
   """
   function = gin.get_configurable(verb)
-  for argument, source in VERBS[verb].reads:
+  for argument, source in CONFIGURED[verb].reads:
     arguments.setdefault(argument, bound_arguments(source, inspect.signature(function).parameters[argument].annotation))
   with _cause_only():
     return function(**arguments)

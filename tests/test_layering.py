@@ -15,14 +15,14 @@ import pytest
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from hiermem_jax.verbs import VERBS
+from hiermem_jax.verbs import CONFIGURED, VERBS
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _PACKAGE = _ROOT / "hiermem_jax"
 
 _ALL_ROOMS = ("models", "parallel", "pod", "retrieval", "data", "training", "inference", "evaluation")
 # What each room may import of the library, beside itself, `console`, `errors` and `files`; lowest first.
-_DATA_OF_EVALUATION = ("corpus.reading", "packed", "sources", "tasks.metrics", "tasks.requests", "tasks.table", "text")
+_DATA_OF_EVALUATION = ("corpus.keys", "corpus.reading", "packed", "sources", "tasks.metrics", "tasks.requests", "tasks.table", "text")
 _ROOMS = {
   "models": (),
   "parallel": ("models",),
@@ -46,16 +46,17 @@ _FILES = {
   "sweep": (),
   "config_files": (),
   "config_reading": ("config_files", "verbs"),
-  "config_params": ("arguments", "verbs", *VERBS),
+  "config_params": ("arguments", "verbs", *CONFIGURED),
   "config_diff": ("config_files", "config_reading", "run_record", "verbs"),
   "run_record": ("config_files", "parallel.hosts"),
   "run_config": ("run_record", "parallel.distributed"),
+  "saved_run": (*_ALL_ROOMS, "configuration", "verbs"),
   "stages": ("verbs",),
   "completion": ("verbs",),
-  "configuration": (*_ALL_ROOMS, "arguments", "config_files", "config_reading", "verbs", *VERBS),
+  "configuration": (*_ALL_ROOMS, "arguments", "config_files", "config_reading", "verbs", *CONFIGURED),
   "cli": (
     *("completion", "configuration", "config_diff", "config_files", "config_params", "run_config", "run_record"),
-    *("stages", "verbs", "parallel.distributed"),
+    *("saved_run", "inspect", "stages", "verbs", "parallel.distributed"),
   ),
   "__main__": ("cli",),
   "__init__": ("errors", "evaluation.modes", "evaluation.topics", "language_model", "models.config"),  # when asked for
@@ -92,6 +93,8 @@ _TESTED_IN: dict[str, str] = {
   "cluster.py": "test_cli.py",
   "prepare.py": "test_cli.py",
   "evaluate.py": "test_cli.py",
+  "inspect.py": "evaluation/test_inspection.py",
+  "saved_run.py": "evaluation/test_inspection.py",
   "merge.py": "test_phases.py",
   "evaluate_tasks.py": "evaluation/test_evaluate_tasks.py",
   "models/anchor_config.py": "models/test_config.py",
@@ -184,7 +187,7 @@ def _graph() -> dict[str, set[str]]:
   """The files that each file imports, by module name."""
   sources = _sources()
   graph = {name: {_module_of(imported, path, sources) for imported in _imports(path)} for name, path in sources.items()}
-  graph["hiermem_jax.configuration"] |= {verb.module for verb in VERBS.values()}  # by their names in the table
+  graph["hiermem_jax.configuration"] |= {verb.module for verb in CONFIGURED.values()}  # by their names in the table
   return {name: {target for target in targets if target not in (None, name)} for name, targets in graph.items()}
 
 

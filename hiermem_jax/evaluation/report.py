@@ -63,9 +63,9 @@ def table(report: Mapping[str, Any]) -> str:
       line += ["–" if math.isnan(cell["accuracy"]) else f"{100 * cell['accuracy']:.1f}%" for cell in values["probes"]]
     lines.append(line)
   if not probes:
-    return _aligned(lines)
+    return aligned(lines)
   counts = [str(cell["count"]) for cell in next(iter(series.values()))["probes"]]
-  parts = [_aligned([*lines, ["questions", "", "", *counts]])]
+  parts = [aligned([*lines, ["questions", "", "", *counts]])]
   for unit in UNITS:
     name = f"log_likelihood_per_{unit}"
     lines = [[f"log-likelihood of the answer, nats per {unit}", *(f"seen {label}" for label in probes["buckets"])]]
@@ -75,11 +75,11 @@ def table(report: Mapping[str, Any]) -> str:
     if "fetched" in series and "minus_none" in series["fetched"]["probes"][0]:
       gains = [with_error(cell["minus_none"], name, sign="+") for cell in series["fetched"]["probes"]]
       lines.append(["fetched − none, question by question", *gains])
-    parts.append(_aligned(lines))
+    parts.append(aligned(lines))
   return "\n\n".join(parts)
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
   """Columns of equal width, the first one left-aligned, a rule below the first line."""
   widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
   texts = [
