@@ -61,6 +61,7 @@ _FLAGS = {
   ),
   "text": _Flag(flags.DEFINE_string, None, "A text: show its path, the runners-up and how sure the route is."),
   "token_budget": _Flag(flags.DEFINE_bool, False, "Show how the training tokens are spread over leaves and blocks."),
+  "out": _Flag(flags.DEFINE_string, "compare", "Directory for the picture and the report."),
   "topology": _Flag(flags.DEFINE_string, None, "TPU slice, e.g. v5e:16x16."),
   "num_slices": _Flag(_at_least_1, None, "Number of such slices."),
   "skip_bad_records": _Flag(
@@ -219,6 +220,8 @@ def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
       _diff(given, [given["diff"], *compared])
     elif given["params"] is not None:
       _params(given)
+    elif verb.positional:
+      _compare(rest[1:], given)
     elif verb.looks:
       _inspect(given)
     else:
@@ -271,6 +274,24 @@ def _inspect(given: Mapping[str, Any]) -> None:
   _announce_imports(saved_run.configurations(given["run_dir"]))
   asked = {name: given[name] for name in ("tree", "leaf", "text", "token_budget")}
   inspect(run=saved_run.find(given["run_dir"]), as_json=given["json"], **asked)
+
+
+def _compare(runs: Sequence[str], given: Mapping[str, Any]) -> None:
+  """Compares run directories with the first of them."""
+  if len(set(runs)) < 2 or len(set(runs)) < len(runs):
+    raise InputError("compare: compares two or more different run directories; give it as compare RUN RUN...")
+  if missing := [run for run in runs if not os.path.isdir(run)]:
+    raise InputError(f"compare {missing[0]}: no such directory; name the directory of a run")
+  from hiermem_jax import config_diff, configuration
+  from hiermem_jax.compare import compare
+
+  first, *others = map(config_diff.Side.of, runs)
+  texts = []
+  for other in others:
+    _announce_imports([*first.files.values(), *other.files.values()])
+    found = config_diff.differences(first, other, lambda gin_files: configuration.load(gin_files, []))
+    texts.append(config_diff.text(first, other, found))
+  compare(runs=runs, configurations=texts, out=given["out"], as_json=given["json"])
 
 
 def _announce_imports(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> None:

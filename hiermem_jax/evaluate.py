@@ -2,7 +2,7 @@ r"""Measures a trained model: held-out perplexity and answers to probes, for eve
 
   python -m hiermem_jax.evaluate --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
 
-Prints a table; writes RUN_DIR/evaluation/report.json and report.png.
+Prints a table; writes RUN_DIR/evaluation/report.json and report.png, and items.jsonl, the same item by item.
 """
 
 if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
@@ -81,7 +81,7 @@ def evaluate(
   documents = load_documents(rag, run_dir, loaded) if rag is not None and with_documents else None
 
   in_modes = loaded.in_modes(scoring)
-  found = series.measure(in_modes, parsed, dataset, questions, buckets, baseline=plain, documents=documents)
+  found, by_item = series.measure(in_modes, parsed, dataset, questions, buckets, baseline=plain, documents=documents)
   result: dict[str, Any] = {"series": found}
   lines: list[dict[str, Any]] = []
   if questions:
@@ -90,4 +90,4 @@ def evaluate(
     result["documents"] = series.about_documents(questions, documents, scoring.max_length)
   if attribution:
     result["attribution"], lines = attributing.report(in_modes, questions, buckets)
-  distributed.on_first(lambda: report.write(result, lines, os.path.join(run_dir, directory), title))
+  distributed.on_first(lambda: report.write(result, by_item, lines, os.path.join(run_dir, directory), title))

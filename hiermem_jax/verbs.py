@@ -126,6 +126,13 @@ _ALL = (
     looks=True,
   ),
   Verb(
+    name="compare",
+    help="compares runs: configurations, loss curves, and results with intervals",
+    flags=("out", "json"),
+    looks=True,
+    positional="RUN RUN...",
+  ),
+  Verb(
     name="run",
     help="runs a chain of these verbs from one gin file",
     flags=(*_RUN, "stages", *_BEAM, "skip_damaged_checkpoints", *_PROCESSES),

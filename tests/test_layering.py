@@ -56,7 +56,7 @@ _FILES = {
   "configuration": (*_ALL_ROOMS, "arguments", "config_files", "config_reading", "verbs", *CONFIGURED),
   "cli": (
     *("completion", "configuration", "config_diff", "config_files", "config_params", "run_config", "run_record"),
-    *("saved_run", "inspect", "stages", "verbs", "parallel.distributed"),
+    *("compare", "inspect", "saved_run", "stages", "verbs", "parallel.distributed"),
   ),
   "__main__": ("cli",),
   "__init__": ("errors", "evaluation.modes", "evaluation.topics", "language_model", "models.config"),  # when asked for
@@ -93,6 +93,8 @@ _TESTED_IN: dict[str, str] = {
   "cluster.py": "test_cli.py",
   "prepare.py": "test_cli.py",
   "evaluate.py": "test_cli.py",
+  "compare.py": "evaluation/test_comparison.py",
+  "evaluation/items.py": "evaluation/test_comparison.py",
   "inspect.py": "evaluation/test_inspection.py",
   "saved_run.py": "evaluation/test_inspection.py",
   "merge.py": "test_phases.py",

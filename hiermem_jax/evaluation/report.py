@@ -89,8 +89,15 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
   return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:]])
 
 
-def write(report: Mapping[str, Any], attribution: Sequence[Mapping[str, Any]], directory: str, title: str) -> None:
-  """Writes report.json, report.png and, where there are lines for it, attribution.jsonl, and prints the table."""
+def write(
+  report: Mapping[str, Any],
+  items: Sequence[Mapping[str, Any]],
+  attribution: Sequence[Mapping[str, Any]],
+  directory: str,
+  title: str,
+) -> None:
+  """Writes report.json, report.png, items.jsonl and, where there are lines for it, attribution.jsonl; prints the table."""
+  write_jsonl(items, os.path.join(directory, "items.jsonl"))
   if attribution:
     write_jsonl(attribution, os.path.join(directory, "attribution.jsonl"))
   write_json(report, os.path.join(directory, "report.json"))
