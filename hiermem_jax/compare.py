@@ -40,8 +40,8 @@ def compare(
   Raises:
     InputError: there is neither a report nor a training in the runs.
   """
-  from hiermem_jax import files
   from hiermem_jax.evaluation import comparison
+  from hiermem_jax.evaluation.report import write_json
 
   curves = {run: comparison.curves(run) for run in runs}
   reports = {run: comparison.reports(run) for run in runs}
@@ -52,7 +52,7 @@ def compare(
   if picture:
     _draw(curves, picture)
   report = {"runs": list(runs), "configurations": list(configurations), "tables": tables, "picture": picture}
-  files.write_json(os.path.join(out, "report.json"), report, indent=2)
+  write_json(report, os.path.join(out, "report.json"))
   if as_json:
     print(json.dumps(report, indent=2))
     return

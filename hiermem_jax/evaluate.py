@@ -90,4 +90,4 @@ def evaluate(
     result["documents"] = series.about_documents(questions, documents, scoring.max_length)
   if attribution:
     result["attribution"], lines = attributing.report(in_modes, questions, buckets)
-  distributed.on_first(lambda: report.write(result, by_item, lines, os.path.join(run_dir, directory), title))
+  distributed.on_first(lambda: report.write(result, lines, os.path.join(run_dir, directory), title, by_item))

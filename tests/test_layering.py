@@ -131,7 +131,6 @@ _TESTED_IN: dict[str, str] = {
   "training/start.py": "training/test_regimes.py",
   "training/state.py": "parallel/test_mesh.py",
   "training/validation.py": "training/test_telemetry.py",
-  "training/writers.py": "training/test_telemetry.py",
   "language_model.py": "evaluation/test_language_model.py",
   "evaluation/config.py": "evaluation/test_loading.py",
   "evaluation/store.py": "evaluation/test_evaluate_tasks.py",

@@ -91,15 +91,15 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 def write(
   report: Mapping[str, Any],
-  items: Sequence[Mapping[str, Any]],
   attribution: Sequence[Mapping[str, Any]],
   directory: str,
   title: str,
+  items: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-  """Writes report.json, report.png, items.jsonl and, where there are lines for it, attribution.jsonl; prints the table."""
-  write_jsonl(items, os.path.join(directory, "items.jsonl"))
-  if attribution:
-    write_jsonl(attribution, os.path.join(directory, "attribution.jsonl"))
+  """Writes report.json, report.png and, where there are lines for them, attribution.jsonl and items.jsonl; prints."""
+  for lines, name in ((attribution, "attribution.jsonl"), (items, "items.jsonl")):
+    if lines:
+      write_jsonl(lines, os.path.join(directory, name))
   write_json(report, os.path.join(directory, "report.json"))
   plot(report, os.path.join(directory, "report.png"), title)
   print(table(report))
