@@ -21,14 +21,12 @@ from typing import TYPE_CHECKING, Any
 from hiermem_jax.errors import InputError
 
 if TYPE_CHECKING:
-  from hiermem_jax.evaluation.comparison import Difference, Measure
+  from hiermem_jax.evaluation.comparison import Measure
 
 _DASHES = ("solid", "dashed", "dotted", "dashdot")
 
 
-def compare(
-  *, runs: Sequence[str], configurations: Sequence[str], out: str = "compare", as_json: bool = False
-) -> None:
+def compare(*, runs: Sequence[str], configurations: Sequence[str], out: str = "compare", as_json: bool = False) -> None:
   """Prints and draws the comparison.
 
   Args:

@@ -41,7 +41,9 @@ def find(directory: str) -> SavedRun:
     return os.path.normpath(os.path.join(directory, path))
 
   def named(*arguments: tuple[str, str]) -> list[str]:
-    return [complete(given[name]) for verb, given in calls for wanted, name in arguments if verb == wanted and given[name]]
+    return [
+      complete(given[name]) for verb, given in calls for wanted, name in arguments if verb == wanted and given[name]
+    ]
 
   trainings = [given for verb, given in calls if verb == "train" and given["model"].memory is not None]
   evaluated = [given["model"] for verb, given in calls if verb in ("evaluate", "evaluate_tasks")]
@@ -60,11 +62,15 @@ def find(directory: str) -> SavedRun:
   trees += [os.path.normpath(os.path.join(path, up, "tree")) for path in packed for up in ("../..", "..")]
   tree = next((path for path in trees if os.path.isfile(os.path.join(path, "tree.json"))), None)
   if tree is None:
-    raise InputError(f"--run_dir={directory}: no cluster tree at {' or '.join(dict.fromkeys(trees))}; run cluster first")
+    raise InputError(
+      f"--run_dir={directory}: no cluster tree at {' or '.join(dict.fromkeys(trees))}; run cluster first"
+    )
   tokenizers = [complete(files.tokenizer) for files in evaluated]
   tokenizers += named(("prepare", "tokenizer"), ("cluster", "tokenizer"))
   tokenizers += [os.path.join(os.path.dirname(tree), name) for name in ("tokenizer.model", "tokenizer.json")]
-  sources = [given[name] for verb, name in (("prepare", "train"), ("cluster", "corpus")) for v, given in calls if v == verb]
+  sources = [
+    given[name] for verb, name in (("prepare", "train"), ("cluster", "corpus")) for v, given in calls if v == verb
+  ]
   fields = [field.name for field in dataclasses.fields(TrainingRun)]
   return SavedRun(
     directory=directory,

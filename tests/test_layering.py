@@ -22,7 +22,16 @@ _PACKAGE = _ROOT / "hiermem_jax"
 
 _ALL_ROOMS = ("models", "parallel", "pod", "retrieval", "data", "training", "inference", "evaluation")
 # What each room may import of the library, beside itself, `console`, `errors` and `files`; lowest first.
-_DATA_OF_EVALUATION = ("corpus.keys", "corpus.reading", "packed", "sources", "tasks.metrics", "tasks.requests", "tasks.table", "text")
+_DATA_OF_EVALUATION = (
+  "corpus.keys",
+  "corpus.reading",
+  "packed",
+  "sources",
+  "tasks.metrics",
+  "tasks.requests",
+  "tasks.table",
+  "text",
+)
 _ROOMS = {
   "models": (),
   "parallel": ("models",),

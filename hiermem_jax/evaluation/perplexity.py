@@ -19,9 +19,7 @@ def held_out_loss(scorer: Scorer, batches: Iterable[dict[str, np.ndarray]], mode
   return sequence_losses(scorer, batches, mode)[0]
 
 
-def sequence_losses(
-  scorer: Scorer, batches: Iterable[dict[str, np.ndarray]], mode: Mode
-) -> tuple[float, np.ndarray]:
+def sequence_losses(scorer: Scorer, batches: Iterable[dict[str, np.ndarray]], mode: Mode) -> tuple[float, np.ndarray]:
   """What `held_out_loss` gives, and the summed negative log-likelihood of each sequence (nats), float32 [n]."""
   total, tokens, found = 0.0, 0.0, []
   for batch in batches:

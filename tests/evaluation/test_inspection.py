@@ -172,9 +172,7 @@ def test_a_part_of_a_bank_is_about_its_cluster(run):
   size = {"num_layers": 2, "width": 16, "num_heads": 2, "head_dim": 8, "mlp_width": 24}
   anchor = AnchorConfig(vocab_size=360, dtype="float32", **size)
   model = ModelConfig(anchor=anchor, memory=MemoryConfig(rows=(3, 2), branching=2, part=1))
-  optimizer = OptimizerConfig(
-    peak_learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=1, weight_decay=0.0
-  )
+  optimizer = OptimizerConfig(peak_learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=1, weight_decay=0.0)
   training = TrainingRun(model=model, optimizer=optimizer, steps=3, batch_size=4)
   part = inspection.SavedRun(directory="", tree=run.tree, packed=run.packed, training=training)
   about = inspection.token_budget(part, load_retriever(run.tree).tree)
