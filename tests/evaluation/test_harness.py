@@ -111,6 +111,8 @@ def test_modes_that_cannot_be(toy_run):
     lm(toy_run, mode="rag fetched")
   with pytest.raises(InputError, match="mode 'levels 3': rows"):
     lm(toy_run, mode="levels 3")
+  with pytest.raises(ValueError, match="many"):  # before anything is generated
+    lm(toy_run, max_gen_toks="many")
   asked = requests("loglikelihood", [("The owl likes", " corn")])
   plain = HiermemLM(run_dir=str(toy_run), model="plain", tree="nowhere")  # has no memory, in whatever mode
   assert plain.loglikelihood(asked)[0][0] == pytest.approx(

@@ -60,7 +60,7 @@ LIBRARIES = (
 GOLDEN = "tests/golden/test_runs.py"  # sees the defaults
 MEASURED = {  # the tests of a room that run in the process of pytest; their coverage is measured
   "models": ["tests/models", "tests/golden/test_paper_numbers.py"],
-  "parallel": ["tests/parallel/test_mesh.py", "tests/training"],
+  "parallel": ["tests/parallel/test_mesh.py", "tests/tpu_setup/test_parts.py", "tests/training"],
   "training": ["tests/training"],
   "retrieval": ["tests/retrieval"],
   "data": [
@@ -296,7 +296,8 @@ class TestMap:
       tests = set().union(*(lines[line] for line in range(low, high)))
     files = {test.split("::")[0] for test in tests}
     module = pathlib.Path(mutant.module)
-    own = "tests/" + "/".join(module.parts[1:-1] if module.parts[0] == "hiermem_jax" else module.parts[:1])
+    folder = pathlib.Path("tests", *(module.parts[1:-1] if module.parts[0] == "hiermem_jax" else module.parts[:1]))
+    own = str(next(f for f in (folder, *folder.parents) if (root / f).is_dir()))
     if not tests or not mutant.function:  # executed at import alone
       files |= {t.split("::")[0] for t in self.durations if t.startswith((f"{own}/", "tests/golden/"))}
     others = {t for t in self.durations if t.split("::")[0] in files} - tests
