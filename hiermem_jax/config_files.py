@@ -130,7 +130,10 @@ def statements(gin_files: Sequence[str], bindings: Sequence[str], references: Re
   for binding in bindings:
     place = f"--gin_bindings={binding}"
     with one_line(place):
-      found += [Statement(place, parsed, True) for parsed in config_parser.ConfigParser(binding, references)]
+      given = [Statement(place, parsed, True) for parsed in config_parser.ConfigParser(binding, references)]
+    if any(isinstance(statement.parsed, config_parser.IncludeStatement) for statement in given):
+      raise InputError(f"{place}: a file is not given as a binding; give it with --gin_file")
+    found += given
   return found
 
 
