@@ -7,6 +7,7 @@ before that happens.
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import pathlib
 import tokenize
@@ -86,6 +87,21 @@ def one_line(place: str) -> Iterator[None]:
     message = str(error).split("\n  In bindings string", 1)[0]  # `place` says it
     message = " ".join(message.split()).rstrip(".")
     raise InputError(f"{place}: {message}{'' if message[-1:] == '?' else ';'} correct the name or the line") from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Silences gin's note, at each file, that the file is not in a Python package."""
+  root = logging.getLogger()
+
+  def is_other(record: logging.LogRecord) -> bool:
+    return record.module != "resource_reader"
+
+  root.addFilter(is_other)
+  try:
+    yield
+  finally:
+    root.removeFilter(is_other)
 
 
 def find(name: str, what: str, beside: str | None = None) -> str:

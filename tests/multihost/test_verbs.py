@@ -86,7 +86,8 @@ def test_whole_chain_in_two_processes(chain, tmp_path, start_two, finish):
   assert "fetched memory" in output and "step 5: loss" in errors
   assert "fetched memory" not in other_output and "step 5: loss" not in other_errors
   assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
-  assert [path.name for path in run_dir.glob("*.gin*")] == ["config.gin"]
+  assert sorted(path.name for path in run_dir.glob("*.gin*")) == ["config.gin", "config.short.gin"]
+  assert len((run_dir / "runs.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.fixture(scope="module")
