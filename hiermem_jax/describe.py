@@ -7,6 +7,15 @@ Parameters of the anchor, of what a sequence fetches and of the bank; forward FL
 bytes per level of the bank in bfloat16 and in float32 with AdamW's two moments; tokens and FLOPs of the whole training.
 For a TPU topology, or for a number of devices (--gin_bindings="describe.devices = 8"), also what each device holds of
 parameters and optimizer state. `compile_pod` says what a step needs beyond that.
+
+  python -m hiermem_jax.describe --diff gin/runs/a2.gin runs/a2
+
+What differs between two gin files or run directories, one line each: every setting after defaults, macros and scopes
+are resolved; of two directories also what they record of code and data.
+
+  python -m hiermem_jax.describe --params train
+
+Every name that can be bound for a verb, with type, default and meaning. With --gin_file, what that file binds.
 """
 
 if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once

@@ -79,8 +79,8 @@ _ALL = (
   ),
   Verb(
     name="describe",
-    help="prints the parameters, FLOPs and bytes of a run",
-    flags=(*_EVERY, *_PRINTED),
+    help="prints the parameters, FLOPs and bytes of a run; compares runs; lists what can be bound",
+    flags=(*_EVERY, *_PRINTED, "diff", "params"),
     reads=(("run", "train"), ("prepared", "prepare")),
   ),
   Verb(
