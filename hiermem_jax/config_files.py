@@ -7,6 +7,7 @@ before that happens.
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import pathlib
 import tokenize
@@ -88,6 +89,21 @@ def one_line(place: str) -> Iterator[None]:
     raise InputError(f"{place}: {message}{'' if message[-1:] == '?' else ';'} correct the name or the line") from None
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Silences gin's note, at each file, that the file is not in a Python package."""
+  root = logging.getLogger()
+
+  def is_other(record: logging.LogRecord) -> bool:
+    return record.module != "resource_reader"
+
+  root.addFilter(is_other)
+  try:
+    yield
+  finally:
+    root.removeFilter(is_other)
+
+
 def find(name: str, what: str, beside: str | None = None) -> str:
   """The path of a gin file.
 
@@ -130,7 +146,10 @@ def statements(gin_files: Sequence[str], bindings: Sequence[str], references: Re
   for binding in bindings:
     place = f"--gin_bindings={binding}"
     with one_line(place):
-      found += [Statement(place, parsed, True) for parsed in config_parser.ConfigParser(binding, references)]
+      given = [Statement(place, parsed, True) for parsed in config_parser.ConfigParser(binding, references)]
+    if any(isinstance(statement.parsed, config_parser.IncludeStatement) for statement in given):
+      raise InputError(f"{place}: a file is not given as a binding; give it with --gin_file")
+    found += given
   return found
 
 

@@ -14,7 +14,6 @@ import difflib
 import functools
 import importlib
 import inspect
-import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -130,7 +129,7 @@ def load(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
   gin.parse_config(_DEFAULTS)
   for name in gin_files:
     path = config_files.find(name, f"--gin_file={name}")
-    with config_files.one_line(path), _suggestion(), _quiet():
+    with config_files.one_line(path), _suggestion(), config_files.quiet():
       gin.parse_config_file(config_files.marked(path))
   for binding in bindings:
     with config_files.one_line(f"--gin_bindings={binding}"), _suggestion():
@@ -163,21 +162,6 @@ def _suggestion() -> Iterator[None]:
     first, *rest = message.split("\n")
     place = "".join(f" {line.strip()}" for line in rest if line.strip().startswith("In file"))
     raise ValueError(f"{first.rstrip('.')}{place};{meant}") from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Silences gin's note, at each file, that the file is not in a Python package."""
-  root = logging.getLogger()
-
-  def is_other(record: logging.LogRecord) -> bool:
-    return record.module != "resource_reader"
-
-  root.addFilter(is_other)
-  try:
-    yield
-  finally:
-    root.removeFilter(is_other)
 
 
 def _check_names(statements: Sequence[config_files.Statement], references: config_files.References) -> None:

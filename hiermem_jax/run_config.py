@@ -41,7 +41,7 @@ def _require_same(path: str, text: str) -> None:
 
 
 def discard(path: str) -> None:
-  """Removes a run's configuration where the run has written nothing but its log, so that a corrected one may follow."""
+  """Removes all but the log of a run that has written no more than its configuration: a corrected one may follow."""
   directory, name = os.path.split(path)
   beside = {entry for entry in os.listdir(directory) if not entry.startswith("log.")}
   if beside <= {name, run_record.short_name(name), run_record.NAME}:

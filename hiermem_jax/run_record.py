@@ -8,6 +8,7 @@ includes, and what was bound on the command line. It is the one to edit and to s
 import datetime
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -70,8 +71,8 @@ def facts() -> dict[str, Any]:
   """What a run depends on beside its configuration, and who started it.
 
   Returns:
-    `time` (UTC), `command`, `directory` (where it was given), `host`, `python`, `version` of hiermem_jax (None where
-    it is not installed) and `code`, a digest of its files; `commit` and `dirty` (whether tracked files differ from it), None outside a git checkout;
+    `time` (UTC), `command`, `directory` (where it was given), `host`, `python`, `version` of hiermem_jax and `code`, a
+    digest of its files; `commit` and `dirty` (whether tracked files differ from it), None outside a git checkout;
     `packages`, the version of each requirement that is installed.
   """
   from hiermem_jax.parallel import hosts
@@ -85,7 +86,7 @@ def facts() -> dict[str, Any]:
     "directory": os.getcwd(),
     "host": host["host"],
     "python": host["python"],
-    "version": _version("hiermem_jax"),
+    "version": importlib.import_module("hiermem_jax").__version__,  # of the code, not of what pip noted once
     "code": host["hiermem_jax"],
     "commit": commit,
     "dirty": None if changes is None else bool(changes),

@@ -80,9 +80,9 @@ def train(
   if scalars and distributed.is_first():
     report = {"steps": int(state.step), **scalars}
     files.write_json(os.path.join(directory, "report.json"), report, indent=2)
-    held_out = f", held-out loss {report['loss/validation']:.3f}" if "loss/validation" in report else ""
+    beside = f", held-out loss {report['loss/validation']:.3f}" if "loss/validation" in report else ""
     tokens, speed = console.short(report["tokens"]), console.short(report["mean_tokens_per_second"])
-    console.say("loss %.3f%s; %s tokens, %s tokens/s", report.get("loss", math.nan), held_out, tokens, speed)
+    console.say("loss %.3f%s; %s tokens, %s tokens/s", report.get("loss", math.nan), beside, tokens, speed)
     logging.info("%s: done\n%s", directory, "\n".join(f"  {name:<24} {value:,.6g}" for name, value in report.items()))
 
 

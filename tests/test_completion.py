@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
   [
     ("hiermem ", {*VERBS, "--help"}),
     ("hiermem ev", {"evaluate", "evaluate_tasks"}),
-    ("hiermem describe --", {"--help", "--gin_file", "--gin_bindings", "--json", "--topology", "--num_slices"}),
+    ("hiermem describe --", {"--help", *(f"--{flag}" for flag in VERBS["describe"].flags)}),
     ("hiermem run --st", {"--stages"}),
     ("hiermem train --st", set()),
     ("hiermem run --gin_file=gin/runs/q", {"--gin_file=gin/runs/quickstart.gin"}),

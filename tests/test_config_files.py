@@ -53,6 +53,11 @@ def test_a_file_that_includes_itself_is_refused(tmp_path):
     configuration.load([str(tmp_path / "a.gin")], [])
 
 
+def test_a_file_is_not_given_as_a_binding():
+  with pytest.raises(InputError, match="give it with --gin_file"):
+    configuration.load([], ["include 'gin/runs/a2.gin'"])
+
+
 def test_imports_are_listed_and_not_made(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(tmp_path))
   (tmp_path / "stranger.py").write_text("raise SystemError('imported')\n")

@@ -86,7 +86,8 @@ def test_whole_chain_in_two_processes(chain, tmp_path, start_two, finish):
   assert "fetched memory" in output and "[3/4 train] loss" in errors and "/4 " not in other_output + other_errors
   assert "step 5: loss" in (run_dir / "log.txt").read_text() and (run_dir / "log.1.txt").exists()
   assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
-  assert [path.name for path in run_dir.glob("*.gin*")] == ["config.gin"]
+  assert sorted(path.name for path in run_dir.glob("*.gin*")) == ["config.gin", "config.short.gin"]
+  assert len((run_dir / "runs.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.fixture(scope="module")
