@@ -103,9 +103,9 @@ def test_defaults_that_a_later_file_narrows_are_accepted(tmp_path):
     ),
     (
       "run",
-      "ValidationConfig.every = 3",
-      "ValidationConfig.every = 3: nothing that run reads constructs ValidationConfig; bind a reference"
-      " @ValidationConfig() to what takes one, or leave it out",
+      "RagConfig.level = 3",
+      "RagConfig.level = 3: nothing that run reads constructs RagConfig; bind a reference"
+      " @RagConfig() to what takes one, or leave it out",
     ),
   ],
 )

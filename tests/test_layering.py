@@ -115,7 +115,6 @@ _TESTED_IN: dict[str, str] = {
   "models/memory/kv.py": "models/test_memory.py",
   "models/memory/lora.py": "models/test_memory.py",
   "models/model.py": "models/test_config.py",
-  "parallel/distributed.py": "multihost/test_verbs.py",
   "parallel/layout.py": "golden/test_shardings.py",
   "parallel/hosts.py": "tpu_setup/test_parts.py",
   "pod/collectives.py": "pod/test_hlo.py",
