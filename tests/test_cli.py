@@ -261,7 +261,10 @@ def test_verbs_that_look_at_runs_create_nothing_where_there_is_none(fails, tmp_p
 
 
 def test_inspect_and_compare_on_what_a_chain_has_left(chain, run, tmp_path):
-  _, directory = chain
+  gin_file, made = chain
+  directory = shutil.copytree(made, tmp_path / "one")
+  configuration.load([str(gin_file)], [])
+  (directory / "config.gin").write_text(configuration.dry_run("run", run_dir=""))
   before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
   status, output, _ = run("inspect", f"--run_dir={directory}", "--tree", "--leaf=1.2", "--token_budget", "--json")
   found = json.loads(output)

@@ -4,7 +4,7 @@ r"""Draws a cluster tree of a corpus: leaves drawn at random, sizes by level, a 
   experiments/clusters
 
 --tree is what the cluster verb wrote for the files of --corpus (JSON lines with `text`, and titles where there are
-any). Writes leaves.md, sizes.png and map.png below --out. `python -m hiermem_jax.inspect` says the same of any one cluster.
+any). Writes leaves.md, sizes.png and map.png below --out. The verb `inspect` says the same of any one cluster.
 """
 
 import argparse
