@@ -4,6 +4,7 @@ What needs jax or gin is imported where it is used, so that `hiermem VERB --help
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -14,12 +15,16 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
 
+from hiermem_jax import interrupts
 from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.verbs import VERBS, Verb
+
+if TYPE_CHECKING:
+  from hiermem_jax.plan import Stage
 
 _LEAVE_SECONDS = 10  # for the other processes, when this one ends early
 
@@ -198,11 +203,15 @@ def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
   if verb.has_run_dir and given["run_dir"] is None and not given["validate_only"]:
     _fail("--run_dir is missing; name the directory that the run may fill")
   try:
-    _fill(verb, given) if verb.has_run_dir else _print(verb, given)
+    with interrupts.handled(interrupts.interrupt):
+      _fill(verb, given) if verb.has_run_dir else _print(verb, given)
   except (InputError, FloatingPointError) as error:
     _fail(str(error), given["distributed"])
   except Preempted as notice:
     logging.warning("%s", notice)
+    _exit(os.EX_TEMPFAIL, given["distributed"])
+  except KeyboardInterrupt as notice:
+    logging.warning("ended by %s; what is finished is kept, and the same command goes on", str(notice) or "SIGINT")
     _exit(os.EX_TEMPFAIL, given["distributed"])
   except BrokenPipeError:  # of `hiermem describe ... | head`
     _give_up_output()
@@ -231,18 +240,44 @@ def _print(verb: Verb, given: Mapping[str, Any]) -> None:
 
 def _fill(verb: Verb, given: Mapping[str, Any]) -> None:
   """Runs a verb that fills a run directory, and keeps the configuration there."""
-  from hiermem_jax import configuration, run_config
+  from hiermem_jax import checks, configuration, lock, run_config
   from hiermem_jax.parallel import distributed
 
   configuration.load(given["gin_file"], given["gin_bindings"])
   text = configuration.dry_run(verb.name, run_dir=given["run_dir"] or "")
+  stages = configuration.stages()
+  if given["distributed"] and not given["validate_only"]:
+    distributed.initialize(*(given[name] for name in _PROCESS_FLAGS), preemptible=verb.trains)
+  distributed.together(lambda: checks.before(stages, given["run_dir"]))
+  checks.devices(stages, mesh=not given["validate_only"])
   if given["validate_only"]:
     print(text)
     return
-  if given["distributed"]:
-    distributed.initialize(*(given[name] for name in _PROCESS_FLAGS), preemptible=verb.trains)
   path = os.path.join(given["run_dir"], verb.saved_as)
-  run_config.save(path, text, replace=verb.replaces)
+  try:
+    with contextlib.ExitStack() as stack:
+      if not verb.replaces:
+        distributed.on_first(lambda: stack.enter_context(lock.held(given["run_dir"])))
+      _fill_in_order(verb, given, path, text, stages)
+  except InputError:
+    if distributed.is_first() and not verb.replaces:
+      run_config.discard(path)
+    raise
+
+
+def _fill_in_order(verb: Verb, given: Mapping[str, Any], path: str, text: str, stages: "Sequence[Stage]") -> None:
+  """Runs a verb in a directory that no other process fills; a verb that only reads a model leaves no trace if it fails."""
+  from hiermem_jax import configuration, run_config
+  from hiermem_jax.parallel import distributed
+  from hiermem_jax.plan import Record
+
+  record = Record(given["run_dir"])
+  if verb.replaces:
+    run_config.agree(text)
+  else:
+    distributed.on_first(lambda: record.check(stages))
+    run_config.save(path, text, replace=record.covers(stages))
+    distributed.on_first(lambda: record.begin(stages))
   # These flags are not part of the run's configuration: a run that stopped may go on with others.
   extra = [
     line for name, flag in _FLAGS.items() if flag.bindings and given[name] for line in flag.bindings(given[name])
@@ -252,6 +287,8 @@ def _fill(verb: Verb, given: Mapping[str, Any]) -> None:
   try:
     configuration.call(verb.name, run_dir=given["run_dir"])
   except InputError:
-    if distributed.is_first():
-      run_config.discard(path)
+    if distributed.is_first() and not verb.replaces:
+      Record(given["run_dir"]).discard()
     raise
+  if verb.replaces:
+    run_config.save(path, text, replace=True)

@@ -23,7 +23,8 @@ import gin
 from gin import config_parser
 
 from hiermem_jax.arguments import check_type, checked, with_fields_of
-from hiermem_jax.errors import InputError
+from hiermem_jax.errors import InputError, Preempted
+from hiermem_jax.plan import Record, Stage
 from hiermem_jax.verbs import VERBS
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ evaluate_tasks.tasks = @TaskSet()
 prepare.beam = @BeamConfig()
 """
 _dry = False  # whether a dry run is under way
+_stages: list[Stage] = []  # of the last dry run
 
 
 @functools.cache
@@ -92,11 +94,24 @@ def _register(target: Callable) -> None:
 
 
 def _unless_dry(verb: Callable) -> Callable:
-  """A verb that does nothing in a dry run."""
+  """A verb that in a dry run notes what it is called with, and otherwise in the run directory that it has finished."""
+  parameters = inspect.signature(verb).parameters
 
   @functools.wraps(verb)
   def call(**arguments):
-    return None if _dry else verb(**arguments)
+    stage = None
+    if "run_dir" in parameters and "stages" not in parameters:
+      defaults = {name: parameter.default for name, parameter in parameters.items()}
+      stage = Stage("/".join([*gin.current_scope(), verb.__name__]), verb.__name__, defaults | arguments)
+    if _dry:
+      _stages.extend([stage] if stage else [])
+      return None
+    result = verb(**arguments)
+    from hiermem_jax.parallel import distributed  # noqa: PLC0415 (imports jax)
+
+    if stage and distributed.is_first():
+      Record(arguments["run_dir"]).finish(stage.key)
+    return result
 
   return call
 
@@ -194,11 +209,12 @@ def _dry_run() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cause_only() -> Iterator[None]:
-  """Strips what gin appends to an InputError on its way up: where the call came from, on further lines."""
+  """Strips what gin appends to an exception on its way up: where the call came from, on further lines."""
   try:
     yield
-  except InputError as error:
-    raise InputError(str(error).split("\n", 1)[0]) from error
+  except (InputError, Preempted, FloatingPointError) as error:
+    kind = next(kind for kind in (InputError, Preempted, FloatingPointError) if isinstance(error, kind))
+    raise kind(str(error).split("\n", 1)[0]) from error
 
 
 def call(verb: str, **arguments):
@@ -225,11 +241,17 @@ def dry_run(verb: str, **arguments) -> str:
   Of a chain, every stage gets a dry run. Returns gin's operative configuration: every parameter in effect, defaults
   included.
   """
+  _stages.clear()
   with _dry_run(), _cause_only():
     gin.get_configurable(verb)(**arguments)
     for stage in gin.get_bindings(verb).get("stages", ()):
       stage(**arguments)
   return gin.operative_config_str(max_line_length=110)
+
+
+def stages() -> tuple[Stage, ...]:
+  """What the last dry run would have run: the stages of a chain, or the one verb."""
+  return tuple(_stages)
 
 
 def bound_argument(verb: str, argument: str) -> Any:

@@ -271,10 +271,12 @@ def test_bad_binding(chain, fails, tmp_path):
 
 @pytest.mark.parametrize("verb", ["cluster", "prepare", "train", "evaluate", "evaluate_tasks", "run"])
 def test_validate_only_prints_and_touches_nothing(chain, run, tmp_path, verb):
-  status, output, errors = run(verb, f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run", "--validate_only")
-  assert (status, errors) == (0, "")
-  assert f"# Parameters for {verb}:" in output
-  assert not list(tmp_path.iterdir())
+  before = sorted(chain[1].rglob("*"))
+  for run_dir in [[f"--run_dir={chain[1]}"], [], *([[f"--run_dir={tmp_path}/run"]] if verb in ("cluster", "run") else [])]:
+    status, output, errors = run(verb, f"--gin_file={chain[0]}", *run_dir, "--validate_only")
+    assert (status, errors) == (0, "")
+    assert f"# Parameters for {verb}:" in output
+  assert not list(tmp_path.iterdir()) and sorted(chain[1].rglob("*")) == before
 
 
 def test_run_directory_of_another_configuration(chain, fails, tmp_path):
@@ -292,7 +294,7 @@ def test_failed_start_can_be_corrected_in_place(chain, fails, tmp_path):
   for dataset in ("nope", "nowhere"):  # the second is not refused as another configuration
     message = fails(*arguments, f"--gin_bindings=train.dataset = '{tmp_path}/{dataset}'")
     assert message.startswith(f"{tmp_path}/{dataset}/manifest.json: No such file")
-  assert not list((tmp_path / "run").iterdir())
+  assert not (tmp_path / "run").exists()
 
 
 # Corpora -----------------------------------------------------------------------------------------------------------------

@@ -77,12 +77,7 @@ def train(
     Preempted: SIGTERM came; everything is saved.
   """
   model, steps = run.model, run.steps
-  if run.objective.frozen_anchor and (model.memory is None or run.init_from is None):
-    missing = "ModelConfig.memory" if model.memory is None else "train.init_from"
-    raise InputError(
-      f"Objective.frozen_anchor = True, {missing} = None: a frozen anchor comes from another run and has a bank to"
-      f" train; bind {missing}"
-    )
+  run.check()
   program = make_program(run, mesh)
   init_key, step_key = jax.random.split(jax.random.key(run.seed))
   metadata = model.to_json() | dict(data.metadata)
