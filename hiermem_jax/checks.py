@@ -22,6 +22,8 @@ def before(stages: Sequence[Stage], run_dir: str | None) -> None:
     stages: in their order.
     run_dir: where relative paths start; None leaves them, and the space on the disk, unchecked.
   """
+  if run_dir is not None and os.path.exists(run_dir) and not os.path.isdir(run_dir):
+    raise InputError(f"--run_dir={run_dir}: is a file; name a directory, or one that may be created")
   for number, stage in enumerate(stages):
     if stage.verb == "train":
       stage.arguments["run"].check()
