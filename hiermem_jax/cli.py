@@ -266,7 +266,7 @@ def _fill(verb: Verb, given: Mapping[str, Any]) -> None:
 
 
 def _fill_in_order(verb: Verb, given: Mapping[str, Any], path: str, text: str, stages: "Sequence[Stage]") -> None:
-  """Runs a verb in a directory that no other process fills; a verb that only reads a model leaves no trace if it fails."""
+  """Runs a verb in a directory that no other process fills; one that only reads leaves no trace if it fails."""
   from hiermem_jax import configuration, run_config
   from hiermem_jax.parallel import distributed
   from hiermem_jax.plan import Record

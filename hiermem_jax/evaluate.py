@@ -64,8 +64,8 @@ def evaluate(
   if probes is None and attribution:
     raise InputError("evaluate.attribution: is about questions; bind evaluate.probes, or leave it out")
   parsed = series.parse(modes, has_probes=probes is not None, has_documents=rag is not None)
-  settings = {"probes": probes, "buckets": buckets, "modes": modes, "rag": rag, "attribution": attribution}
-  settings |= {"scoring": scoring, "title": title, "documents": rag and rag.documents}
+  settings: dict[str, Any] = {"probes": probes, "buckets": buckets, "modes": modes, "rag": rag, "scoring": scoring}
+  settings |= {"attribution": attribution, "title": title, "documents": rag and rag.documents}
   made_of = inputs.describe(run_dir, model, {"baseline": baseline, "validation": validation}, **settings)
   target = os.path.join(run_dir, directory)
   if inputs.is_made_of(target, made_of):

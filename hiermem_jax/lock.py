@@ -52,9 +52,7 @@ def _acquired(directory: str, path: str) -> int | None:
       holder = _holder(descriptor)
       os.close(descriptor)
       if error.errno in _BUSY:
-        raise InputError(
-          f"{directory}: in use by {holder}; wait for it, end it, or use another --run_dir"
-        ) from None
+        raise InputError(f"{directory}: in use by {holder}; wait for it, end it, or use another --run_dir") from None
       logging.warning("%s: the file system has no locks (%s); see that one run at a time uses it", directory, error)
       return None
     if _is_still(descriptor, path):

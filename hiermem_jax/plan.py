@@ -91,7 +91,7 @@ class Stage:
 
 
 def _flatten(found: dict[str, str], name: str, value: Any, place: str = "") -> None:
-  """Adds a value to `found`; of a dataclass its fields, by the names of its class and, if these are taken, its place."""
+  """Adds a value to `found`; of a dataclass its fields, by its class and, where that is taken, also by its place."""
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     kind = type(value).__name__
     found[f"{place}{name}"] = f"@{kind}()"

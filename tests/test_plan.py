@@ -38,7 +38,12 @@ def test_stages_of_a_chain_with_their_scopes():
   assert [stage.name for stage in planned] == [
     "cluster", "prepare", "anchor/train", "baseline/train", "cotrain/train", "evaluate",
   ]  # fmt: skip
-  assert [stage.key for stage in planned][2:] == ["train anchor", "train baseline", "train cotrain", "evaluate evaluation"]
+  assert [stage.key for stage in planned][2:] == [
+    "train anchor",
+    "train baseline",
+    "train cotrain",
+    "evaluate evaluation",
+  ]
   settings = planned[4].settings()
   assert settings["train.steps"] == "5" and settings["MemoryConfig.rows"] == "(8, 8)"
   assert settings["Objective.z_loss"] == "0.0"  # a default
@@ -68,10 +73,19 @@ def test_settings_of_stages_that_have_not_finished_may_change(tmp_path):
 @pytest.mark.parametrize(
   "binding, words",
   [
-    ("TreeConfig.depth = 3", ["cluster has", "'TreeConfig.depth = 2'", "'TreeConfig.depth = 3'", "tree, packed, anchor/c"]),
+    (
+      "TreeConfig.depth = 3",
+      ["cluster has", "'TreeConfig.depth = 2'", "'TreeConfig.depth = 3'", "tree, packed, anchor/c"],
+    ),
     ("PackConfig.length = 64", ["prepare has", "'PackConfig.length = 128'", "delete packed, anchor/checkpoints there"]),
-    ("anchor/train.steps = 6", ["anchor/train has", "'train.steps = 5'", "'train.steps = 6'", "delete anchor/checkpoints"]),
-    ("anchor/train.validation = @ValidationConfig()\nValidationConfig.dataset = 'x'", ["there: 'train.validation = None'"]),
+    (
+      "anchor/train.steps = 6",
+      ["anchor/train has", "'train.steps = 5'", "'train.steps = 6'", "delete anchor/checkpoints"],
+    ),
+    (
+      "anchor/train.validation = @ValidationConfig()\nValidationConfig.dataset = 'x'",
+      ["there: 'train.validation = None'"],
+    ),
   ],
 )
 def test_settings_of_finished_stages_may_not_and_what_follows_is_named(tmp_path, binding, words):
@@ -95,7 +109,9 @@ def test_a_training_with_a_checkpoint_keeps_its_settings_though_it_has_not_finis
   begin(tmp_path, stages())
   (tmp_path / "anchor/checkpoints/2").mkdir(parents=True)
   begin(tmp_path, stages(verb="evaluate"))  # another command in between forgets nothing
-  with pytest.raises(InputError, match=r"OptimizerConfig\.weight_decay = 0\.001.*now: 'OptimizerConfig\.weight_decay = 0\.5"):
+  with pytest.raises(
+    InputError, match=r"OptimizerConfig\.weight_decay = 0\.001.*now: 'OptimizerConfig\.weight_decay = 0\.5"
+  ):
     begin(tmp_path, stages("OptimizerConfig.weight_decay = 0.5"))
 
 

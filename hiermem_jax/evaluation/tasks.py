@@ -144,7 +144,11 @@ class TaskEvaluation:
     content = hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:16]
     results = {}
     for mode in self._modes:
-      settings = self._key(shots=shots, file=content, documents=[repr(self._rag), *source_state(self._rag.documents)] if self._rag and mode.document else None)
+      settings = self._key(
+        shots=shots,
+        file=content,
+        documents=[repr(self._rag), *source_state(self._rag.documents)] if self._rag and mode.document else None,
+      )
       measure = functools.partial(self._measure_task, name, requests, mode)
       metrics = (result := self._store.get(f"{label}.{mode.name}", settings, measure))["metrics"]
       results[mode.name] = result
@@ -173,9 +177,10 @@ class TaskEvaluation:
 
   def _key(self, **settings: Any) -> Mapping[str, Any]:
     digests = self._loaded.model.metadata["digests"]
-    return {"results": _RESULTS, "parameters": {name: digests[name] for name in ("anchor", "bank") if name in digests}} | (
-      self.about | settings
-    )
+    return {
+      "results": _RESULTS,
+      "parameters": {name: digests[name] for name in ("anchor", "bank") if name in digests},
+    } | (self.about | settings)
 
   def _measure_task(self, name: str, requests, mode: Mode) -> dict[str, Any]:
     asked, kind, scorer = requests(), task_spec(name).kind, self._in_modes.scorer(mode)
