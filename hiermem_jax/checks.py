@@ -175,8 +175,8 @@ def _space(stages: Sequence[Stage], run_dir: str) -> None:
   if total > free:
     parts = ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in needed.items())
     raise InputError(
-      f"{run_dir}: {free / 1e9:,.1f} GB are free there, and checkpoints need about {total / 1e9:,.1f} GB ({parts}); make"
-      " room, use another disk, or bind less to CheckpointConfig.keep"
+      f"{run_dir}: {free / 1e9:,.1f} GB are free there, and checkpoints need about {total / 1e9:,.1f} GB ({parts});"
+      " make room, use another disk, or bind less to CheckpointConfig.keep"
     )
 
 

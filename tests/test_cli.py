@@ -373,7 +373,7 @@ def test_nothing_of_gin_stands_behind_our_line(chain, run, fails, tmp_path, monk
   arguments = train_arguments(chain, tmp_path)
   monkeypatch.setattr(loop, "train", raising(FloatingPointError("ten batches in a row")))
   assert fails(*arguments) == "ten batches in a row"
-  monkeypatch.setattr(loop, "train", raising(Preempted("ended by SIGTERM")))
+  monkeypatch.setattr(loop, "train", raising(Preempted("told to end")))
   status, _, errors = run(*arguments)
   assert status == 75 and "In call to configurable" not in errors + caplog.text
 

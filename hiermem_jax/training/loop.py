@@ -74,7 +74,7 @@ def train(
       tokenizer, or a damaged one; the mesh does not divide the batch or the model; or the batches end early.
     FloatingPointError: too many batches in a row gave a loss or gradient that is not finite.
     OSError: the last checkpoint could not be written.
-    Preempted: SIGTERM came; everything is saved.
+    Preempted: SIGTERM or SIGINT came; everything is saved.
   """
   model, steps = run.model, run.steps
   run.check()
@@ -110,7 +110,7 @@ def train(
             store.save(state, metadata)
           store.wait()
           recorder.flush()
-          raise Preempted(f"{directory}: ended by SIGTERM after step {step} of {steps}; the same command goes on")
+          raise Preempted(f"{directory}: told to end after step {step} of {steps}; the same command goes on")
         with recorder.waiting("data"):
           batch = next(stream, None)
         if batch is None:
