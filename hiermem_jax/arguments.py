@@ -50,10 +50,15 @@ def check_type(name: str, value: Any, hint: Any) -> None:
   parts = [value, *((element,) for element in value)] if isinstance(value, tuple) else [value]
   if all(is_bearable(part, hint, conf=_NUMBERS) for part in parts):
     return
-  shown = hint.__name__ if isinstance(hint, type) else re.sub(r"\b(\w+\.)+(?=[A-Z])", "", str(hint))
+  shown = type_name(hint)
   if callable(value):
     raise InputError(f"{name} = @{value.__name__}: must be {shown}; write @{value.__name__}() to construct one")
   raise InputError(f"{name} = {value!r}: must be {shown}; bind such a value")
+
+
+def type_name(hint: Any) -> str:
+  """An annotation as a reader writes it, without the names of modules."""
+  return hint.__name__ if isinstance(hint, type) else re.sub(r"\b(\w+\.)+(?=[A-Z])", "", str(hint))
 
 
 def with_fields_of(function: Callable, argument: str) -> Callable:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.plan import Stage, makes
+from hiermem_jax.plan import Planned, makes
 
 _ON_DEVICES = ("train", "merge", "evaluate", "evaluate_tasks")
 
 
-def before(stages: Sequence[Stage], run_dir: str | None) -> None:
+def before(stages: Sequence[Planned], run_dir: str | None) -> None:
   """Makes all checks that need no devices.
 
   Args:
@@ -36,7 +36,7 @@ def before(stages: Sequence[Stage], run_dir: str | None) -> None:
     _space(stages, run_dir)
 
 
-def devices(stages: Sequence[Stage], *, mesh: bool) -> None:
+def devices(stages: Sequence[Planned], *, mesh: bool) -> None:
   """Checks that jax has the devices that it was told to use and, with `mesh`, that every training fits on them."""
   if not any(stage.verb in _ON_DEVICES for stage in stages):
     return
@@ -62,12 +62,12 @@ def devices(stages: Sequence[Stage], *, mesh: bool) -> None:
     local_sequences(made, run.batch_size)
 
 
-def _maker(path: str, earlier: Sequence[Stage], *verbs: str) -> Stage | None:
+def _maker(path: str, earlier: Sequence[Planned], *verbs: str) -> Planned | None:
   """The last of some stages, of these verbs, that makes what is read at `path`."""
   return next((stage for stage in reversed(earlier) if stage.verb in verbs and makes(stage, path)), None)
 
 
-def _dataset(stage: Stage, earlier: Sequence[Stage]) -> None:
+def _dataset(stage: Planned, earlier: Sequence[Planned]) -> None:
   """The model against the tokenizer and the tree of the dataset that earlier stages make."""
   given = stage.arguments
   paths = [given["dataset"], *([given["validation"].dataset] if given["validation"] is not None else [])]
@@ -85,7 +85,7 @@ def _dataset(stage: Stage, earlier: Sequence[Stage]) -> None:
     given["run"].model.check_data(f"{stage.name}, {path}", vocab_size, leaves)
 
 
-def _modes(stage: Stage, earlier: Sequence[Stage]) -> None:
+def _modes(stage: Planned, earlier: Sequence[Planned]) -> None:
   """The modes of an evaluation, and what they need; the model is known where an earlier stage trains it."""
   from hiermem_jax.evaluation import series
   from hiermem_jax.evaluation.modes import Mode
@@ -103,7 +103,7 @@ def _modes(stage: Stage, earlier: Sequence[Stage]) -> None:
     series.check(parsed, train.arguments["run"].model.memory)
 
 
-def _sources(stage: Stage) -> None:
+def _sources(stage: Planned) -> None:
   """The files of corpora and questions."""
   from hiermem_jax.data.sources.files import FileSource
 
@@ -114,7 +114,7 @@ def _sources(stage: Stage) -> None:
       source.files()
 
 
-def _paths(stage: Stage, earlier: Sequence[Stage], run_dir: str | None) -> None:
+def _paths(stage: Planned, earlier: Sequence[Planned], run_dir: str | None) -> None:
   """What a stage reads must be there, or an earlier stage makes it."""
   for name, path in stage.named_inputs():
     if run_dir is None and not os.path.isabs(path):
@@ -130,7 +130,7 @@ def _paths(stage: Stage, earlier: Sequence[Stage], run_dir: str | None) -> None:
       raise InputError(f"{run_dir}: no directory subtree_*; train the subtrees there, or bind merge.subtrees")
 
 
-def _require(stage: Stage, name: str, path: str, run_dir: str | None) -> None:
+def _require(stage: Planned, name: str, path: str, run_dir: str | None) -> None:
   if name.endswith("tokenizer"):
     if not os.path.exists(path):
       remedy = " or cluster.tokenizer_vocab_size to train one" if stage.verb == "cluster" else ""
@@ -149,7 +149,7 @@ def _require(stage: Stage, name: str, path: str, run_dir: str | None) -> None:
     raise InputError(f"{path}: no checkpoint there; train it first or bind another directory to {name}")
 
 
-def _resumes(stage: Stage, run_dir: str | None) -> bool:
+def _resumes(stage: Planned, run_dir: str | None) -> bool:
   """Whether a training has a checkpoint of its own, and so reads no other."""
   return run_dir is not None and bool(_steps(os.path.join(run_dir, stage.arguments["directory"])))
 
@@ -160,7 +160,7 @@ def _steps(directory: str) -> list[int]:
   return [int(name) for name in os.listdir(path) if name.isdigit()] if os.path.isdir(path) else []
 
 
-def _space(stages: Sequence[Stage], run_dir: str) -> None:
+def _space(stages: Sequence[Planned], run_dir: str) -> None:
   """The checkpoints of all trainings against the free space of the run directory's file system."""
   if "://" in run_dir:
     return
@@ -189,7 +189,7 @@ def _checkpoint_bytes(run: Any) -> int:
   return count * run.state_bytes
 
 
-def _held_bytes(stage: Stage, run_dir: str) -> int:
+def _held_bytes(stage: Planned, run_dir: str) -> int:
   path = os.path.join(run_dir, stage.arguments["directory"], "checkpoints")
   found = itertools.chain.from_iterable(
     (os.path.join(folder, name) for name in names) for folder, _, names in os.walk(path)

@@ -6,6 +6,11 @@ Prints a table; writes RUN_DIR/evaluation/report.json and report.png. A report t
 model, data and settings is printed again, and nothing is measured.
 """
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("evaluate")
+
 import dataclasses
 import os
 from typing import Any
@@ -100,9 +105,3 @@ def evaluate(
     inputs.remember(target, made_of)
 
   distributed.on_first(write)
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("evaluate")

@@ -20,8 +20,8 @@ _HOW = ("beam", "run_dir")  # arguments that say where a stage is run, not what 
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-  """A verb with all of its arguments, defaults included.
+class Planned:
+  """A stage that a command is going to run: a verb with all of its arguments, defaults included.
 
   Attributes:
     name: the verb, behind its scope where it has one, e.g. 'cotrain/train'.
@@ -110,7 +110,7 @@ def is_below(path: str, directory: str) -> bool:
   return path == directory or path.startswith(directory + os.sep) or directory == "."
 
 
-def makes(stage: Stage, path: str) -> bool:
+def makes(stage: Planned, path: str) -> bool:
   """Whether a stage makes what another one reads at `path`: a file, a dataset, or the directory of a training."""
   if stage.verb in ("train", "merge"):
     made = {os.path.normpath(os.path.dirname(output)) for output in stage.outputs()}
@@ -126,17 +126,17 @@ class Record:
     self._run_dir, self._path = run_dir, os.path.join(run_dir, NAME)
     self._held: dict[str, dict[str, Any]] = files.read_json(self._path) if os.path.exists(self._path) else {}
 
-  def covers(self, stages: Sequence[Stage]) -> bool:
+  def covers(self, stages: Sequence[Planned]) -> bool:
     """Whether the settings are known of all that is there of these stages' results."""
     making = [stage for stage in stages if not VERBS[stage.verb].replaces]
     return all(stage.key in self._held or not self._is_there(stage.outputs()[0]) for stage in making)
 
-  def check(self, stages: Sequence[Stage]) -> None:
+  def check(self, stages: Sequence[Planned]) -> None:
     """Raises InputError when one of the stages has been run here with other settings."""
     for stage in stages:
       self._require_same(stage, stages)
 
-  def begin(self, stages: Sequence[Stage]) -> None:
+  def begin(self, stages: Sequence[Planned]) -> None:
     """Writes down the stages that a command is about to run, after `check`."""
     for stage in stages:
       about = {"name": stage.name, "made": stage.outputs()[0], "settings": stage.settings()}
@@ -163,10 +163,10 @@ class Record:
       return any(name[0] != "." and "orbax-checkpoint-tmp" not in name for name in os.listdir(path))
     return os.path.exists(path)
 
-  def _is_done(self, stage: Stage) -> bool:
+  def _is_done(self, stage: Planned) -> bool:
     return self._held.get(stage.key, {}).get("finished", False) and self._is_there(stage.outputs()[0])
 
-  def _require_same(self, stage: Stage, stages: Sequence[Stage]) -> None:
+  def _require_same(self, stage: Planned, stages: Sequence[Planned]) -> None:
     if stage.key not in self._held or VERBS[stage.verb].replaces:
       return
     if not (self._is_done(stage) or (stage.verb == "train" and self._is_there(stage.outputs()[0]))):
@@ -182,7 +182,7 @@ class Record:
       f" bind that again, use another --run_dir, or delete {', '.join(again)} there, which would be made again"
     )
 
-  def _made_of(self, stage: Stage, stages: Sequence[Stage]) -> list[str]:
+  def _made_of(self, stage: Planned, stages: Sequence[Planned]) -> list[str]:
     """What a stage makes, and what later ones make of that."""
     chosen = [stage]
     for other in stages[stages.index(stage) + 1 :]:

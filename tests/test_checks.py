@@ -25,7 +25,7 @@ JSONL = ("prepare.train = @JsonlSource()", "JsonlSource.pattern = '/none/*.jsonl
 def check(*bindings, verb="run", run_dir=None, gin_file="tests/smoke.gin"):
   configuration.load([gin_file], list(bindings))
   configuration.dry_run(verb, run_dir=run_dir or "")
-  checks.before(configuration.stages(), run_dir)
+  checks.before(configuration.planned(), run_dir)
 
 
 @pytest.mark.parametrize(
@@ -132,5 +132,5 @@ def test_meshes_that_do_not_fit():
   configuration.load(["tests/smoke.gin"], ["MeshConfig.model = 3"])
   configuration.dry_run("run", run_dir="")
   with pytest.raises(InputError, match="model axis of 3"):
-    checks.devices(configuration.stages(), mesh=True)
-  checks.devices(configuration.stages(), mesh=False)
+    checks.devices(configuration.planned(), mesh=True)
+  checks.devices(configuration.planned(), mesh=False)

@@ -14,7 +14,7 @@ SMOKE = "tests/smoke.gin"
 def stages(*bindings, verb="run", gin_file=SMOKE):
   configuration.load([gin_file], list(bindings))
   configuration.dry_run(verb, run_dir="r")
-  return configuration.stages()
+  return configuration.planned()
 
 
 def begin(run_dir, planned):

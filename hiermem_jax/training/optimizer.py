@@ -21,6 +21,20 @@ class OptimizerConfig:
 
   One global norm over the anchor and the fetched rows is clipped; a row that several sequences share counts once, with
   the sum of their gradients.
+
+  Attributes:
+    peak_learning_rate: reached at the end of the warmup.
+    final_learning_rate: reached at the last step.
+    warmup_steps: steps in which the rate rises from 0.
+    weight_decay: of anchor and bank, times the learning rate.
+    beta1: decay of the first moments.
+    beta2: decay of the second moments.
+    epsilon: added to the root of the second moment.
+    clip_norm: largest global norm of a step's gradients.
+    bank_update: how bank tables are updated (see `row_adamw`): one choice for all levels, or one per tree level. "auto"
+      chooses dense for a table that has at most as many rows as a batch has sequences, because nearly all its rows are
+      fetched in every step, and lazy for the others.
+    bank_moment_dtype: type of the bank's stored moments.
   """
 
   peak_learning_rate: float
@@ -31,9 +45,6 @@ class OptimizerConfig:
   beta2: float = 0.95
   epsilon: float = 1e-8
   clip_norm: float = 1.0
-  # How bank tables are updated (see `row_adamw`): one choice for all levels, or one per tree level. "auto" chooses
-  # dense for a table that has at most as many rows as a batch has sequences, because nearly all its rows are fetched in
-  # every step, and lazy for the others.
   bank_update: Literal["dense", "lazy", "auto"] | tuple[Literal["dense", "lazy"], ...] = "dense"
   bank_moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
