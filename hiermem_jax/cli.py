@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from hiermem_jax import completion, console
+from hiermem_jax import completion, console, interrupts
 from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.verbs import CONFIGURED, VERBS, Verb
 
@@ -216,20 +216,15 @@ def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
     of = "of the run" if verb.looks else "that the run may fill"
     _fail(f"--run_dir is missing; name the directory {of}")
   try:
-    if compared:
-      _diff(given, [given["diff"], *compared])
-    elif given["params"] is not None:
-      _params(given)
-    elif verb.positional:
-      _compare(rest[1:], given)
-    elif verb.looks:
-      _inspect(given)
-    else:
-      _fill(verb, given) if verb.has_run_dir else _print(verb, given)
+    with interrupts.handled(interrupts.interrupt):
+      _call(verb, given, rest[1:])
   except (InputError, FloatingPointError) as error:
     _fail(str(error), given["distributed"])
   except Preempted as notice:
     logging.warning("%s", notice)
+    _exit(os.EX_TEMPFAIL, given["distributed"])
+  except KeyboardInterrupt as notice:
+    logging.warning("ended by %s; what is finished is kept, and the same command goes on", str(notice) or "SIGINT")
     _exit(os.EX_TEMPFAIL, given["distributed"])
   except BrokenPipeError:  # of `hiermem describe ... | head`
     _give_up_output()
@@ -243,6 +238,20 @@ def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
       raise
     traceback.print_exc()
     _exit(1, given["distributed"])
+
+
+def _call(verb: Verb, given: Mapping[str, Any], operands: Sequence[str]) -> None:
+  """Does what the flags ask for; `operands` are what is no flag: directories to compare, or the second one of --diff."""
+  if given["diff"] is not None:
+    _diff(given, [given["diff"], *operands])
+  elif given["params"] is not None:
+    _params(given)
+  elif verb.positional:
+    _compare(operands, given)
+  elif verb.looks:
+    _inspect(given)
+  else:
+    _fill(verb, given) if verb.has_run_dir else _print(verb, given)
 
 
 def _diff(given: Mapping[str, Any], paths: Sequence[str]) -> None:
@@ -315,47 +324,13 @@ def _print(verb: Verb, given: Mapping[str, Any]) -> None:
 
 
 def _fill(verb: Verb, given: Mapping[str, Any]) -> None:
-  """Runs a verb that fills a run directory, and keeps the configuration there."""
-  from hiermem_jax import configuration, run_config, run_record
-  from hiermem_jax.parallel import distributed
+  """Runs a verb that fills a run directory."""
+  from hiermem_jax import execution
 
   if given["validate_only"]:
     _announce_imports(given["gin_file"], given["gin_bindings"])
-  configuration.load(given["gin_file"], given["gin_bindings"])
-  text = configuration.dry_run(verb.name, run_dir=given["run_dir"] or "")
-  arguments = _stages(verb, given)
-  if given["validate_only"]:
-    print(text)
-    return
-  if given["distributed"]:
-    distributed.initialize(*(given[name] for name in _PROCESS_FLAGS), preemptible=verb.trains)
-  path = os.path.join(given["run_dir"], verb.saved_as)
-  run_config.save(path, text, replace=verb.replaces)
-  distributed.on_first(lambda: run_record.start(path, text, verb.name, given["gin_file"], given["gin_bindings"]))
   # These flags are not part of the run's configuration: a run that stopped may go on with others.
   extra = [
     line for name, flag in _FLAGS.items() if flag.bindings and given[name] for line in flag.bindings(given[name])
   ]
-  if extra:
-    configuration.load(given["gin_file"], [*given["gin_bindings"], *extra])
-  shown = {"verbose": given["verbose"], "process": distributed.number(), "one_of_several": given["distributed"]}
-  try:
-    with console.opened(given["run_dir"], verb.name, **shown):
-      configuration.call(verb.name, run_dir=given["run_dir"], **arguments)
-  except InputError:
-    if distributed.is_first():
-      run_config.discard(path)
-    raise
-
-
-def _stages(verb: Verb, given: Mapping[str, Any]) -> dict[str, Any]:
-  """The argument `stages` of a chain: those that --stages names. What the ones left out make must be there."""
-  from hiermem_jax import configuration, stages
-
-  if "stages" not in verb.flags:
-    return {}
-  chain = configuration.chain()
-  selected = stages.chosen(chain, given["stages"])
-  if given["run_dir"] is not None:
-    stages.require_made(chain, selected, given["run_dir"], configuration.all_arguments)
-  return {"stages": selected}
+  execution.execute(verb, given, [given[name] for name in _PROCESS_FLAGS], extra)

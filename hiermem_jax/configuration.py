@@ -23,7 +23,8 @@ from gin import config_parser
 
 from hiermem_jax import config_files, config_reading
 from hiermem_jax.arguments import check_type, checked, with_fields_of
-from hiermem_jax.errors import InputError
+from hiermem_jax.errors import InputError, Preempted
+from hiermem_jax.plan import Planned, Record
 from hiermem_jax.verbs import CONFIGURED, Stage
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ evaluate_tasks.tasks = @TaskSet()
 prepare.beam = @BeamConfig()
 """
 _dry = False  # whether a dry run is under way
+_planned: list[Planned] = []  # the stages of the last dry run
 _registered: dict[str, Callable] = {}
 _statements: list[config_files.Statement] = []  # of the loaded configuration
 
@@ -100,11 +102,24 @@ def _register(target: Callable) -> None:
 
 
 def _unless_dry(verb: Callable) -> Callable:
-  """A verb that does nothing in a dry run."""
+  """A verb that in a dry run notes what it is called with, and otherwise in the run directory that it has finished."""
+  parameters = inspect.signature(verb).parameters
 
   @functools.wraps(verb)
   def call(**arguments):
-    return None if _dry else verb(**arguments)
+    stage = None
+    if "run_dir" in parameters and "stages" not in parameters:
+      defaults = {name: parameter.default for name, parameter in parameters.items()}
+      stage = Planned("/".join([*gin.current_scope(), verb.__name__]), verb.__name__, defaults | arguments)
+    if _dry:
+      _planned.extend([stage] if stage else [])
+      return None
+    result = verb(**arguments)
+    from hiermem_jax.parallel import distributed  # noqa: PLC0415 (imports jax)
+
+    if stage and distributed.is_first():
+      Record(arguments["run_dir"]).finish(stage.key)
+    return result
 
   return call
 
@@ -207,11 +222,12 @@ def _dry_run() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cause_only() -> Iterator[None]:
-  """Strips what gin appends to an InputError on its way up: where the call came from, on further lines."""
+  """Strips what gin appends to an exception on its way up: where the call came from, on further lines."""
   try:
     yield
-  except InputError as error:
-    raise InputError(str(error).split("\n", 1)[0]) from error
+  except (InputError, Preempted, FloatingPointError) as error:
+    kind = next(kind for kind in (InputError, Preempted, FloatingPointError) if isinstance(error, kind))
+    raise kind(str(error).split("\n", 1)[0]) from error
 
 
 def call(verb: str, **arguments):
@@ -246,12 +262,18 @@ def dry_run(verb: str, **arguments) -> str:
   Raises:
     InputError: a value is missing or of the wrong type, or a binding changes nothing that the verb reads.
   """
+  _planned.clear()
   with _dry_run(), _cause_only():
     gin.get_configurable(verb)(**arguments)
     for stage in gin.get_bindings(verb).get("stages", ()):
       stage(**arguments)
   require_read(verb, arguments)
   return gin.operative_config_str(max_line_length=110)
+
+
+def planned() -> tuple[Planned, ...]:
+  """What the last dry run would have run: the stages of a chain, or the one verb."""
+  return tuple(_planned)
 
 
 def chain() -> tuple[Stage, ...]:

@@ -98,24 +98,8 @@ def _open(directory: str, model: ModelConfig) -> "PackedDataset | DecomposedData
   from hiermem_jax.data.packed.decomposition import open_dataset
   from hiermem_jax.parallel import distributed
 
-  anchor, memory = model.anchor, model.memory
   packed = distributed.together(lambda: open_dataset(directory))
-  manifest = packed.manifest
-  if manifest.vocab_size > anchor.vocab_size:
-    raise InputError(
-      f"{packed.directory}: its tokenizer has {manifest.vocab_size} pieces, AnchorConfig.vocab_size is"
-      f" {anchor.vocab_size}; bind at least as many"
-    )
-  if memory is not None and not manifest.num_leaves:
-    raise InputError(
-      f"{packed.directory}: prepared without a cluster tree, which a memory bank needs; bind ModelConfig.memory = None,"
-      " or prepare it with prepare.tree"
-    )
-  if memory is not None and memory.num_leaves != manifest.num_leaves:
-    raise InputError(
-      f"{packed.directory}: its tree has {manifest.num_leaves} leaves, MemoryConfig (branching {memory.branching}, rows"
-      f" {memory.rows}) has {memory.num_leaves}; bind the tree's branching and one entry of rows per level"
-    )
+  model.check_data(str(packed.directory), packed.manifest.vocab_size, packed.manifest.num_leaves)
   return packed
 
 

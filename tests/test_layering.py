@@ -38,7 +38,7 @@ _ROOMS = {
   "pod": ("models", "parallel"),
   "retrieval": (),
   "data": ("retrieval",),
-  "training": ("models", "parallel", "pod.peaks"),
+  "training": ("models", "parallel", "pod.peaks", "interrupts"),
   "inference": ("models", "parallel"),
   "evaluation": (
     *("models", "parallel", "retrieval", "training", "inference"),
@@ -62,10 +62,18 @@ _FILES = {
   "saved_run": (*_ALL_ROOMS, "configuration", "verbs"),
   "stages": ("verbs",),
   "completion": ("verbs",),
-  "configuration": (*_ALL_ROOMS, "arguments", "config_files", "config_reading", "verbs", *CONFIGURED),
+  "interrupts": (),
+  "lock": (),
+  "plan": ("verbs",),
+  "checks": ("plan", "data.sources", "evaluation", "parallel"),
+  "configuration": (*_ALL_ROOMS, "arguments", "config_files", "config_reading", "plan", "verbs", *CONFIGURED),
+  "execution": (
+    *("checks", "configuration", "lock", "plan", "run_config", "run_record", "stages", "verbs"),
+    "parallel.distributed",
+  ),
   "cli": (
-    *("completion", "configuration", "config_diff", "config_files", "config_params", "run_config", "run_record"),
-    *("compare", "inspect", "saved_run", "stages", "verbs", "parallel.distributed"),
+    *("completion", "configuration", "config_diff", "config_files", "config_params", "execution", "interrupts"),
+    *("compare", "inspect", "saved_run", "verbs", "parallel.distributed"),
   ),
   "__main__": ("cli",),
   "__init__": ("errors", "evaluation.modes", "evaluation.topics", "language_model", "models.config"),  # when asked for
@@ -98,6 +106,7 @@ _NOT_LIGHT = {
 _TESTED_IN: dict[str, str] = {
   "__main__.py": "test_cli.py",
   "errors.py": "test_cli.py",
+  "execution.py": "test_cli.py",
   "verbs.py": "test_cli.py",
   "cluster.py": "test_cli.py",
   "prepare.py": "test_cli.py",

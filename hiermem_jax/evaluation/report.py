@@ -60,7 +60,8 @@ def table(report: Mapping[str, Any]) -> str:
     line = [_LABELS.get(name, name)]
     line += [f"{values['loss']:.3f}", f"{values['perplexity']:.2f}"] if "loss" in values else ["–", "–"]
     if probes:
-      line += ["–" if math.isnan(cell["accuracy"]) else f"{100 * cell['accuracy']:.1f}%" for cell in values["probes"]]
+      accuracies = [cell["accuracy"] for cell in values["probes"]]
+      line += ["–" if value is None or math.isnan(value) else f"{100 * value:.1f}%" for value in accuracies]
     lines.append(line)
   if not probes:
     return aligned(lines)
@@ -104,6 +105,12 @@ def write(
   plot(report, os.path.join(directory, "report.png"), title)
   print(table(report))
   print(f"\nwritten: {directory}/report.json and report.png")
+
+
+def show(directory: str) -> None:
+  """Prints the table of the report in a directory."""
+  print(table(files.read_json(os.path.join(directory, "report.json"))))
+  print(f"\nkept, being of the same model, data and settings: {directory}/report.json and report.png")
 
 
 def write_json(report: Mapping[str, Any], path: str) -> None:
