@@ -241,7 +241,7 @@ def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
 
 
 def _call(verb: Verb, given: Mapping[str, Any], operands: Sequence[str]) -> None:
-  """Does what the flags ask for; `operands` are what is no flag: directories to compare, or the second one of --diff."""
+  """Does what the flags ask for; `operands` are directories to compare, or the second one of --diff."""
   if given["diff"] is not None:
     _diff(given, [given["diff"], *operands])
   elif given["params"] is not None:

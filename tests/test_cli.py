@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from hiermem_jax import cli, configuration, lock, run_config
+from hiermem_jax import cli, configuration, lock
 from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.evaluation import series as measuring
