@@ -21,7 +21,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _PACKAGE = _ROOT / "hiermem_jax"
 
 _ALL_ROOMS = ("models", "parallel", "pod", "retrieval", "data", "training", "inference", "evaluation")
-# What each room may import of the library, beside itself, `errors` and `files`; lowest first.
+# What each room may import of the library, beside itself, `errors`, `files` and `plugins`; lowest first.
 _DATA_OF_EVALUATION = ("corpus.reading", "packed", "sources", "tasks.metrics", "tasks.requests", "tasks.table", "text")
 _ROOMS = {
   "models": (),
@@ -40,6 +40,7 @@ _ROOMS = {
 _FILES = {
   "errors": (),
   "files": (),
+  "plugins": (),
   "arguments": (),
   "verbs": (),
   "sweep": (),
@@ -191,7 +192,7 @@ def _allowed(name: str, target: str) -> bool:
     allowed = _FOLDERS[top]
   else:
     allowed = (*_ROOMS[rest[0]], rest[0]) if rest[0] in _ROOMS else _FILES[rest[0]]
-  return any(_below(".".join(target_rest), prefix) for prefix in (*allowed, "errors", "files"))
+  return any(_below(".".join(target_rest), prefix) for prefix in (*allowed, "errors", "files", "plugins"))
 
 
 def test_every_import_is_in_the_plan():
