@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="DataclassInstance")
 
-# Where "gin/..." starts for who is not in the checkout's root.
-_ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
+# Where "gin/..." starts for who is elsewhere: a wheel has the folder in the package, a checkout beside it.
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+_ROOT = str(_PACKAGE if (_PACKAGE / "gin").is_dir() else _PACKAGE.parent)
 # Defaults that gin constructs, so that what is bound to them counts.
 _DEFAULTS = """
 train.model = @ModelConfig()
