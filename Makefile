@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/quickstart
 ARGS ?=
+QUIETLY = --quiet --progress-bar off --disable-pip-version-check
 
 .PHONY: quickstart test lint
 .DEFAULT_GOAL := quickstart
@@ -28,9 +29,9 @@ lint: $(VENV)/installed-tests
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -r requirements.txt -e .
+	$(VENV)/bin/python -m pip install $(QUIETLY) -r requirements.txt -e .
 	touch $@
 
 $(VENV)/installed-tests: $(VENV)/installed tests/requirements.txt
-	$(VENV)/bin/python -m pip install --quiet -r requirements.txt -r tests/requirements.txt
+	$(VENV)/bin/python -m pip install $(QUIETLY) -r requirements.txt -r tests/requirements.txt
 	touch $@

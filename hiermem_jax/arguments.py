@@ -52,16 +52,21 @@ def check_type(name: str, value: Any, hint: Any) -> None:
   # A class has the methods of a protocol, and is not what the protocol is about.
   if all(is_bearable(part, hint, conf=_NUMBERS) and not isinstance(part, type) for part in parts):
     return
-  shown = _shown(hint) if isinstance(hint, type) else re.sub(r"\b(\w+\.)+(?=[A-Z])", "", str(hint))
+  shown = _with_members(hint)
   if callable(value):
     raise InputError(f"{name} = @{value.__name__}: must be {shown}; write @{value.__name__}() to construct one")
   raise InputError(f"{name} = {value!r}: must be {shown}; bind such a value")
 
 
-def _shown(hint: type) -> str:
-  """The name of a class; of a protocol, what an object must have as well."""
+def type_name(hint: Any) -> str:
+  """An annotation as a reader writes it, without the names of modules."""
+  return hint.__name__ if isinstance(hint, type) else re.sub(r"\b(\w+\.)+(?=[A-Z])", "", str(hint))
+
+
+def _with_members(hint: Any) -> str:
+  """The name of a type; of a protocol, what an object must have as well."""
   members = [name for name in vars(hint) if not name.startswith("_")] if getattr(hint, "_is_protocol", False) else []
-  return ", ".join([hint.__name__, *(f"with {name}" for name in members)])
+  return ", ".join([type_name(hint), *(f"with {name}" for name in members)])
 
 
 def with_fields_of(function: Callable, argument: str) -> Callable:

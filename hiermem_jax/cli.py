@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import functools
 import importlib.util
-import logging as python_logging
 import os
 import pathlib
 import sys
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from hiermem_jax import completion, console
 from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.verbs import VERBS, Verb
 
@@ -42,7 +42,19 @@ _FLAGS = {
   ),
   "run_dir": _Flag(flags.DEFINE_string, None, "Directory of the run; relative paths in the configuration start here."),
   "validate_only": _Flag(flags.DEFINE_bool, False, "Check the configuration, print it in full, and stop."),
+  "verbose": _Flag(flags.DEFINE_bool, False, "Show on the console all that goes to RUN_DIR/log.txt."),
+  "stages": _Flag(
+    flags.DEFINE_string, None, "Stages to run, with commas; NAME.. is a stage and all after it. By default all."
+  ),
   "json": _Flag(flags.DEFINE_bool, False, "Print JSON instead of text."),
+  "diff": _Flag(
+    flags.DEFINE_string, None, "Two gin files or run directories, --diff A B: print what differs, one line each."
+  ),
+  "params": _Flag(
+    lambda name, default, text, **values: flags.DEFINE_enum(name, default, list(VERBS), text, **values),
+    None,
+    "A verb: print every name that can be bound for it, with type, default and meaning.",
+  ),
   "topology": _Flag(flags.DEFINE_string, None, "TPU slice, e.g. v5e:16x16."),
   "num_slices": _Flag(_at_least_1, None, "Number of such slices."),
   "skip_bad_records": _Flag(
@@ -79,6 +91,8 @@ _PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 
 def command(argv: Sequence[str] | None = None) -> None:
   """The command `hiermem`: runs the verb that comes first in `argv` (by default sys.argv), or lists the verbs."""
+  if "_ARGCOMPLETE" in os.environ:  # a shell asks what could follow
+    completion.propose({name: (flag.help, flag.define is not flags.DEFINE_bool) for name, flag in _FLAGS.items()})
   program, *arguments = sys.argv if argv is None else argv
   if not arguments or arguments[0] in ("-h", "-help", "--help", "help"):
     _show(_overview())
@@ -92,9 +106,7 @@ def command(argv: Sequence[str] | None = None) -> None:
 
 def main(name: str, argv: Sequence[str] | None = None) -> None:
   """Runs a verb from the command line (by default sys.argv); exits with status 2 and one line on bad input."""
-  logging.set_verbosity(logging.INFO)
-  logging.use_absl_handler()
-  logging.get_absl_handler().addFilter(_is_news)
+  console.set_up()
   verb = VERBS[name]
   define(verb, flags.FLAGS)
   app.run(
@@ -102,13 +114,6 @@ def main(name: str, argv: Sequence[str] | None = None) -> None:
     argv=None if argv is None else list(argv),
     flags_parser=lambda given: parse(verb, given, flags.FLAGS),
   )
-
-
-def _is_news(record: python_logging.LogRecord) -> bool:
-  """Whether to log a record: orbax writes dozens of lines per save, gin one per place where an include is not."""
-  if record.module == "resource_reader":
-    return False
-  return "orbax" not in record.pathname or record.levelno > python_logging.INFO
 
 
 def _overview() -> str:
@@ -166,7 +171,8 @@ def _help(verb: Verb, values: flags.FlagValues) -> str:
   spec = importlib.util.find_spec(verb.module)
   assert spec is not None and spec.origin is not None
   text = ast.get_docstring(ast.parse(pathlib.Path(spec.origin).read_text(encoding="utf-8")))
-  return f"{text}\n\nflags:{values.module_help(__name__).partition(':')[2]}"
+  flags_of_verb = values.module_help(__name__).partition(":")[2]
+  return f"{text}\n\nhiermem describe --params {verb.name} lists what can be bound.\n\nflags:{flags_of_verb}"
 
 
 def _fail(message: str, distributed: bool = False) -> NoReturn:
@@ -191,14 +197,22 @@ def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
   given: dict[str, Any] = {
     name: values[name].value if name in verb.flags else flag.default for name, flag in _FLAGS.items()
   }
-  if len(rest) > 1:
+  compared = rest[1:] if given["diff"] is not None else []
+  if given["diff"] is not None and len(compared) != 1:
+    _fail("--diff: compares two gin files or run directories; give it as --diff A B")
+  if len(rest) > 1 and not compared:
     _fail(f"{rest[1]!r}: arguments are given as --flags; --help lists them")
   if needless := [name for name in _PROCESS_FLAGS if given[name] is not None and not given["distributed"]]:
     _fail(f"--{needless[0]}: says nothing without --distributed; add that or leave this out")
   if verb.has_run_dir and given["run_dir"] is None and not given["validate_only"]:
     _fail("--run_dir is missing; name the directory that the run may fill")
   try:
-    _fill(verb, given) if verb.has_run_dir else _print(verb, given)
+    if compared:
+      _diff(given, [given["diff"], *compared])
+    elif given["params"] is not None:
+      _params(given)
+    else:
+      _fill(verb, given) if verb.has_run_dir else _print(verb, given)
   except (InputError, FloatingPointError) as error:
     _fail(str(error), given["distributed"])
   except Preempted as notice:
@@ -218,6 +232,35 @@ def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
     _exit(1, given["distributed"])
 
 
+def _diff(given: Mapping[str, Any], paths: Sequence[str]) -> None:
+  """Prints what differs between two gin files or run directories."""
+  from hiermem_jax import config_diff, configuration
+
+  if needless := [name for name in ("gin_file", "gin_bindings", "params") if given[name]]:
+    raise InputError(f"--{needless[0]}: says nothing beside --diff A B; leave it out")
+  a, b = map(config_diff.Side.of, paths)
+  _announce_imports([*a.files.values(), *b.files.values()])
+  found = config_diff.differences(a, b, lambda gin_files: configuration.load(gin_files, []))
+  _show((config_diff.as_json if given["json"] else config_diff.text)(a, b, found))
+
+
+def _params(given: Mapping[str, Any]) -> None:
+  """Prints the bindable names of a verb."""
+  from hiermem_jax import config_params, configuration
+
+  configuration.load(given["gin_file"], given["gin_bindings"])
+  found = config_params.parameters(given["params"], configuration.constructors())
+  _show(config_params.as_json(found) if given["json"] else config_params.text(given["params"], found))
+
+
+def _announce_imports(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> None:
+  """Says on standard error what a configuration is about to import: gin files are programs."""
+  from hiermem_jax import config_files
+
+  for line in config_files.imports(gin_files, bindings):
+    print(line, file=sys.stderr, flush=True)
+
+
 def _print(verb: Verb, given: Mapping[str, Any]) -> None:
   """Runs a verb that has no run directory."""
   from hiermem_jax import configuration
@@ -226,16 +269,20 @@ def _print(verb: Verb, given: Mapping[str, Any]) -> None:
   arguments = {
     name: given[name] for name in ("topology", "num_slices") if given[name] is not None
   }  # others may be bound
+  configuration.require_read(verb.name, ("as_json", *arguments))
   configuration.call(verb.name, as_json=given["json"], **arguments)
 
 
 def _fill(verb: Verb, given: Mapping[str, Any]) -> None:
   """Runs a verb that fills a run directory, and keeps the configuration there."""
-  from hiermem_jax import configuration, run_config
+  from hiermem_jax import configuration, run_config, run_record
   from hiermem_jax.parallel import distributed
 
+  if given["validate_only"]:
+    _announce_imports(given["gin_file"], given["gin_bindings"])
   configuration.load(given["gin_file"], given["gin_bindings"])
   text = configuration.dry_run(verb.name, run_dir=given["run_dir"] or "")
+  arguments = _stages(verb, given)
   if given["validate_only"]:
     print(text)
     return
@@ -243,15 +290,31 @@ def _fill(verb: Verb, given: Mapping[str, Any]) -> None:
     distributed.initialize(*(given[name] for name in _PROCESS_FLAGS), preemptible=verb.trains)
   path = os.path.join(given["run_dir"], verb.saved_as)
   run_config.save(path, text, replace=verb.replaces)
+  distributed.on_first(lambda: run_record.start(path, text, verb.name, given["gin_file"], given["gin_bindings"]))
   # These flags are not part of the run's configuration: a run that stopped may go on with others.
   extra = [
     line for name, flag in _FLAGS.items() if flag.bindings and given[name] for line in flag.bindings(given[name])
   ]
   if extra:
     configuration.load(given["gin_file"], [*given["gin_bindings"], *extra])
+  shown = {"verbose": given["verbose"], "process": distributed.number(), "one_of_several": given["distributed"]}
   try:
-    configuration.call(verb.name, run_dir=given["run_dir"])
+    with console.opened(given["run_dir"], verb.name, **shown):
+      configuration.call(verb.name, run_dir=given["run_dir"], **arguments)
   except InputError:
     if distributed.is_first():
       run_config.discard(path)
     raise
+
+
+def _stages(verb: Verb, given: Mapping[str, Any]) -> dict[str, Any]:
+  """The argument `stages` of a chain: those that --stages names. What the ones left out make must be there."""
+  from hiermem_jax import configuration, stages
+
+  if "stages" not in verb.flags:
+    return {}
+  chain = configuration.chain()
+  selected = stages.chosen(chain, given["stages"])
+  if given["run_dir"] is not None:
+    stages.require_made(chain, selected, given["run_dir"], configuration.all_arguments)
+  return {"stages": selected}

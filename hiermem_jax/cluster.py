@@ -7,10 +7,14 @@ clusters). The work is done by Beam pipelines: on all cores of this machine, or 
 --pipeline_option. Finished parts are kept, so the same command goes on after a crash.
 """
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("cluster")
+
 import os
 
-from absl import logging
-
+from hiermem_jax import console
 from hiermem_jax.data.corpus.config import ReadConfig
 from hiermem_jax.data.corpus.runner import BeamConfig
 from hiermem_jax.data.sources import Source, resolve_data_dir
@@ -65,7 +69,7 @@ def cluster(
       raise InputError(
         f"{tokenizer}: no such tokenizer; bind cluster.tokenizer, or cluster.tokenizer_vocab_size to train one"
       )
-    logging.info("training a tokenizer of %d pieces", tokenizer_vocab_size)
+    console.say("training a tokenizer of %d pieces", tokenizer_vocab_size)
     train_sentencepiece(good_texts(corpus), tokenizer, vocab_size=tokenizer_vocab_size)
   loaded_tokenizer = load_tokenizer(tokenizer)
   fitted_path = os.path.join(directory, "encoder")
@@ -89,10 +93,4 @@ def cluster(
     sample=sample,
     beam_config=beam,
   )
-  logging.info("%s: %d leaves, fingerprint %s", directory, built.num_leaves, built.fingerprint)
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("cluster")
+  console.say("%s: %d leaves, fingerprint %s", directory, built.num_leaves, built.fingerprint)

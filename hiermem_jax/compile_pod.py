@@ -1,12 +1,17 @@
 r"""Compiles the training step of a run for a TPU pod, on a machine that has no TPU, and reports what it needs.
 
-  python -m hiermem_jax.compile_pod --topology=v5e:16x16 --gin_file=gin/runs/a2.gin [--num_slices=2] [--json]
+  python -m hiermem_jax.compile_pod --topology=v5e:16x16 --gin_file=gin/runs/a2.gin
 
 The same step that `train` runs, lowered with abstract arrays and compiled by libtpu (pip install "hiermem_jax[tpu]").
 Prints memory per device against the chip's, FLOPs, every collective with its bytes, the fetch of the bank beside the
 least that it could send, and which of compute, HBM and network bounds the step. Exits with status 1 when the step does
 not fit.
 """
+
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("compile_pod")
 
 import dataclasses
 import json
@@ -154,9 +159,3 @@ def _time(report: dict) -> list[str]:
     f"Bound by {_BOUNDS[report['bound_by']]}: at most {report['mfu_bound']:.1%} of the peak goes into the model (MFU)"
   )
   return lines
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("compile_pod")

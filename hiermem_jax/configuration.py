@@ -10,31 +10,29 @@ files of the named runs hold it.
 import contextlib
 import copy
 import dataclasses
+import difflib
 import functools
 import importlib
 import inspect
-import os
-import pathlib
-import tokenize
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import gin
 from gin import config_parser
 
+from hiermem_jax import config_files, config_reading
 from hiermem_jax.arguments import check_type, checked, with_fields_of
 from hiermem_jax.errors import InputError
 from hiermem_jax.plugins import on_registration
-from hiermem_jax.verbs import VERBS
+from hiermem_jax.verbs import VERBS, Stage
 
 if TYPE_CHECKING:
   from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
 
-# Where "gin/..." starts for who is elsewhere: a wheel has the folder in the package, a checkout beside it.
-_PACKAGE = pathlib.Path(__file__).resolve().parent
-_ROOT = str(_PACKAGE if (_PACKAGE / "gin").is_dir() else _PACKAGE.parent)
+_BINDING = config_parser.BindingStatement
 # Defaults that gin constructs, so that what is bound to them counts.
 _DEFAULTS = """
 train.model = @ModelConfig()
@@ -56,6 +54,8 @@ evaluate_tasks.tasks = @TaskSet()
 prepare.beam = @BeamConfig()
 """
 _dry = False  # whether a dry run is under way
+_registered: dict[str, Callable] = {}
+_statements: list[config_files.Statement] = []  # of the loaded configuration
 
 
 @functools.cache
@@ -71,7 +71,7 @@ def register() -> None:
   from hiermem_jax.training.config import CheckpointConfig, Objective, ValidationConfig
   from hiermem_jax.training.optimizer import OptimizerConfig
 
-  gin.add_config_file_search_path(_ROOT)
+  gin.config.register_file_reader(config_files.opened, config_files.is_marked)
   models = (ModelConfig, AnchorConfig, MemoryConfig, MeshConfig)
   training = (OptimizerConfig, Objective, CheckpointConfig, ValidationConfig)
   corpus = (BeamConfig, PackConfig, ReadConfig, TreeConfig, WorldConfig)
@@ -88,8 +88,15 @@ def register() -> None:
     _register(function)
 
 
+def constructors() -> dict[str, Callable]:
+  """What this module has registered with gin beside the verbs, by name: what an argument of a verb can refer to."""
+  register()
+  return {name: target for name, target in _registered.items() if name not in VERBS}
+
+
 def _register(target: Callable) -> None:
   name = target.__name__
+  _registered[name] = target
   gin.external_configurable(checked(target, name), name, module="hiermem_jax")
 
 
@@ -103,85 +110,90 @@ def _unless_dry(verb: Callable) -> Callable:
   return call
 
 
-@contextlib.contextmanager
-def _one_line(place: str) -> Iterator[None]:
-  """Turns what gin and its parser raise into an InputError of one line."""
-  try:
-    yield
-  except tokenize.TokenError as error:  # an open bracket or quote; has no file
-    message, (line, _) = error.args
-    raise InputError(f"{place}, line {line}: {message}; close the bracket or quote") from None
-  except SyntaxError as error:
-    where = f"{error.filename or place}, line {error.lineno}: {(error.text or '').strip()!r}"
-    raise InputError(f"{where}: {error.msg.rstrip('.')}; correct the line") from None
-  except (ValueError, OSError, TypeError, AttributeError, ImportError) as error:
-    message = str(error).split("\n  In bindings string", 1)[0]  # `place` says it
-    raise InputError(f"{place}: {' '.join(message.split()).rstrip('.')}; correct the name or the line") from None
-
-
 def load(gin_files: Sequence[str], bindings: Sequence[str]) -> None:
   """Parses gin files and bindings on top of them.
 
   Args:
-    gin_files: paths; like those that they include, relative to the working directory or to the root of the checkout.
+    gin_files: paths, relative to the working directory or to the root of the checkout; those that a file includes may
+      also start in its own folder, which is looked at first.
     bindings: one statement each.
 
   Raises:
     InputError: a file is missing, a line cannot be parsed, a name is not known, a macro that is read is not
       bound, or nothing reads a macro or a scope that is bound.
   """
+  global _statements
   register()
+  references = config_files.References()
+  statements = config_files.statements(gin_files, bindings, references)
   gin.clear_config()
   gin.parse_config(_DEFAULTS)
-  for path in gin_files:
-    if not any(os.path.isfile(os.path.join(start, path)) for start in ("", _ROOT)):
-      raise InputError(f"--gin_file={path}: no such file; paths are relative to {os.getcwd()}")
-    with _one_line(path):
-      gin.parse_config_file(path)
+  for name in gin_files:
+    path = config_files.find(name, f"--gin_file={name}")
+    with config_files.one_line(path), _suggestion(), config_files.quiet():
+      gin.parse_config_file(config_files.marked(path))
   for binding in bindings:
-    with _one_line(f"--gin_bindings={binding}"):
+    with config_files.one_line(f"--gin_bindings={binding}"), _suggestion():
       gin.parse_config(binding)
-  _check_names(gin.config_str())
-  with _one_line("gin"):
+  _check_names(statements, references)
+  with config_files.one_line("gin"):
     gin.finalize()
+  _statements = statements
 
 
-class _References(config_parser.ParserDelegate):
-  """Collects the macros and the scopes that a configuration reads."""
-
-  def __init__(self):
-    self.macros = set()
-    self.scopes = {""}
-
-  def configurable_reference(self, scoped_configurable_name, evaluate):
-    self.scopes.add(scoped_configurable_name.rpartition("/")[0])
-    return scoped_configurable_name
-
-  def macro(self, macro_name):
-    self.macros.add(macro_name)
-    return macro_name
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+  close = difflib.get_close_matches(name, list(known), 1)
+  return f" did you mean {close[0]}?" if close else ""
 
 
-def _check_names(text: str) -> None:
-  """Raises InputError when `text` reads a macro that is not bound, or binds a macro or a scope that nothing reads.
+@contextlib.contextmanager
+def _suggestion() -> Iterator[None]:
+  """Adds to gin's complaint about an unknown name the known name that is nearest."""
+  try:
+    yield
+  except ValueError as error:
+    message, meant = str(error), ""
+    if found := re.search(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", message):
+      owner, parameter = found.groups()
+      meant = _did_you_mean(f"{owner}.{parameter}", [f"{owner}.{name}" for name in _parameters(owner)])
+    elif found := re.search(r"No configurable matching (?:reference )?'@?(?:[^'/]+/)*([^'(]+)", message):
+      meant = _did_you_mean(found[1], _registered)
+    if not meant:
+      raise
+    first, *rest = message.split("\n")
+    place = "".join(f" {line.strip()}" for line in rest if line.strip().startswith("In file"))
+    raise ValueError(f"{first.rstrip('.')}{place};{meant}") from None
 
-  gin itself would ignore the second.
+
+def _check_names(statements: Sequence[config_files.Statement], references: config_files.References) -> None:
+  """Raises InputError when a macro is read that is not bound, or a macro or a scope is bound that nothing refers to.
+
+  gin itself would ignore the second. A macro whose readers have all been bound to something else is no mistake.
+
+  Args:
+    statements: all of the configuration.
+    references: what they refer to, those too that later ones replace.
   """
-  references = _References()
-  statements = config_parser.ConfigParser(text, references)
-  bindings = [s for s in statements if isinstance(s, config_parser.BindingStatement)]
-  macros = {s.selector: s.value for s in bindings if not s.arg_name}
-  if missing := sorted(references.macros - macros.keys()):
+  in_effect = config_files.References()
+  bound = [s for s in config_parser.ConfigParser(gin.config_str(), in_effect) if isinstance(s, _BINDING)]
+  macros = {s.selector: s.value for s in bound if not s.arg_name}
+  if missing := sorted(in_effect.macros - macros.keys()):
     remedy = f'bind with --gin_bindings="{missing[0]} = ..."'
     raise InputError(f"gin macro {', '.join(missing)}: read and not bound; {remedy}")
   for name in sorted(macros.keys() - references.macros):
     known = ", ".join(sorted(references.macros)) or "none"
-    raise InputError(f"gin macro {name} = {macros[name]!r}: nothing reads it; the macros that are read: {known}")
-  for binding in bindings:
-    if binding.scope not in references.scopes:
-      name = f"{binding.scope}/{binding.selector}.{binding.arg_name}"
-      known = ", ".join(sorted(references.scopes - {""})) or "none"
-      raise InputError(f"gin binding {name}: nothing refers to scope {binding.scope}; the scopes in use: {known}")
+    meant = _did_you_mean(name, references.macros)
+    raise InputError(f"gin macro {name} = {macros[name]!r}: nothing reads it;{meant} the macros that are read: {known}")
+  # What a macro constructs is called in a scope of the macro's name.
+  scopes = references.scopes | {name for name, value in macros.items() if "@" in str(value)}
+  for statement in statements:
+    scope = statement.parsed.scope if statement.is_binding and statement.parsed.arg_name else ""
+    if scope not in scopes:
+      _, selector, argument, *_ = statement.parsed
+      known = ", ".join(sorted(scopes - {""})) or "none"
+      raise InputError(
+        f"gin binding {scope}/{selector}.{argument}: nothing refers to scope {scope}; the scopes in use: {known}"
+      )
 
 
 @contextlib.contextmanager
@@ -221,17 +233,43 @@ def call(verb: str, **arguments):
     return function(**arguments)
 
 
+def require_read(verb: str, given: Collection[str]) -> None:
+  """Raises InputError when a binding of the loaded configuration changes nothing; see `config_reading.require_read`."""
+  config_reading.require_read(verb, given, _statements)
+
+
 def dry_run(verb: str, **arguments) -> str:
   """Resolves, constructs and type-checks everything that `verb` would be called with, and does not call it.
 
   Of a chain, every stage gets a dry run. Returns gin's operative configuration: every parameter in effect, defaults
   included.
+
+  Raises:
+    InputError: a value is missing or of the wrong type, or a binding changes nothing that the verb reads.
   """
   with _dry_run(), _cause_only():
     gin.get_configurable(verb)(**arguments)
     for stage in gin.get_bindings(verb).get("stages", ()):
       stage(**arguments)
+  require_read(verb, arguments)
   return gin.operative_config_str(max_line_length=110)
+
+
+def chain() -> tuple[Stage, ...]:
+  """The stages that are bound to `run`, each with its name."""
+  references = gin.get_bindings("run", resolve_references=False).get("stages", ())
+  functions = gin.get_bindings("run").get("stages", ())
+  return tuple(
+    Stage(name=reference.scoped_selector, call=function, number=number, total=len(functions))
+    for number, (reference, function) in enumerate(zip(references, functions), start=1)
+  )
+
+
+def all_arguments(stage: str) -> dict[str, Any]:
+  """What a stage, e.g. 'anchor/train', would be called with, the run directory excepted."""
+  scope, _, verb = stage.rpartition("/")
+  with gin.config_scope(scope or None):
+    return {name: bound_argument(verb, name) for name in _parameters(verb) if name != "run_dir"}
 
 
 def bound_argument(verb: str, argument: str) -> Any:

@@ -1,12 +1,27 @@
 r"""Prints the arithmetic of a run without touching a device.
 
-  python -m hiermem_jax.describe --gin_file=gin/runs/a2.gin [--topology=v5e:16x16 [--num_slices=2]] [--json]
+  python -m hiermem_jax.describe --gin_file=gin/runs/a2.gin
+  python -m hiermem_jax.describe --gin_file=gin/runs/a2.gin --topology=v5e:16x16 --num_slices=2 --json
 
 Parameters of the anchor, of what a sequence fetches and of the bank; forward FLOPs per token with and without memory;
 bytes per level of the bank in bfloat16 and in float32 with AdamW's two moments; tokens and FLOPs of the whole training.
 For a TPU topology, or for a number of devices (--gin_bindings="describe.devices = 8"), also what each device holds of
 parameters and optimizer state. `compile_pod` says what a step needs beyond that.
+
+  python -m hiermem_jax.describe --diff gin/runs/a2.gin runs/a2
+
+What differs between two gin files or run directories, one line each: every setting after defaults, macros and scopes
+are resolved; of two directories also what they record of code and data.
+
+  python -m hiermem_jax.describe --params train
+
+Every name that can be bound for a verb, with type, default and meaning. With --gin_file, what that file binds.
 """
+
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("describe")
 
 import dataclasses
 import json
@@ -154,9 +169,3 @@ def as_text(sizes: dict) -> str:
 
 def _gb(count: int) -> str:
   return f"{count / 1e9:>7.3f} GB"
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("describe")

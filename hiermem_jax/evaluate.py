@@ -5,6 +5,11 @@ r"""Measures a trained model: held-out perplexity and answers to probes, for eve
 Prints a table; writes RUN_DIR/evaluation/report.json and report.png.
 """
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("evaluate")
+
 import dataclasses
 import os
 from typing import Any
@@ -86,9 +91,3 @@ def evaluate(
   if attribution:
     result["attribution"], lines = attributing.report(in_modes, questions, buckets)
   distributed.on_first(lambda: report.write(result, lines, os.path.join(run_dir, directory), title))
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("evaluate")

@@ -7,6 +7,11 @@ Writes RUN_DIR/evaluation_tasks/report.json, report.md and report.png, and a fil
 right and wrong item by item. They are kept: the same command continues where it was stopped.
 """
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("evaluate_tasks")
+
 import os
 
 from hiermem_jax.data.sources import Source
@@ -77,9 +82,3 @@ def evaluate_tasks(
   report["not_run"] = [name for name, spec in TASKS.items() if spec.group in ("CK", "SK") and name not in run]
   report |= task_report.assemble(specs, results, perplexities, counts, frequency.buckets if frequency else 0)
   distributed.on_first(lambda: task_report.write(report, target))
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("evaluate_tasks")

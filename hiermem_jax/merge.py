@@ -7,6 +7,11 @@ Reads RUN_DIR/subtree_*/ and RUN_DIR/generic/, writes RUN_DIR/merged/checkpoints
 reads and `train` starts from (train.init_from, train.init_bank_from).
 """
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("merge")
+
 import glob
 import os
 
@@ -47,9 +52,3 @@ def merge(
     make_mesh(mesh),
     mesh.rules,
   )
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("merge")

@@ -7,6 +7,11 @@ pipelines: on all cores of this machine, or elsewhere with --runner and --pipeli
 the same command goes on after a crash; a directory that holds the result of the same inputs is left as it is.
 """
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("prepare")
+
 import os
 
 from hiermem_jax.data.corpus.config import PackConfig, ReadConfig
@@ -57,9 +62,3 @@ def prepare(
         read=read,
         beam_config=beam,
       )
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("prepare")

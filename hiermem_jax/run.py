@@ -1,18 +1,25 @@
 r"""Runs a chain of verbs from one gin file: cluster, prepare, train (several times), evaluate.
 
   python -m hiermem_jax.run --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
+  python -m hiermem_jax.run --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart --stages=cotrain..
 
-The gin file names the stages. Every stage keeps what is already done, so the same command continues a broken run. Of
-several processes (--distributed) the first one alone runs the verbs that cannot be distributed: cluster, prepare.
+The gin file names the stages. Every stage keeps what is already done, so the same command continues a broken run.
+--stages runs some of them: --stages=cluster,prepare two, --stages=cotrain.. one and all after it. A stage is named by
+its scope and verb (cotrain/train), or by one of the two where that is enough. What earlier stages would have made must
+be there. Of several processes (--distributed) the first one alone runs the verbs that cannot be distributed: cluster,
+prepare.
 """
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("run")
+
 import functools
-import time
 from collections.abc import Callable
 
-from absl import logging
-
-from hiermem_jax.verbs import VERBS
+from hiermem_jax import console
+from hiermem_jax.verbs import VERBS, Stage
 
 
 def run(*, run_dir: str, stages: tuple[Callable, ...]) -> None:
@@ -20,21 +27,17 @@ def run(*, run_dir: str, stages: tuple[Callable, ...]) -> None:
 
   Args:
     run_dir: where relative paths of all stages start.
-    stages: verbs with their bindings, as gin's scoped references, e.g. (@cluster, @prepare, @cotrain/train, @evaluate).
+    stages: verbs with their bindings, as gin's scoped references, e.g. (@cluster, @prepare, @cotrain/train, @evaluate);
+      from the command line, each is a `Stage`.
   """
   from hiermem_jax.parallel import distributed
 
-  for number, stage in enumerate(stages, start=1):
-    start = time.monotonic()
-    logging.info("stage %d of %d: %s", number, len(stages), stage.__name__)
-    if VERBS[stage.__name__].distributed:
-      stage(run_dir=run_dir)
-    else:
-      distributed.on_first(functools.partial(stage, run_dir=run_dir))
-    logging.info("stage %d of %d: done in %.0f s", number, len(stages), time.monotonic() - start)
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("run")
+  for number, function in enumerate(stages, start=1):
+    stage = function
+    if not isinstance(stage, Stage):
+      stage = Stage(name=function.__name__, call=function, number=number, total=len(stages))
+    with console.stage(stage.title):
+      if VERBS[stage.verb].distributed:
+        stage(run_dir=run_dir)
+      else:
+        distributed.on_first(functools.partial(stage, run_dir=run_dir))

@@ -2,7 +2,7 @@
 
 import os
 
-from hiermem_jax import files
+from hiermem_jax import files, run_record
 from hiermem_jax.errors import InputError
 
 
@@ -41,10 +41,12 @@ def _require_same(path: str, text: str) -> None:
 
 
 def discard(path: str) -> None:
-  """Removes a run's configuration where it is all that the run has written, so that a corrected one may follow."""
+  """Removes all but the log of a run that has written no more than its configuration: a corrected one may follow."""
   directory, name = os.path.split(path)
-  if os.listdir(directory) == [name]:
-    os.remove(path)
+  beside = {entry for entry in os.listdir(directory) if not entry.startswith("log.")}
+  if beside <= {name, run_record.short_name(name), run_record.NAME}:
+    for other in beside:
+      os.remove(os.path.join(directory, other))
 
 
 def _first_difference(stored: str, text: str) -> tuple[str, str]:

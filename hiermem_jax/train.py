@@ -7,14 +7,20 @@ Writes RUN_DIR/config.gin, checkpoints/, TensorBoard events, metrics.jsonl and, 
 command in the same directory resumes.
 """
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("train")
+
 import dataclasses
 import functools
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
-from hiermem_jax import files
+from hiermem_jax import console, files
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.training.config import TrainingRun, ValidationConfig
@@ -63,13 +69,15 @@ def train(
     held_out = _open_held_out(os.path.join(run_dir, validation.dataset), validation, run, mesh)
     data = dataclasses.replace(data, held_out=held_out)
   writers.log_parameters(run.model)
-  open_writer, hooks = writers.open_writers(directory, run.steps)
-  if profile_steps is not None:
-    hooks.append(writers.Profiler(directory, *profile_steps))
+  open_writer = writers.open_writers(directory)
+  hooks = [] if profile_steps is None else [writers.Profiler(directory, *profile_steps)]
   state, scalars = loop.train(run, directory, data, mesh, open_writer=open_writer, hooks=hooks)
   if scalars and distributed.is_first():
     report = {"steps": int(state.step), **scalars}
     files.write_json(os.path.join(directory, "report.json"), report, indent=2)
+    beside = f", held-out loss {report['loss/validation']:.3f}" if "loss/validation" in report else ""
+    tokens, speed = console.short(report["tokens"]), console.short(report["mean_tokens_per_second"])
+    console.say("loss %.3f%s; %s tokens, %s tokens/s", report.get("loss", math.nan), beside, tokens, speed)
     logging.info("%s: done\n%s", directory, "\n".join(f"  {name:<24} {value:,.6g}" for name, value in report.items()))
 
 
@@ -154,9 +162,3 @@ def _open_held_out(directory: str, config: ValidationConfig, run: TrainingRun, m
     leaf=memory.num_leaves if memory is not None and memory.part == "generic" else None,
   )
   return HeldOut(batches, config.every)
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("train")

@@ -8,10 +8,14 @@ Writes RUN_DIR/tokenizer.model; one that is there already is kept. `cluster` doe
 vocabulary size. For a large corpus take a tokenizer that exists, such as GPT-NeoX's tokenizer.json.
 """
 
+if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
+  from hiermem_jax import cli
+
+  cli.main("train_tokenizer")
+
 import os
 
-from absl import logging
-
+from hiermem_jax import console
 from hiermem_jax.data.sources import Source, resolve_data_dir
 
 
@@ -40,14 +44,8 @@ def train_tokenizer(
 
   path = os.path.join(run_dir, tokenizer)
   if os.path.exists(path):
-    logging.info("%s: is there already (%d ids): keeping it", path, load_tokenizer(path).vocab_size)
+    console.say("%s: is there already (%d ids): keeping it", path, load_tokenizer(path).vocab_size)
     return
   texts = good_texts(resolve_data_dir(corpus, run_dir))
   trained = train_sentencepiece(texts, path, vocab_size=vocab_size, max_characters=max_characters)
-  logging.info("%s: %d ids, fingerprint %s", path, trained.vocab_size, trained.fingerprint)
-
-
-if __name__ == "__main__":
-  from hiermem_jax import cli
-
-  cli.main("train_tokenizer")
+  console.say("%s: %d ids, fingerprint %s", path, trained.vocab_size, trained.fingerprint)

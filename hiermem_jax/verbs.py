@@ -5,9 +5,11 @@ is all that the command line, the configuration and the tools around them need t
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 _EVERY = ("gin_file", "gin_bindings")
-_RUN = (*_EVERY, "run_dir", "validate_only")
+_RUN = (*_EVERY, "run_dir", "validate_only", "verbose")
 _BEAM = ("skip_bad_records", "runner", "pipeline_option")
 _PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
 _PRINTED = ("json", "topology", "num_slices")
@@ -28,6 +30,7 @@ class Verb:
       itself: `train.steps`.
     reads: arguments of the function that are not bound themselves: a dataclass made of what is bound to another verb,
       whose name is given. See `configuration.call`.
+    made: files below its argument `directory`, one of which is there when it has finished; in braces, an argument.
   """
 
   name: str
@@ -37,6 +40,7 @@ class Verb:
   replaces: bool = False
   takes_fields_of: str | None = None
   reads: tuple[tuple[str, str], ...] = ()
+  made: tuple[str, ...] = ()
 
   @property
   def module(self) -> str:
@@ -61,12 +65,22 @@ class Verb:
 
 _ALL = (
   Verb(name="train_tokenizer", help="trains a SentencePiece tokenizer on a small corpus", flags=_RUN),
-  Verb(name="cluster", help="learns the cluster tree of a corpus, and a tokenizer", flags=(*_RUN, *_BEAM)),
-  Verb(name="prepare", help="routes a corpus to the tree's leaves and packs it for training", flags=(*_RUN, *_BEAM)),
+  Verb(
+    name="cluster",
+    help="learns the cluster tree of a corpus, and a tokenizer",
+    flags=(*_RUN, *_BEAM),
+    made=("report.json",),
+  ),
+  Verb(
+    name="prepare",
+    help="routes a corpus to the tree's leaves and packs it for training",
+    flags=(*_RUN, *_BEAM),
+    made=("train/manifest.json", "train/decomposition.json"),
+  ),
   Verb(
     name="describe",
-    help="prints the parameters, FLOPs and bytes of a run",
-    flags=(*_EVERY, *_PRINTED),
+    help="prints the parameters, FLOPs and bytes of a run; compares runs; lists what can be bound",
+    flags=(*_EVERY, *_PRINTED, "diff", "params"),
     reads=(("run", "train"), ("prepared", "prepare")),
   ),
   Verb(
@@ -81,8 +95,14 @@ _ALL = (
     flags=(*_RUN, "skip_damaged_checkpoints", *_PROCESSES),
     trains=True,
     takes_fields_of="run",
+    made=("checkpoints/{steps}",),
   ),
-  Verb(name="merge", help="assembles the bank that was trained one subtree at a time", flags=(*_RUN, *_PROCESSES)),
+  Verb(
+    name="merge",
+    help="assembles the bank that was trained one subtree at a time",
+    flags=(*_RUN, *_PROCESSES),
+    made=("checkpoints",),
+  ),
   Verb(
     name="evaluate",
     help="measures held-out perplexity and probe accuracy in every mode of the memory",
@@ -98,8 +118,40 @@ _ALL = (
   Verb(
     name="run",
     help="runs a chain of these verbs from one gin file",
-    flags=(*_RUN, *_BEAM, "skip_damaged_checkpoints", *_PROCESSES),
+    flags=(*_RUN, "stages", *_BEAM, "skip_damaged_checkpoints", *_PROCESSES),
     trains=True,
   ),
 )
 VERBS = {verb.name: verb for verb in _ALL}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+  """A stage of a chain: a verb with its bindings.
+
+  Attributes:
+    name: the verb, behind its scope where it has one, e.g. 'cotrain/train'.
+    call: the verb, which takes `run_dir`.
+    number: place in the chain, from 1.
+    total: stages of the chain.
+  """
+
+  name: str
+  call: Callable[..., Any]
+  number: int
+  total: int
+
+  @property
+  def verb(self) -> str:
+    """Name of the verb."""
+    return self.name.rpartition("/")[2]
+
+  @property
+  def title(self) -> str:
+    """What the console calls it, e.g. '5/6 train cotrain'."""
+    scope = self.name.rpartition("/")[0]
+    return f"{self.number}/{self.total} {self.verb} {scope}".rstrip()
+
+  def __call__(self, *, run_dir: str) -> None:
+    """Runs it."""
+    self.call(run_dir=run_dir)

@@ -1,9 +1,13 @@
 """The verbs from their command line: a tiny chain on JSON lines, and one clear line for every bad input."""
 
+import ast
 import importlib
 import inspect
+import itertools
 import json
 import pathlib
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -126,7 +130,35 @@ def test_help_shows_an_example_and_the_flags(arguments):
   assert (result.returncode, result.stderr) == (0, "")
   assert "python -m hiermem_jax.train --gin_file=gin/runs/a2.gin" in result.stdout
   assert "--gin_bindings:" in result.stdout and "--run_dir:" in result.stdout
+  assert "hiermem describe --params train lists what can be bound" in result.stdout
   assert "--[no]skip_damaged_checkpoints:" in result.stdout and "--runner" not in result.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_begins_with_a_command_that_can_be_pasted(verb):
+  """Behind the summary; it names files that are there, and has no brackets or capitals to fill in."""
+  summary, empty, *rest = ast.get_docstring(ast.parse((_ROOT / f"hiermem_jax/{verb}.py").read_text())).splitlines()
+  lines = list(itertools.takewhile(str.strip, rest))
+  command = " ".join(line.strip().removesuffix("\\") for line in lines)
+  first = command.split(" python -m")[0]
+  module, *arguments = shlex.split(first)[2:]
+  assert summary.endswith(".") and not empty and first.startswith("python -m") and module == f"hiermem_jax.{verb}"
+  values = flags.FlagValues()
+  cli.define(VERBS[verb], values)
+  values([verb, *arguments])
+  assert not set("[]<>") & set(first) and "..." not in first
+  for path in values.gin_file:
+    assert (_ROOT / path).exists()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("form", [["-m", "hiermem_jax.{}"], ["-m", "hiermem_jax", "{}"]])
+def test_a_process_that_refuses_a_flag_imports_nothing_that_takes_seconds(verb, form):
+  result = python("-X", "importtime", *(part.format(verb) for part in form), "--zzz")
+  *imports, last = result.stderr.splitlines()
+  assert (result.returncode, last) == (2, "error: Unknown command line flag 'zzz'; --help lists the flags")
+  modules = {line.rpartition("|")[2].strip().split(".")[0] for line in imports}
+  assert not modules & {"jax", "gin", "numpy", "tensorflow", "beartype", "rich", "argcomplete"}
 
 
 def test_help_and_refused_flags_import_neither_jax_nor_gin():
@@ -196,7 +228,10 @@ def test_real_process_from_another_directory(tmp_path):
     ("--process_id=1", "--process_id: says nothing without --distributed; add that or leave this out"),
     ("--num_processes=0", "flag --num_processes=0: 0 is not a positive integer; --help lists the flags"),
     ("gin/runs/a2.gin", "'gin/runs/a2.gin': arguments are given as --flags; --help lists them"),
-    ("--gin_file=nope.gin", f"--gin_file=nope.gin: no such file; paths are relative to {pathlib.Path.cwd()}"),
+    (
+      "--gin_file=nope.gin",
+      f"--gin_file=nope.gin: no such file; looked for {pathlib.Path.cwd()}/nope.gin; correct the path",
+    ),
   ],
 )
 def test_bad_command_line(fails, argument, message):
@@ -277,6 +312,68 @@ def test_validate_only_prints_and_touches_nothing(chain, run, tmp_path, verb):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_run_keeps_two_configurations_and_a_record(chain, run, tmp_path):
+  (tmp_path / "run.gin").write_text(f"JsonlSource.pattern = '{chain[0].parent}/corpus.jsonl'\n")
+  binding = "--gin_bindings=train_tokenizer.corpus = @JsonlSource()"
+  arguments = (f"--gin_file={tmp_path}/run.gin", binding, f"--run_dir={tmp_path}/run")
+  assert run("train_tokenizer", *arguments, "--gin_bindings=train_tokenizer.vocab_size = 300")[0] == 0
+  directory = tmp_path / "run"
+  short = (directory / "train_tokenizer.config.short.gin").read_text().splitlines()
+  assert short[2:] == [
+    f"include '{tmp_path}/run.gin'",
+    "train_tokenizer.corpus = @JsonlSource()",
+    "train_tokenizer.vocab_size = 300",
+  ]
+  record = json.loads((directory / "runs.jsonl").read_text())
+  assert (record["verb"], record["config"]) == ("train_tokenizer", "train_tokenizer.config.gin")
+  for name in ("train_tokenizer.config.gin", "train_tokenizer.config.short.gin"):
+    (tmp_path / "again").mkdir(exist_ok=True)
+    assert run("train_tokenizer", f"--gin_file={directory}/{name}", f"--run_dir={tmp_path}/again")[0] == 0
+  assert len((tmp_path / "again/runs.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_shadowed_binding_is_refused_by_every_kind_of_verb(chain, fails, tmp_path):
+  path = tmp_path / "mine.gin"
+  path.write_text(
+    f"include '{chain[0]}'\ninner/MemoryConfig.kind = 'ffn'\nModelConfig.memory = @inner/MemoryConfig()\n"
+  )
+  for verb in ("train", "describe", "compile_pod"):
+    assert fails(verb, f"--gin_file={path}", "--gin_bindings=MemoryConfig.kind = 'kv'", *validate(verb)) == (
+      "MemoryConfig.kind = 'kv': every scope that reads it binds its own: inner/MemoryConfig.kind; bind that instead"
+    )
+
+
+def validate(verb):
+  return ["--validate_only"] if VERBS[verb].has_run_dir else []
+
+
+def test_what_a_file_imports_is_said_before(run, tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(str(tmp_path))
+  (tmp_path / "stranger_module.py").write_text("import sys\nprint('running', file=sys.stderr)\n")
+  (tmp_path / "run.gin").write_text("import stranger_module\ninclude 'gin/runs/a2.gin'\ntrain.dataset = 'x'\n")
+  said = f"{tmp_path}/run.gin, line 1: imports stranger_module\n"
+  status, output, errors = run("train", f"--gin_file={tmp_path}/run.gin", "--validate_only")
+  assert (status, errors) == (0, f"{said}running\n") and "import stranger_module\n" in output
+  monkeypatch.delitem(sys.modules, "stranger_module")
+  status, output, errors = run("describe", "--diff", tmp_path / "run.gin", "gin/runs/a2.gin")
+  assert (status, errors) == (0, f"{said}running\n")
+  assert output.splitlines()[1:] == ["  train.dataset: 'x' -> not bound"]
+
+
+def test_describe_compares_and_lists(run, fails):
+  status, output, errors = run("describe", "--diff", "gin/runs/a2.gin", "gin/runs/b2.gin", "--json")
+  assert (status, errors) == (0, "")
+  changed = {entry["name"]: (entry["a"], entry["b"]) for entry in json.loads(output)["configuration"]}
+  assert changed["AnchorConfig.width"] == ("512", "1024")
+  status, output, errors = run("describe", "--params", "train", "--gin_file=gin/runs/a2.gin")
+  assert (status, errors) == (0, "") and "train.steps: int = 524288\n" in output
+  assert fails("describe", "--diff", "a") == "--diff: compares two gin files or run directories; give it as --diff A B"
+  message = fails("describe", "--diff", "gin/runs/a2.gin", "gin/runs/b2.gin", "--gin_bindings=train.steps = 3")
+  assert message == "--gin_bindings: says nothing beside --diff A B; leave it out"
+  assert fails("describe", "--params=nope").startswith("flag --params=nope: value should be one of <train_tokenizer|")
+  assert fails("train", "--diff", "a", "b").startswith("--diff: train does not take it, only describe")
+
+
 def test_run_directory_of_another_configuration(chain, fails, tmp_path):
   arguments = ("train", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}")
   configuration.load([str(chain[0])], [])
@@ -287,12 +384,32 @@ def test_run_directory_of_another_configuration(chain, fails, tmp_path):
   assert message.endswith("use another --run_dir or delete this one")
 
 
+def test_some_stages_of_a_chain(chain, run, fails, tmp_path):
+  """The others are not run; what they would have made must be there."""
+  arguments = ("run", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run")
+  message = fails(*arguments, "--stages=train")
+  assert message.startswith(
+    f"{tmp_path}/run/packed: train reads it, and prepare, which makes it, has not finished here"
+  )
+  assert fails(*arguments, "--stages=merge", "--validate_only").startswith(
+    "--stages=merge: 'merge' is no stage of this"
+  )
+  assert not (tmp_path / "run").exists()
+  shutil.copytree(chain[1] / "tree", tmp_path / "run/tree")
+  shutil.copytree(chain[1] / "packed", tmp_path / "run/packed")
+  status, _, _ = run(*arguments, "--stages=train")
+  assert status == 0 and json.loads((tmp_path / "run/report.json").read_text())["steps"] == 2
+  assert not (tmp_path / "run/tokenizer.model").exists()  # which `cluster` would have made
+  saved = (tmp_path / "run/config.gin").read_text()  # the whole chain's, so that other stages may follow
+  assert re.sub(r"\s", "", saved).count("run.stages=(@cluster,@prepare,@train)") == 1
+
+
 def test_failed_start_can_be_corrected_in_place(chain, fails, tmp_path):
   arguments = ("train", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run")
   for dataset in ("nope", "nowhere"):  # the second is not refused as another configuration
     message = fails(*arguments, f"--gin_bindings=train.dataset = '{tmp_path}/{dataset}'")
     assert message.startswith(f"{tmp_path}/{dataset}/manifest.json: No such file")
-  assert not list((tmp_path / "run").iterdir())
+  assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.txt"]
 
 
 # Corpora -----------------------------------------------------------------------------------------------------------------

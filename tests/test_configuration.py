@@ -29,6 +29,11 @@ def rejected(*bindings: str, files=(_A2,), verb: str = "train") -> str:
   [
     ("trian.steps = 4", ["--gin_bindings=trian.steps = 4", "No configurable matching 'trian'", "correct the name"]),
     ("train.stepz = 4", ["--gin_bindings=train.stepz = 4", "doesn't have a parameter named 'stepz'"]),
+    ("train.step = 4", ["did you mean train.steps? correct the name"]),
+    ("LsaEncodr.dim = 4", ["did you mean LsaEncoder? correct the name"]),
+    ("cluster.encoder = @LsaEncodr()", ["did you mean LsaEncoder? correct the name"]),
+    ("train.dataset = packed", ["line 1: 'train.dataset = packed': not a value; text stands in quotes ('text')"]),
+    ("train.dataset = /data/packed", ["not a value; text stands in quotes ('text')"]),
     ("ModelConfig.memory = @Memory()", ["No configurable matching reference '@Memory()'"]),
     ("STEP = 4", ["gin macro STEP = 4: nothing reads it"]),
     ("train.steps = %STEP", ["gin macro STEP: read and not bound", 'bind with --gin_bindings="STEP = ..."']),
@@ -83,8 +88,6 @@ def test_errors_in_an_included_file_name_that_file(tmp_path):
   (tmp_path / "part.gin").write_text("train.steps = 3\ntrain.stepz = 4\n")
   (tmp_path / "run.gin").write_text(f"include '{tmp_path}/part.gin'\n")
   assert f'In file "{tmp_path}/part.gin", line 2' in rejected(files=[str(tmp_path / "run.gin")])
-  (tmp_path / "run.gin").write_text("include 'missing.gin'\n")
-  assert "missing.gin" in rejected(files=[str(tmp_path / "run.gin")])
 
 
 def test_missing_file_is_named():
@@ -108,9 +111,7 @@ def test_later_bindings_win():
 
 def test_every_stage_of_a_chain_is_checked(tmp_path):
   path = tmp_path / "chain.gin"
-  path.write_text(
-    "run.stages = (@first/train, @second/train)\nsecond/train.steps = 'many'\nfirst/train.steps = 2\n"
-  )
+  path.write_text("run.stages = (@first/train, @second/train)\nsecond/train.steps = 'many'\nfirst/train.steps = 2\n")
   message = rejected(files=[_A2, str(path)], verb="run")
   assert message == "train.steps = 'many': must be int; bind such a value"
 

@@ -40,9 +40,11 @@ def test_replace_keeps_the_newer(tmp_path):
 def test_discard_keeps_a_run_that_has_begun(tmp_path):
   path = tmp_path / "config.gin"
   path.write_text("a = 1\n")
+  for name in ("config.short.gin", "runs.jsonl"):
+    (tmp_path / name).write_text("")
   (tmp_path / "checkpoints").mkdir()
   run_config.discard(str(path))
   assert path.exists()
   (tmp_path / "checkpoints").rmdir()
   run_config.discard(str(path))
-  assert not path.exists()
+  assert not list(tmp_path.iterdir())

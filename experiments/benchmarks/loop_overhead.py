@@ -132,7 +132,7 @@ def measure(flags: argparse.Namespace) -> dict:
   batches = [random_batch(BATCH, LENGTH, ANCHOR.vocab_size, MEMORY.num_leaves, seed) for seed in range(20)]
   turns = Turns(BareLoop(mesh, batches, flags.steps), flags.chunk)
   with tempfile.TemporaryDirectory() as directory:
-    open_writer, _ = open_writers(directory, flags.steps)
+    open_writer = open_writers(directory)
     run = dataclasses.replace(
       training_run(flags.steps),
       checkpoints=CheckpointConfig(every=flags.checkpoint_every),

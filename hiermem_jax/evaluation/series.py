@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from hiermem_jax import console
 from hiermem_jax.data.packed.batches import in_order
 from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.errors import InputError
@@ -80,20 +81,23 @@ def measure(
   bucket = probing.bucket_numbers(probes, buckets)
   series: dict[str, dict[str, Any]] = {}
   results: dict[str, list[dict[str, Any]]] = {}
-  for name, held, mode in runs:
-    series[name], scorer = {}, held.scorer(mode)
-    if not mode.needs_questions:
-      loss = held_out_loss(scorer, in_order(dataset, held.config.batch_size), mode)
-      series[name] = {"loss": loss, "perplexity": math.exp(loss)}
-      logging.info("%s: loss %.4f", name, loss)
-    if probes:
-      asked = probes
-      if mode.document:
-        assert documents is not None
-        asked = _behind_documents(probes, documents, held.config.max_length)
-        series[name]["relative_flops"] = _relative_flops(scorer.model.config, mode, asked, probes)
-      results[name] = probing.score_probes(scorer, asked, leaves[name])
-      logging.info("%s: %.1f%% of the answers", name, 100 * np.mean([r["correct"] for r in results[name]]))
+  with console.Progress("mode", len(runs)) as progress:
+    for number, (name, held, mode) in enumerate(runs):
+      progress.update(number, name)
+      series[name], scorer = {}, held.scorer(mode)
+      if not mode.needs_questions:
+        loss = held_out_loss(scorer, in_order(dataset, held.config.batch_size), mode)
+        series[name] = {"loss": loss, "perplexity": math.exp(loss)}
+        logging.info("%s: loss %.4f", name, loss)
+      if probes:
+        asked = probes
+        if mode.document:
+          assert documents is not None
+          asked = _behind_documents(probes, documents, held.config.max_length)
+          series[name]["relative_flops"] = _relative_flops(scorer.model.config, mode, asked, probes)
+        results[name] = probing.score_probes(scorer, asked, leaves[name])
+        correct = 100 * np.mean([result["correct"] for result in results[name]])
+        logging.info("%s: %.1f%% of the answers", name, correct)
   for name, found in results.items():
     without = results.get(NONE) if name != NONE else None
     series[name]["probes"] = probing.by_bucket(found, bucket, len(buckets), without)

@@ -63,6 +63,36 @@ class Weight(nn.Module):
     return nn.with_logical_constraint(weight, tuple(names))  # and its gradient: they stay split over the other axes
 
 
+@jax.custom_vjp
+def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Rows of an embedding table.
+
+  The gradient of a row is the sum over all positions that hold its token. It is summed in float32 and then rounded once
+  to the table's type: a sum in bfloat16 stops growing after some hundred terms of the same size.
+
+  Args:
+    table: [V, D].
+    tokens: int32 [B, S].
+
+  Returns:
+    [B, S, D] of the table's type.
+  """
+  return jnp.take(table, tokens, axis=0)
+
+
+def _look_up_forward(table, tokens):
+  return look_up(table, tokens), (jnp.zeros((0,), table.dtype), table.shape[0], tokens)
+
+
+def _look_up_backward(saved, gradient):
+  like, size, tokens = saved
+  rows = jnp.zeros((size, gradient.shape[-1]), jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
+  return rows.astype(like.dtype), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
 def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
   """Rotary position embedding, half-rotation style.
 
@@ -251,7 +281,7 @@ class Anchor(nn.Module):
   def _run(self, tokens, segment_ids, positions, mask, block, cache):
     c = self.config
     embedding = self.embed()
-    x = nn.with_logical_constraint(jnp.take(embedding, tokens, axis=0), ("batch", "seq", "embed_act"))
+    x = nn.with_logical_constraint(look_up(embedding, tokens), ("batch", "seq", "embed_act"))
     block = None if block is None else block.in_all_layers(c.num_layers)
     x, cache = self.layers(x, block, cache, jnp.arange(c.num_layers), mask, segment_ids, positions)
     head = embedding.T if c.tied_embeddings else self.head()

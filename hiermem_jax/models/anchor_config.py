@@ -19,23 +19,40 @@ class AnchorConfig:
 
   The defaults that are not sizes follow the paper and the code base it names:
   gain-only LayerNorm, q/k norm over the flat head width, RoPE base 100,000.
+
+  Attributes:
+    num_layers: L.
+    width: D.
+    num_heads: N.
+    head_dim: H; N * H need not equal D (the 160M anchor has 12 * 32 = 384, D = 512).
+    mlp_width: F, the SwiGLU inner width.
+    tied_embeddings: one matrix for the embedding and the output.
+    vocab_size: V; by default the gpt-neox vocabulary, padded.
+    norm: kind of all normalisations.
+    norm_eps: added to the variance.
+    qk_norm: normalise queries and keys.
+    rope_base: base of the rotary embedding's frequencies.
+    dtype: of activations and matmuls; parameters are float32.
+    remat: what the backward pass keeps: all, the outputs of matmuls, the layers' inputs.
+    attention: "splash" is the flash-attention kernel for TPUs.
+    logits_chunk: positions whose logits exist at a time in training; None: the whole sequence's.
   """
 
-  num_layers: int  # L
-  width: int  # D
-  num_heads: int  # N
-  head_dim: int  # H; N * H need not equal D (the 160M anchor has 12 * 32 = 384, D = 512)
-  mlp_width: int  # F, the SwiGLU inner width
+  num_layers: int
+  width: int
+  num_heads: int
+  head_dim: int
+  mlp_width: int
   tied_embeddings: bool = False
-  vocab_size: int = 50432  # V; the gpt-neox vocabulary, padded
+  vocab_size: int = 50432
   norm: Literal["layernorm", "rmsnorm"] = "layernorm"
   norm_eps: float = 1e-5
   qk_norm: bool = True
   rope_base: float = 100_000.0
-  dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations and matmuls; parameters are float32
-  remat: Literal["none", "dots", "full"] = "none"  # what the backward pass keeps: all, matmul outputs, layer inputs
-  attention: Literal["xla", "splash"] = "xla"  # splash: the flash-attention kernel for TPUs
-  logits_chunk: int | None = None  # positions whose logits exist at a time in training; None: the whole sequence's
+  dtype: Literal["bfloat16", "float32"] = "bfloat16"
+  remat: Literal["none", "dots", "full"] = "none"
+  attention: Literal["xla", "splash"] = "xla"
+  logits_chunk: int | None = None
 
   def __post_init__(self):
     """Rejects sizes that no decoder can have."""

@@ -80,6 +80,11 @@ def is_first() -> bool:
   return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def number() -> int:
+  """Which of the processes this is, from 0; 0 for the only one."""
+  return jax.process_index() if jax.distributed.is_initialized() else 0
+
+
 def together(function: Callable[[], T]) -> T:
   """Calls `function` in every process and waits until all have returned; it may do something else in each.
 

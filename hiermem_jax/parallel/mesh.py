@@ -42,11 +42,15 @@ DEFAULT_RULES: Rules = (
 class MeshConfig:
   """Shape of the mesh; the data axis takes the devices that the others leave.
 
-  `rules` says how the anchor is laid out; the batch and the bank follow the mesh (see the module's docstring).
+  Attributes:
+    slices: size of the replica axis; None: as many slices as the devices belong to.
+    model: size of the model axis.
+    rules: how the anchor is laid out, logical name -> axis. The batch and the bank follow the mesh (see the module's
+      docstring).
   """
 
-  slices: int | None = None  # size of the replica axis; None: as many slices as the devices belong to
-  model: int = 1  # size of the model axis
+  slices: int | None = None
+  model: int = 1
   rules: Rules = DEFAULT_RULES
 
   def __post_init__(self):

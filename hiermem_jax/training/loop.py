@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from hiermem_jax import console
 from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.parallel import place_batch
 from hiermem_jax.pod.peaks import peak_flops
@@ -91,7 +92,7 @@ def train(
   if start:  # every check comes before the bank is created
     state = resume(store, directory, metadata, program.abstract_state, run.checkpoints.skip_damaged)
     start = int(state.step)
-    logging.info("%s: resuming at step %d of %d", directory, start, steps)
+    console.say("resuming at step %d of %d", start, steps)
   else:
     fits: dict[str, Any] = {"model": model, "metadata": metadata, "mesh": mesh, "rules": run.mesh.rules}
     initial = load_start(run.init_from, run.init_bank_from, **fits)
@@ -106,7 +107,7 @@ def train(
     best = BestModel(directory, metadata)
 
   step, stream = start, data.batches(start)
-  with preemption_notice() as ends_at:
+  with preemption_notice() as ends_at, recorder.progress:
     try:
       while step < steps:
         if ends_at(step):

@@ -21,6 +21,20 @@ class OptimizerConfig:
 
   One global norm over the anchor and the fetched rows is clipped; a row that several sequences share counts once, with
   the sum of their gradients.
+
+  Attributes:
+    peak_learning_rate: reached at the end of the warmup.
+    final_learning_rate: reached at the last step.
+    warmup_steps: steps in which the rate rises from 0.
+    weight_decay: of anchor and bank, times the learning rate.
+    beta1: decay of the first moments.
+    beta2: decay of the second moments.
+    epsilon: added to the root of the second moment.
+    clip_norm: largest global norm of a step's gradients.
+    bank_update: how bank tables are updated (see `row_adamw`): one choice for all levels, or one per tree level. "auto"
+      chooses dense for a table that has at most as many rows as a batch has sequences, because nearly all its rows are
+      fetched in every step, and lazy for the others.
+    bank_moment_dtype: type of the bank's stored moments.
   """
 
   peak_learning_rate: float
@@ -31,9 +45,6 @@ class OptimizerConfig:
   beta2: float = 0.95
   epsilon: float = 1e-8
   clip_norm: float = 1.0
-  # How bank tables are updated (see `row_adamw`): one choice for all levels, or one per tree level. "auto" chooses
-  # dense for a table that has at most as many rows as a batch has sequences, because nearly all its rows are fetched in
-  # every step, and lazy for the others.
   bank_update: Literal["dense", "lazy", "auto"] | tuple[Literal["dense", "lazy"], ...] = "dense"
   bank_moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -82,7 +93,8 @@ class OptimizerConfig:
     """The optax transformation of a run's parameters {"anchor": ..., "bank": ...}.
 
     Its gradients are the anchor's and, per table, a `RowGradient`. `apply_updates` adds its updates. With
-    `update(..., finite=False)` the updates are zero and the state stays as it is.
+    `update(..., finite=False)` the updates are zero and the state stays as it is. `update(..., key=...)` is for the
+    rounding of bfloat16 moments.
 
     Args:
       steps: length of the run.
@@ -102,7 +114,7 @@ class OptimizerConfig:
       bank = {name: tables[name].init(table) for name, table in params.get("bank", {}).items()}
       return {"anchor": anchor.init({} if frozen_anchor else params["anchor"]), "bank": bank}
 
-    def update(grads, state, params, *, finite=True, **_):
+    def update(grads, state, params, *, finite=True, key=None, **_):
       norm = global_norm(grads)
       scale = jnp.where(norm < self.clip_norm, 1.0, self.clip_norm / norm)
       clipped = jax.tree.map(lambda g: g * scale, grads["anchor"])
@@ -111,10 +123,11 @@ class OptimizerConfig:
       updates = {"anchor": jax.tree.map(lambda x: jnp.where(finite, x, 0.0), updates)}
       anchor_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), anchor_state, state["anchor"])
       bank_state = {}
-      for name, gradient in grads.get("bank", {}).items():
+      for index, (name, gradient) in enumerate(grads.get("bank", {}).items()):
         with jax.named_scope(name):
           gradient = gradient._replace(value=gradient.value * scale)
-          result = tables[name].update(gradient, state["bank"][name], params["bank"][name], finite=finite)
+          own = None if key is None else jax.random.fold_in(key, index)
+          result = tables[name].update(gradient, state["bank"][name], params["bank"][name], finite=finite, key=own)
         updates.setdefault("bank", {})[name], bank_state[name] = result
       return updates, {"anchor": anchor_state, "bank": bank_state}
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from hiermem_jax import console
 from hiermem_jax.parallel import distributed
 from hiermem_jax.training.config import TrainingRun
 from hiermem_jax.training.metrics import JsonlWriter, MetricWriter
@@ -48,6 +49,7 @@ class Recorder:
       peak_flops: of all devices together, per second; 0 where it is not known.
       batch_origin: from a step, counted from 0, to a JSON value that says which sequences its batch has.
     """
+    self.progress = console.Progress("step", run.steps, start)
     self._run, self._writer, self._start = run, writer, start
     self._schedule = run.optimizer.schedule(run.steps)
     self._peak, self._batch_origin = peak_flops, batch_origin
@@ -99,6 +101,7 @@ class Recorder:
     values = metrics.read()
     self._tokens += values["tokens"]
     self._flops_done += values["tokens"] * self._run.flops_per_token(length)
+    self.progress.update(step, f"loss {values['loss']:.2f}", amount=values["tokens"], of="tokens")
     finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
     if due:
       values["learning_rate"] = float(self._schedule(step - 1 - int(values["skipped"])))
@@ -109,19 +112,22 @@ class Recorder:
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes scalars of a step at once, those that are numbers."""
-    self._writer.write_scalars(step, {name: value for name, value in scalars.items() if math.isfinite(value)})
+    finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
+    self._scalars |= finite
+    self._writer.write_scalars(step, finite)
 
   def flush(self) -> None:
     """Makes everything written durable."""
     self._writer.flush()
 
   def summary(self) -> dict[str, float]:
-    """The last step's scalars and the run's total times; empty when the run had no step."""
+    """The last step's scalars, but tokens and times since the run started or resumed; empty when it had no step."""
     if not self._scalars:
       return {}
     seconds = time.monotonic() - self._begin
     waits = {f"{name}_seconds": value for name, value in _sums(self._total_waits, self._waits).items()}
-    return self._scalars | waits | {"seconds": seconds, "mean_tokens_per_second": self._total_tokens / seconds}
+    rate = self._total_tokens / seconds
+    return self._scalars | waits | {"tokens": self._total_tokens, "seconds": seconds, "mean_tokens_per_second": rate}
 
   def _write_due(self, step: int, values: dict[str, float]) -> None:
     now = time.monotonic()
@@ -136,9 +142,9 @@ class Recorder:
     self._total_tokens += self._tokens
     self._waits.clear()
     self._tokens = self._flops_done = 0.0
+    self._scalars = {}
     self.write(step, values)
     logging.info("step %d: loss %.4f, %.0f tokens per second", step, values["loss"], values["tokens_per_second"])
-    self._scalars = {name: value for name, value in values.items() if math.isfinite(value)}
 
   def _skip(self, step: int, values: Mapping[str, float]) -> None:
     """Writes a skipped batch to skipped.jsonl, and ends the run when there were too many in a row."""

@@ -46,7 +46,9 @@ def row_adamw(
   Returns:
     A transformation of one table. Its updates are a `RowGradient` when lazy and an array of the table's shape when
     dense; `apply_row_updates` adds either to the table. With `update(..., finite=False)` the gradient counts as never
-    seen: the updates are zero and the state stays, without a second copy of either.
+    seen: the updates are zero and the state stays, without a second copy of either. bfloat16 moments are rounded
+    stochastically, with `update(..., key=...)`: a decay by 0.999 is less than half of the spacing of bfloat16, and
+    rounding to the nearest would undo it each time.
   """
 
   def init(table):
@@ -61,7 +63,15 @@ def row_adamw(
     nu = nu.astype(jnp.float32) / (1 - b2**steps)
     return -rate * (mu / (jnp.sqrt(nu) + eps) + weight_decay * weights.astype(jnp.float32))
 
-  def update(gradient: RowGradient, state: RowAdamState, table: jax.Array, *, finite: jax.Array | bool = True, **_):
+  def update(
+    gradient: RowGradient, state: RowAdamState, table: jax.Array, *, finite: jax.Array | bool = True, key=None, **_
+  ):
+    def rounded(moment, number):
+      """Exact where nothing is lost, as in a row of zeros or one that a gradient which is not finite leaves alone."""
+      if moment_dtype == "float32":
+        return moment
+      return stochastic_round(jax.random.fold_in(key, number), moment)
+
     index, value = gradient
     value, rate, one = jnp.where(finite, value, 0.0), learning_rate(state.step), jnp.int32(finite)
     (decay1, new1), (decay2, new2) = ((jnp.where(finite, b, 1.0), jnp.where(finite, 1 - b, 0.0)) for b in (b1, b2))
@@ -72,12 +82,12 @@ def row_adamw(
       steps = jnp.maximum(row_steps.at[index].get(mode="fill", fill_value=1), 1)[:, None]
       rows = direction(mu, nu, steps, _rows(table, index), rate)
       updates: RowGradient | jax.Array = RowGradient(index, jnp.where(finite, rows, 0.0))
-      moments = _set_rows(state.mu, index, mu), _set_rows(state.nu, index, nu)
+      moments = _set_rows(state.mu, index, rounded(mu, 0)), _set_rows(state.nu, index, rounded(nu, 1))
     else:
       row_steps = state.row_steps + one
       moments = (
-        _set_rows((decay1 * state.mu.astype(jnp.float32)).astype(moment_dtype), index, mu),
-        _set_rows((decay2 * state.nu.astype(jnp.float32)).astype(moment_dtype), index, nu),
+        _set_rows(rounded(decay1 * state.mu.astype(jnp.float32), 2), index, rounded(mu, 0)),
+        _set_rows(rounded(decay2 * state.nu.astype(jnp.float32), 3), index, rounded(nu, 1)),
       )
       updates = jnp.where(finite, direction(*moments, jnp.maximum(row_steps, 1), table, rate), 0.0)
     return updates, RowAdamState(state.step + one, row_steps, *moments)

@@ -21,6 +21,7 @@ from hiermem_jax.training.telemetry import Losses, step_scalars
 Params = dict[str, Any]  # "anchor", and "bank" when there is a memory
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+_MOMENTS = 1 << 16  # folded into the rounding key, for the moments; the tables take numbers from 0
 
 
 def choose_generic(key: jax.Array, leaf: jax.Array, memory: MemoryConfig, probability: float) -> jax.Array:
@@ -111,7 +112,8 @@ def make_update(
 
   def update(state, grads, key, finite=True):
     with jax.named_scope("optimizer"):
-      updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite)
+      moments_key = jax.random.fold_in(key, _MOMENTS)
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite, key=moments_key)
       params = apply_updates(state.params, updates, key)
     skipped = state.skipped + jnp.int32(1) - jnp.int32(finite)
     return TrainState(step=state.step + 1, skipped=skipped, params=params, opt_state=opt_state), updates

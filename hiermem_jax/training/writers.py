@@ -1,4 +1,4 @@
-"""Where a run reports: metrics.jsonl, TensorBoard, progress in the log, profiles, and the list of parameters."""
+"""Where a run reports: metrics.jsonl, TensorBoard, profiles, and the list of parameters."""
 
 import os
 from collections.abc import Callable
@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 from absl import logging
 
+from hiermem_jax import console
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.models.model import init_params
@@ -16,35 +17,28 @@ from hiermem_jax.training.metrics import JsonlWriter, Lenient, MetricWriter, NoW
 Hook = Callable[[int], None]  # called with the step after every step
 
 
-def open_writers(directory: str, steps: int) -> tuple[Callable[[int], MetricWriter], list[Hook]]:
-  """Writers of a run's scalars, and hooks that log its progress.
+def open_writers(directory: str) -> Callable[[int], MetricWriter]:
+  """Writers of a run's scalars into its directory: a function from the step that the run starts at to the writer.
 
-  Of several processes the first one alone writes and logs. clu needs TensorFlow for TensorBoard events and for
-  progress. Where TensorFlow is absent there is metrics.jsonl, and what the loop itself logs.
-
-  Args:
-    directory: of the run.
-    steps: length of the run.
-
-  Returns:
-    A function from the step that the run starts at to the writer, and the hooks.
+  Of several processes the first one alone writes. clu needs TensorFlow for TensorBoard events; where TensorFlow is
+  absent there is metrics.jsonl.
   """
   if not distributed.is_first():
-    return lambda start_step: NoWriter(), []
+    return lambda start_step: NoWriter()
 
   def open_jsonl(start_step: int) -> MetricWriter:
     return Lenient(JsonlWriter(os.path.join(directory, "metrics.jsonl"), start_step))
 
   try:
-    from clu import metric_writers, periodic_actions
+    from clu import metric_writers
   except ImportError as error:
     logging.warning("metrics.jsonl only, no TensorBoard events: %s", error)
-    return open_jsonl, []
+    return open_jsonl
 
   def open_both(start_step: int) -> MetricWriter:
     return metric_writers.MultiWriter([open_jsonl(start_step), Lenient(metric_writers.SummaryWriter(directory))])
 
-  return open_both, [periodic_actions.ReportProgress(num_train_steps=steps, every_secs=30)]
+  return open_both
 
 
 class Profiler:
@@ -69,7 +63,13 @@ class Profiler:
 
 
 def log_parameters(model: ModelConfig) -> None:
-  """Logs a table of all parameters with their shapes, where clu is installed."""
+  """Says how many parameters there are, and logs a table of them with their shapes, where clu is installed."""
+  line = f"{model.anchor.params:,} parameters"
+  if model.memory is not None:
+    line = (
+      f"{line} of the anchor, {model.bank_params:,} of the bank, of which a sequence fetches {model.fetched_params:,}"
+    )
+  console.say("%s", line)
   try:
     from clu import parameter_overview
   except ImportError:

@@ -94,6 +94,11 @@ def test_generation_is_cut_and_the_retriever_may_see_the_last_example_alone(toy_
   model = lm(toy_run, example_delimiter="\n\n")
   _, leaves = model._fetch(asked)
   assert leaves[0] == leaves[1]
+  # The harness's command line and YAML files may give numbers as text.
+  written = requests(
+    "generate_until", [(asked[0], {"until": ["e"], "max_gen_toks": "6"}), (asked[0], {"until": ["e"]})]
+  )
+  assert lm(toy_run, max_gen_toks="6").generate_until(written) == [whole[0]] * 2
   longer = requests("generate_until", [(asked[0], {"until": [], "max_gen_toks": 6})])
   assert plain.generate_until(longer)[0].startswith(whole[0])
   sampled = requests("generate_until", [(asked[0], {"do_sample": True, "temperature": 1.0})])
@@ -106,6 +111,8 @@ def test_modes_that_cannot_be(toy_run):
     lm(toy_run, mode="rag fetched")
   with pytest.raises(InputError, match="mode 'levels 3': rows"):
     lm(toy_run, mode="levels 3")
+  with pytest.raises(ValueError, match="many"):  # before anything is generated
+    lm(toy_run, max_gen_toks="many")
   asked = requests("loglikelihood", [("The owl likes", " corn")])
   plain = HiermemLM(run_dir=str(toy_run), model="plain", tree="nowhere")  # has no memory, in whatever mode
   assert plain.loglikelihood(asked)[0][0] == pytest.approx(

@@ -118,6 +118,13 @@ def test_top_terms_are_those_that_stand_out():
   assert foxes[0] == "foxes" and "owls" not in foxes
 
 
+@pytest.mark.parametrize("documents, shown", [(199, True), (200, False)])
+def test_a_word_of_a_single_document_is_a_term_in_a_small_collection_only(documents, shown):
+  texts = ["zebra owls"] + ["foxes hunt"] * (documents - 1)
+  (terms,) = top_terms(texts, np.array([0] + [1] * (documents - 1)), [0])
+  assert ("zebra" in terms) == shown
+
+
 def test_titles():
   assert title("\n The owl \nlikes plum") == "The owl"
   assert title(" ".join(["Word"] * 40)) == " ".join(["Word"] * 12) + " …"

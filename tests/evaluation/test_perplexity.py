@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -43,6 +44,15 @@ def test_weights_choose_the_tokens(toy_run, loaded, in_modes):
   starts = batch["decoder_target_tokens"][:, :1].tolist()
   scores, _ = in_modes.scorer(mode).score_continuations([[]] * 4, starts, batch["memory_leaf"])
   assert found == pytest.approx(-scores.mean(), rel=1e-5)
+
+
+def test_sums_are_in_float64():
+  """2^24 is where float32 stops counting by one."""
+  losses = np.array([[2.0**24, 1, 1, 1, 1]], np.float32)
+  scorer = types.SimpleNamespace(
+    model=types.SimpleNamespace(memory=None), score_batch=lambda batch: (losses, np.ones_like(losses), None)
+  )
+  assert held_out_loss(scorer, [{}], Mode.parse("none")) == (2**24 + 4) / 5
 
 
 def test_held_out_text_without_memory(toy_run, loaded, in_modes, mesh):

@@ -2,9 +2,11 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import pytest
 
-from hiermem_jax.evaluation.report import bucket_labels, plot, table, with_error, write_json
+from hiermem_jax.evaluation import report as reporting
+from hiermem_jax.evaluation.report import bucket_labels, plot, table, with_error, write, write_json
 
 NAN = float("nan")
 
@@ -110,3 +112,53 @@ def test_plot(report, tmp_path, with_probes):
   assert width > 600
   assert height > 400
   assert [entry.name for entry in tmp_path.iterdir()] == ["report.png"]
+
+
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+  """Draws a report and gives the figure."""
+  figures = []
+
+  def call(report):
+    monkeypatch.setattr(reporting, "write_figure", lambda figure, path: figures.append(figure))
+    plot(report, str(tmp_path / "report.png"), "title")
+    return figures[-1]
+
+  yield call
+  plt.close("all")
+
+
+def test_bars_show_percents_around_their_bucket(report, draw):
+  accuracy, likelihood, perplexity = draw(report).axes
+  groups = {group.get_label(): group for group in accuracy.containers if hasattr(group, "patches")}
+  heights = {name: [bar.get_height() for bar in group][:2] for name, group in groups.items()}
+  assert list(heights.values()) == [pytest.approx([12.5, 100.0]), *[pytest.approx([50.0, 99.9])] * 2]
+  first, middle, last = ([bar.get_x() + bar.get_width() / 2 for bar in group] for group in groups.values())
+  assert middle == pytest.approx([0, 1, 2])
+  assert [low + high for low, high in zip(first, last)] == pytest.approx([0, 2, 4])
+  assert [bar.get_height() for bar in likelihood.containers[1]][:2] == pytest.approx([-3.0, -2.0])
+  assert [bar.get_height() for bar in perplexity.containers[0]] == pytest.approx([4.4817, 3.4903])
+
+
+@pytest.mark.parametrize(
+  "low, high, bottom", [(20.0, 28.0, 18.0), (20.0, 31.0, 0.0), (1.0, 1.2, 0.9), (1.0, 2.4, 0.0), (10, 15, 9.0)]
+)
+def test_an_axis_that_does_not_start_at_zero_says_so(report, draw, low, high, bottom):
+  """Perplexities that differ by half or less are enlarged."""
+  del report["probes"]
+  report["series"] = {"none": {"loss": 1.0, "perplexity": high}, "fetched": {"loss": 1.0, "perplexity": low}}
+  figure = draw(report)
+  (axis,) = figure.axes
+  assert axis.get_ylim()[0] == pytest.approx(bottom) and axis.get_ylim()[1] > high
+  assert ("does not start at 0" in axis.get_ylabel()) == (bottom > 0)
+  assert not axis.spines["top"].get_visible() and tuple(figure.get_size_inches()) == (5.5, 4.0)
+
+
+def test_all_that_is_written(report, tmp_path, capsys):
+  lines = [{"prompt": "é", "level": 1}]
+  write(report, lines, str(tmp_path / "evaluation"), "title")
+  names = {entry.name for entry in (tmp_path / "evaluation").iterdir()}
+  assert names == {"report.json", "report.png", "attribution.jsonl"}
+  assert json.loads((tmp_path / "evaluation/attribution.jsonl").read_text()) == lines[0]
+  assert table(report) in capsys.readouterr().out
+  assert not plt.get_fignums()  # a figure that stays open is memory that stays in use

@@ -101,3 +101,21 @@ def test_impossible_rows(rows):
 def test_impossible_branching(branching):
   with pytest.raises(InputError, match=r"MemoryConfig\.branching"):
     MemoryConfig(rows=(1,), branching=branching)
+
+
+@pytest.mark.parametrize("part", ["all", "generic", 0, 1, 2])
+def test_the_clusters_of_a_part_are_those_below_its_level_1_cluster(part):
+  memory = MemoryConfig(rows=(4, 2, 1), branching=3, part=part)
+  for level in (1, 2, 3):
+    whole = range(3**level)
+    # A cluster's ancestor at level 1 is its number divided by 3 once for each level between.
+    wanted = {"all": list(whole), "generic": []}.get(part, [c for c in whole if c // 3 ** (level - 1) == part])
+    first = memory.first_cluster(level)
+    assert list(range(first, first + memory.clusters(level))) == wanted
+  assert memory.first_cluster(2) == {1: 3, 2: 6}.get(part, 0)
+
+
+@pytest.mark.parametrize("part", [-1, 3, "half"])
+def test_parts_that_do_not_exist(part):
+  with pytest.raises(InputError, match="bind 'all', 'generic' or a level-1 cluster, 0 to 2"):
+    MemoryConfig(rows=(4, 2), branching=3, part=part)

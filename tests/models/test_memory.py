@@ -164,10 +164,18 @@ def test_rows_and_blocks_are_inverses(kind):
   rows = {name: jnp.asarray(rng.standard_normal((3, size)), jnp.float32)
           for name, (_, size) in table_shapes(ModelConfig(anchor=ANCHOR, memory=memory)).items()}  # fmt: skip
   model = ModelConfig(anchor=ANCHOR, memory=memory)
-  back = block_to_rows(rows_to_block(rows, model), model)
+  block = rows_to_block(rows, model)
+  assert block.layers == (0, 1) and block.kind is KINDS[kind]
+  back = block_to_rows(block, model)
   assert back.keys() == rows.keys()
   for name, values in rows.items():
     np.testing.assert_array_equal(back[name], values)
+
+
+def test_a_block_of_all_layers_names_none():
+  model = ModelConfig(anchor=ANCHOR, memory=MemoryConfig(rows=(4, 2), branching=2))
+  rows = {name: jnp.zeros((3, size)) for name, (_, size) in table_shapes(model).items()}
+  assert rows_to_block(rows, model).layers is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -83,10 +83,11 @@ def test_whole_chain_in_two_processes(chain, tmp_path, start_two, finish):
   assert reports[0].keys() == reports[1].keys() == {"none", "generic", "fetched"}
   for name, series in reports[0].items():
     assert series["loss"] == pytest.approx(reports[1][name]["loss"], rel=1e-5)
-  assert "fetched memory" in output and "step 5: loss" in errors
-  assert "fetched memory" not in other_output and "step 5: loss" not in other_errors
+  assert "fetched memory" in output and "[3/4 train] loss" in errors and "/4 " not in other_output + other_errors
+  assert "step 5: loss" in (run_dir / "log.txt").read_text() and (run_dir / "log.1.txt").exists()
   assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
-  assert [path.name for path in run_dir.glob("*.gin*")] == ["config.gin"]
+  assert sorted(path.name for path in run_dir.glob("*.gin*")) == ["config.gin", "config.short.gin"]
+  assert len((run_dir / "runs.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,10 @@ class Lines(dict):
   def write_scalars(self, step, scalars):
     self[step] = dict(scalars)
 
+  flushed = 0
+
   def flush(self):
-    pass
+    self.flushed += 1
 
 
 @pytest.fixture
@@ -80,6 +82,13 @@ def test_lines_of_a_resumed_run(clock, tmp_path):
   assert summary["data_seconds"] == pytest.approx(8 * 0.5) and summary["checkpoint_seconds"] == pytest.approx(1)
   assert summary["seconds"] == pytest.approx(17) and summary["mean_tokens_per_second"] == pytest.approx(8 * 30 / 17)
   assert summary["loss"] == 2.0
+
+
+def test_what_is_written_is_made_durable_when_asked(clock, tmp_path):
+  lines, recorder = record(clock, tmp_path, [2.0])
+  assert not lines.flushed
+  recorder.flush()
+  assert lines.flushed == 1
 
 
 def test_unknown_peak_gives_no_utilisation(clock, tmp_path):

@@ -219,7 +219,7 @@ def test_chunk_that_does_not_divide_the_sequence(params):
     )
 
 
-def nudge(grads, state, params, finite=True):
+def nudge(grads, state, params, finite=True, key=None):
   """Adds half of bfloat16's spacing at 1 to every weight of the bank; its state is what it was told of the batch."""
   updates = {name: jnp.full(table.shape, 2.0**-8) for name, table in params["bank"].items()}
   return {"anchor": {}, "bank": updates}, jnp.asarray(finite)

@@ -22,7 +22,7 @@ import apache_beam as beam
 import numpy as np
 from absl import logging
 
-from hiermem_jax import files
+from hiermem_jax import console, files
 from hiermem_jax.data.corpus.config import ReadConfig
 from hiermem_jax.data.corpus.embed import EmbedPart, embedding_inputs, parts_fingerprint
 from hiermem_jax.data.corpus.keys import in_sample, mix
@@ -101,7 +101,7 @@ def _finished(directory: str, inputs: dict[str, Any], config: TreeConfig) -> Clu
       require_same_inputs(directory, {name: held.get(name) for name in wanted}, wanted)
   tree = ClusterTree.load(directory)
   require_same_inputs(directory, {"depth": tree.depth}, {"depth": config.depth})
-  logging.info("%s holds this tree already (%d leaves): reusing it", directory, tree.num_leaves)
+  console.say("%s holds this tree already (%d leaves): reusing it", directory, tree.num_leaves)
   return tree
 
 
@@ -226,7 +226,7 @@ def _write_report(directory: str, tree: ClusterTree, embedded: Sequence[str], co
   for level in range(1, tree.depth + 1):
     sizes = leaf_sizes.reshape(tree.branching**level, -1).sum(axis=1)
     levels.append(level_report(sizes, tree.branching))
-    logging.info(
+    console.say(
       "level %(level)d: %(clusters)d clusters of %(min)d to %(max)d windows, median %(median)d, %(empty)d empty",
       {"level": level} | levels[-1],
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from hiermem_jax import files
+from hiermem_jax import console, files
 from hiermem_jax.data.corpus.config import PackConfig, ReadConfig
 from hiermem_jax.data.corpus.embed import embedding_inputs, parts_fingerprint
 from hiermem_jax.data.corpus.pack import PIECE_TOKENS, PackJob, pack_corpus
@@ -90,7 +90,10 @@ def prepare(
   _write_manifests(directory, job, tokenizer, retriever, counts, inputs)
   _clean(job)
   dataset = open_dataset(directory)
-  logging.info("%s: %d sequences of %d tokens", directory, len(dataset), counts.tokens)
+  console.say(
+    "%s: %s tokens of %s documents in %s sequences",
+    *(directory, f"{counts.tokens:,}", f"{counts.documents:,}", f"{len(dataset):,}"),
+  )
   return dataset
 
 
@@ -183,7 +186,7 @@ def _finished(directory: str, inputs: dict[str, Any]) -> PackedDataset | Decompo
   require_same_inputs(directory, dataset.manifest.inputs, inputs)
   dataset.verify()
   files.as_path(os.path.join(directory, "work")).rmtree(missing_ok=True)
-  logging.info("%s holds this packed dataset already (%d sequences): reusing it", directory, len(dataset))
+  console.say("%s holds this packed dataset already (%d sequences): reusing it", directory, len(dataset))
   return dataset
 
 

@@ -26,7 +26,7 @@ class FileSource(Source):
   """What the file sources share.
 
   Attributes:
-    pattern: see the module's docstring.
+    pattern: path, URL or glob of the files; see the module's docstring.
     required: fields that must be non-empty strings. A record without one of them is malformed.
     text_field: name that the field `text` has in the files.
     max_shards: number of files to read; None for all.

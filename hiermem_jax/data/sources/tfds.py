@@ -5,13 +5,16 @@ the order in which TFDS has stored them. TensorFlow is imported when a source is
 """
 
 import abc
+import contextlib
 import dataclasses
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from hiermem_jax import console
 from hiermem_jax.data.sources.base import BadRecord, Record, Source, check_limits
 from hiermem_jax.data.world.generate import WorldConfig
 from hiermem_jax.errors import InputError
@@ -139,8 +142,11 @@ def _prepared(builder: Any, split: str) -> tuple[Any, str]:
   import tensorflow_datasets as tfds  # noqa: PLC0415
 
   offline = tfds.download.DownloadConfig(try_download_gcs=False)
+  if not builder.is_prepared():
+    console.say("TFDS dataset %s: is being prepared in %s", builder.info.name, builder.data_dir)
   try:
-    builder.download_and_prepare(download_config=offline)
+    with contextlib.redirect_stdout(sys.stderr):  # where TFDS's own messages belong
+      builder.download_and_prepare(download_config=offline)
   except OSError as error:
     if not builder.is_prepared():
       place = f"TFDS dataset {builder.info.full_name} could not be prepared in {builder.data_dir}"

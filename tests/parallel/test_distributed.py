@@ -1,0 +1,103 @@
+"""How processes agree, in one process that plays one of three; tests/multihost has real ones."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+from absl import logging
+from jax.experimental import multihost_utils
+
+from hiermem_jax.errors import InputError
+from hiermem_jax.parallel import distributed, hosts
+
+
+@pytest.fixture
+def play(monkeypatch):
+  """Makes this process number `me` of three; the others send `others`, or, as the first, a number."""
+  run = types.SimpleNamespace(sent=[])
+
+  def call(me, others=("", ""), number=None):
+    def gather(own):
+      run.sent.append(own.tobytes().decode().strip())
+      texts = [text.encode().ljust(own.size) for text in others]
+      texts.insert(me, own.tobytes())
+      return np.stack([np.frombuffer(text, np.uint8) for text in texts])
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "process_index", lambda: me)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda own: own if me == 0 else np.int64(number))
+    return run
+
+  return call
+
+
+def fails(error):
+  def function():
+    raise error
+
+  return function
+
+
+def test_alone_nothing_is_asked(monkeypatch):
+  for name in ("process_allgather", "broadcast_one_to_all"):
+    monkeypatch.setattr(multihost_utils, name, lambda _: pytest.fail("asked other processes"))
+  assert distributed.is_first() and distributed.from_first(7) == 7 and not distributed.leave(0)
+  assert distributed.together(lambda: "mine") == "mine"
+
+
+def test_the_number_is_the_firsts(play):
+  play(0)
+  assert distributed.is_first() and distributed.from_first(2**40) == 2**40
+  play(2, number=5)
+  assert not distributed.is_first() and distributed.from_first(2**40) == 5
+
+
+def test_the_first_alone_acts(play):
+  calls = []
+  play(1)
+  distributed.on_first(lambda: calls.append(1))
+  assert not calls
+  play(0)
+  distributed.on_first(lambda: calls.append(0))
+  assert calls == [0]
+
+
+def test_every_process_hears_what_happened_in_another(play):
+  play(0)
+  assert distributed.together(lambda: "mine") == "mine"
+  play(0, ("", "1process 2: no such file"))
+  with pytest.raises(InputError, match="^process 2: no such file$"):
+    distributed.together(lambda: "mine")
+  play(0, ("2process 1: a bug", ""))
+  with pytest.raises(RuntimeError, match="^process 1: a bug$"):
+    distributed.together(lambda: "mine")
+
+
+@pytest.mark.parametrize("error, kind", [(InputError("x: bad"), "1"), (OSError("full"), "1"), (KeyError("bug"), "2")])
+def test_a_process_that_fails_says_so_and_raises_its_own_error(play, error, kind):
+  run = play(1)
+  with pytest.raises(type(error)) as caught:
+    distributed.together(fails(error))
+  assert caught.value is error and run.sent == [f"{kind}process 1: {error}"]
+
+
+@pytest.mark.parametrize("me, level", [(0, logging.INFO), (2, logging.WARNING)])
+def test_only_the_first_process_logs_what_is_no_warning(play, monkeypatch, me, level):
+  here = hosts.facts()
+  play(me, (json.dumps(here),) * 2)
+  asked = {}
+  monkeypatch.setattr(jax.config, "update", lambda name, value: asked.update({name: value}))
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **settings: asked.update(settings, given=given))
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.INFO)
+  try:
+    distributed.initialize("host:1", 3, me, preemptible=True)
+    assert logging.get_verbosity() == level
+  finally:
+    logging.set_verbosity(before)
+  assert asked["jax_enable_preemption_service"] and asked["given"] == ("host:1", 3, me)
+  assert 0 < asked["heartbeat_timeout_seconds"] <= 60  # the manual promises about a minute
