@@ -98,7 +98,6 @@ _NOT_LIGHT = {
 # Where a module is tested that has no test file of its own name in the mirrored folder.
 _TESTED_IN: dict[str, str] = {
   "__main__.py": "test_cli.py",
-  "errors.py": "test_cli.py",
   "verbs.py": "test_cli.py",
   "cluster.py": "test_cli.py",
   "prepare.py": "test_cli.py",
