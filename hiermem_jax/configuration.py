@@ -25,6 +25,7 @@ from hiermem_jax import config_files, config_reading
 from hiermem_jax.arguments import check_type, checked, with_fields_of
 from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.plan import Planned, Record
+from hiermem_jax.plugins import on_registration
 from hiermem_jax.verbs import CONFIGURED, Stage
 
 if TYPE_CHECKING:
@@ -64,13 +65,11 @@ def register() -> None:
   """Makes the verbs and the constructors they take known to gin, by their own names, and `include` find the parts."""
   from hiermem_jax.data.corpus.config import PackConfig, ReadConfig
   from hiermem_jax.data.corpus.runner import BeamConfig
-  from hiermem_jax.data.sources import SOURCES
   from hiermem_jax.data.world.generate import WorldConfig
   from hiermem_jax.evaluation.config import FrequencyConfig, ModelFiles, RagConfig, ScoringConfig, TaskSet
   from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
   from hiermem_jax.parallel import MeshConfig
   from hiermem_jax.retrieval.build import TreeConfig
-  from hiermem_jax.retrieval.encoders import on_registration
   from hiermem_jax.training.config import CheckpointConfig, Objective, ValidationConfig
   from hiermem_jax.training.optimizer import OptimizerConfig
 
@@ -79,9 +78,11 @@ def register() -> None:
   training = (OptimizerConfig, Objective, CheckpointConfig, ValidationConfig)
   corpus = (BeamConfig, PackConfig, ReadConfig, TreeConfig, WorldConfig)
   evaluation = (ModelFiles, ScoringConfig, RagConfig, FrequencyConfig, TaskSet)
-  for constructor in (*models, *training, *SOURCES, *corpus, *evaluation):
+  for constructor in (*models, *training, *corpus, *evaluation):
     _register(constructor)
-  on_registration(_register)  # encoders; also those of a module that a gin file imports
+  for room in ("data.sources", "retrieval.encoders"):
+    importlib.import_module(f"hiermem_jax.{room}")  # registers its own
+  on_registration(_register)  # sources and encoders; also those of a module that a gin file imports
   for verb in CONFIGURED.values():
     function = _unless_dry(getattr(importlib.import_module(verb.module), verb.name))
     if verb.takes_fields_of is not None:

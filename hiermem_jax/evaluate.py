@@ -84,7 +84,8 @@ def evaluate(
   dataset = open_held_out(run_dir, validation, loaded)
   plain = None
   if baseline is not None:
-    plain = load(run_dir, dataclasses.replace(model, directory=baseline), mesh=loaded.mesh).in_modes(scoring)
+    without = dataclasses.replace(model, directory=baseline)
+    plain = load(run_dir, without, mesh=loaded.mesh, setting="evaluate.baseline").in_modes(scoring)
   questions = [] if probes is None else read_probes(resolve_data_dir(probes, run_dir).records(), loaded.tokenizer)
   documents = load_documents(rag, run_dir, loaded) if rag is not None and with_documents else None
 
