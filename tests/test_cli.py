@@ -251,7 +251,7 @@ def test_verbs_of_one_process_say_so(fails, verb):
   assert message.startswith(f"--distributed: {verb.name} does not take it, only train, merge, evaluate")
 
 
-@pytest.mark.parametrize("runs", [[], ["{a}"], ["{a}", "{a}"]])
+@pytest.mark.parametrize("runs", [[], ["{a}"], ["{a}", "{a}"], ["{a}", "{a}/"]])
 def test_compare_wants_two_runs(fails, tmp_path, runs):
   message = "compare: compares two or more different run directories; give it as compare RUN RUN..."
   assert fails("compare", *(run.format(a=tmp_path) for run in runs)) == message
