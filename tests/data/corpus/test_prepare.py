@@ -290,7 +290,7 @@ def test_bad_records_are_counted_up_to_a_share(build, settings, texts, tmp_path)
     "not UTF-8": 1, "field 'text' missing": 1, "field 'text' empty": 1, "field 'text' over 1000 characters": 1,
     "malformed JSON": 2,
   }  # fmt: skip
-  assert manifest.bad_records["malformed JSON"]["places"] == [f"{tmp_path}/a.jsonl:95", f"{tmp_path}/a.jsonl:96"]
+  assert manifest.bad_records["malformed JSON"]["places"][0].startswith(f"{tmp_path}/a.jsonl:95 (")
 
 
 def test_nothing_to_prepare(build, tmp_path):
