@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from hiermem_jax import completion, console
+from hiermem_jax import completion, console, interrupts
 from hiermem_jax.errors import InputError, Preempted
-from hiermem_jax.verbs import VERBS, Verb
+from hiermem_jax.verbs import CONFIGURED, VERBS, Verb
 
 _LEAVE_SECONDS = 10  # for the other processes, when this one ends early
 
@@ -51,10 +51,17 @@ _FLAGS = {
     flags.DEFINE_string, None, "Two gin files or run directories, --diff A B: print what differs, one line each."
   ),
   "params": _Flag(
-    lambda name, default, text, **values: flags.DEFINE_enum(name, default, list(VERBS), text, **values),
+    lambda name, default, text, **values: flags.DEFINE_enum(name, default, list(CONFIGURED), text, **values),
     None,
     "A verb: print every name that can be bound for it, with type, default and meaning.",
   ),
+  "tree": _Flag(flags.DEFINE_bool, False, "Show the levels of the tree, the sizes of its clusters and their balance."),
+  "leaf": _Flag(
+    flags.DEFINE_string, None, "Path of a cluster, e.g. 7.57: show its terms, titles, size and the norms of its blocks."
+  ),
+  "text": _Flag(flags.DEFINE_string, None, "A text: show its path, the runners-up and how sure the route is."),
+  "token_budget": _Flag(flags.DEFINE_bool, False, "Show how the training tokens are spread over leaves and blocks."),
+  "out": _Flag(flags.DEFINE_string, "compare", "Directory for the picture and the report."),
   "topology": _Flag(flags.DEFINE_string, None, "TPU slice, e.g. v5e:16x16."),
   "num_slices": _Flag(_at_least_1, None, "Number of such slices."),
   "skip_bad_records": _Flag(
@@ -172,7 +179,8 @@ def _help(verb: Verb, values: flags.FlagValues) -> str:
   assert spec is not None and spec.origin is not None
   text = ast.get_docstring(ast.parse(pathlib.Path(spec.origin).read_text(encoding="utf-8")))
   flags_of_verb = values.module_help(__name__).partition(":")[2]
-  return f"{text}\n\nhiermem describe --params {verb.name} lists what can be bound.\n\nflags:{flags_of_verb}"
+  bound = "" if verb.looks else f"hiermem describe --params {verb.name} lists what can be bound.\n\n"
+  return f"{text}\n\n{bound}flags:{flags_of_verb}"
 
 
 def _fail(message: str, distributed: bool = False) -> NoReturn:
@@ -200,23 +208,23 @@ def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
   compared = rest[1:] if given["diff"] is not None else []
   if given["diff"] is not None and len(compared) != 1:
     _fail("--diff: compares two gin files or run directories; give it as --diff A B")
-  if len(rest) > 1 and not compared:
+  if len(rest) > 1 and not compared and not verb.positional:
     _fail(f"{rest[1]!r}: arguments are given as --flags; --help lists them")
   if needless := [name for name in _PROCESS_FLAGS if given[name] is not None and not given["distributed"]]:
     _fail(f"--{needless[0]}: says nothing without --distributed; add that or leave this out")
-  if verb.has_run_dir and given["run_dir"] is None and not given["validate_only"]:
-    _fail("--run_dir is missing; name the directory that the run may fill")
+  if "run_dir" in verb.flags and given["run_dir"] is None and not given["validate_only"]:
+    of = "of the run" if verb.looks else "that the run may fill"
+    _fail(f"--run_dir is missing; name the directory {of}")
   try:
-    if compared:
-      _diff(given, [given["diff"], *compared])
-    elif given["params"] is not None:
-      _params(given)
-    else:
-      _fill(verb, given) if verb.has_run_dir else _print(verb, given)
+    with interrupts.handled(interrupts.interrupt):
+      _call(verb, given, rest[1:])
   except (InputError, FloatingPointError) as error:
     _fail(str(error), given["distributed"])
   except Preempted as notice:
     logging.warning("%s", notice)
+    _exit(os.EX_TEMPFAIL, given["distributed"])
+  except KeyboardInterrupt as notice:
+    logging.warning("ended by %s; what is finished is kept, and the same command goes on", str(notice) or "SIGINT")
     _exit(os.EX_TEMPFAIL, given["distributed"])
   except BrokenPipeError:  # of `hiermem describe ... | head`
     _give_up_output()
@@ -230,6 +238,20 @@ def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
       raise
     traceback.print_exc()
     _exit(1, given["distributed"])
+
+
+def _call(verb: Verb, given: Mapping[str, Any], operands: Sequence[str]) -> None:
+  """Does what the flags ask for; `operands` are directories to compare, or the second one of --diff."""
+  if given["diff"] is not None:
+    _diff(given, [given["diff"], *operands])
+  elif given["params"] is not None:
+    _params(given)
+  elif verb.positional:
+    _compare(operands, given)
+  elif verb.looks:
+    _inspect(given)
+  else:
+    _fill(verb, given) if verb.has_run_dir else _print(verb, given)
 
 
 def _diff(given: Mapping[str, Any], paths: Sequence[str]) -> None:
@@ -253,6 +275,34 @@ def _params(given: Mapping[str, Any]) -> None:
   _show(config_params.as_json(found) if given["json"] else config_params.text(given["params"], found))
 
 
+def _inspect(given: Mapping[str, Any]) -> None:
+  """Shows what is asked for of the run in a directory."""
+  from hiermem_jax import saved_run
+  from hiermem_jax.inspect import inspect
+
+  _announce_imports(saved_run.configurations(given["run_dir"]))
+  asked = {name: given[name] for name in ("tree", "leaf", "text", "token_budget")}
+  inspect(run=saved_run.find(given["run_dir"]), as_json=given["json"], **asked)
+
+
+def _compare(runs: Sequence[str], given: Mapping[str, Any]) -> None:
+  """Compares run directories with the first of them."""
+  if len(set(runs)) < 2 or len(set(runs)) < len(runs):
+    raise InputError("compare: compares two or more different run directories; give it as compare RUN RUN...")
+  if missing := [run for run in runs if not os.path.isdir(run)]:
+    raise InputError(f"compare {missing[0]}: no such directory; name the directory of a run")
+  from hiermem_jax import config_diff, configuration
+  from hiermem_jax.compare import compare
+
+  first, *others = map(config_diff.Side.of, runs)
+  texts = []
+  for other in others:
+    _announce_imports([*first.files.values(), *other.files.values()])
+    found = config_diff.differences(first, other, lambda gin_files: configuration.load(gin_files, []))
+    texts.append(config_diff.text(first, other, found))
+  compare(runs=runs, configurations=texts, out=given["out"], as_json=given["json"])
+
+
 def _announce_imports(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> None:
   """Says on standard error what a configuration is about to import: gin files are programs."""
   from hiermem_jax import config_files
@@ -274,47 +324,13 @@ def _print(verb: Verb, given: Mapping[str, Any]) -> None:
 
 
 def _fill(verb: Verb, given: Mapping[str, Any]) -> None:
-  """Runs a verb that fills a run directory, and keeps the configuration there."""
-  from hiermem_jax import configuration, run_config, run_record
-  from hiermem_jax.parallel import distributed
+  """Runs a verb that fills a run directory."""
+  from hiermem_jax import execution
 
   if given["validate_only"]:
     _announce_imports(given["gin_file"], given["gin_bindings"])
-  configuration.load(given["gin_file"], given["gin_bindings"])
-  text = configuration.dry_run(verb.name, run_dir=given["run_dir"] or "")
-  arguments = _stages(verb, given)
-  if given["validate_only"]:
-    print(text)
-    return
-  if given["distributed"]:
-    distributed.initialize(*(given[name] for name in _PROCESS_FLAGS), preemptible=verb.trains)
-  path = os.path.join(given["run_dir"], verb.saved_as)
-  run_config.save(path, text, replace=verb.replaces)
-  distributed.on_first(lambda: run_record.start(path, text, verb.name, given["gin_file"], given["gin_bindings"]))
   # These flags are not part of the run's configuration: a run that stopped may go on with others.
   extra = [
     line for name, flag in _FLAGS.items() if flag.bindings and given[name] for line in flag.bindings(given[name])
   ]
-  if extra:
-    configuration.load(given["gin_file"], [*given["gin_bindings"], *extra])
-  shown = {"verbose": given["verbose"], "process": distributed.number(), "one_of_several": given["distributed"]}
-  try:
-    with console.opened(given["run_dir"], verb.name, **shown):
-      configuration.call(verb.name, run_dir=given["run_dir"], **arguments)
-  except InputError:
-    if distributed.is_first():
-      run_config.discard(path)
-    raise
-
-
-def _stages(verb: Verb, given: Mapping[str, Any]) -> dict[str, Any]:
-  """The argument `stages` of a chain: those that --stages names. What the ones left out make must be there."""
-  from hiermem_jax import configuration, stages
-
-  if "stages" not in verb.flags:
-    return {}
-  chain = configuration.chain()
-  selected = stages.chosen(chain, given["stages"])
-  if given["run_dir"] is not None:
-    stages.require_made(chain, selected, given["run_dir"], configuration.all_arguments)
-  return {"stages": selected}
+  execution.execute(verb, given, [given[name] for name in _PROCESS_FLAGS], extra)

@@ -43,7 +43,8 @@ def cluster(
     corpus: documents with the field `text`.
     encoder: the sentence encoder. `LsaEncoder` is fitted to the corpus, `SentenceTransformer` has pretrained weights.
     tokenizer: path of the tokenizer. If there is no such file, a tokenizer is trained on the corpus and written there.
-    tokenizer_vocab_size: number of pieces of a tokenizer to be trained. None means that the tokenizer must exist.
+    tokenizer_vocab_size: number of pieces of a tokenizer to be trained, which one that exists must have, too. None
+      means that the tokenizer must exist.
     directory: where the encoder and the tree go.
     tree: shape of the tree and settings of k-means.
     read: how documents are read.
@@ -51,8 +52,8 @@ def cluster(
     beam: where the pipelines run.
 
   Raises:
-    InputError: the corpus is empty or malformed, has fewer windows than the tree has leaves, or there is no tokenizer;
-      or the directory holds the tree of other inputs.
+    InputError: the corpus is empty or malformed, has fewer windows than the tree has leaves, or there is no tokenizer
+      or one of another size; or the directory holds the tree of other inputs.
   """
   from hiermem_jax.data.corpus.cluster import cluster_corpus
   from hiermem_jax.data.corpus.reading import good_texts, sample_texts
@@ -72,6 +73,11 @@ def cluster(
     console.say("training a tokenizer of %d pieces", tokenizer_vocab_size)
     train_sentencepiece(good_texts(corpus), tokenizer, vocab_size=tokenizer_vocab_size)
   loaded_tokenizer = load_tokenizer(tokenizer)
+  if tokenizer_vocab_size not in (None, loaded_tokenizer.vocab_size):
+    raise InputError(
+      f"{tokenizer}: has {loaded_tokenizer.vocab_size} ids, cluster.tokenizer_vocab_size is {tokenizer_vocab_size};"
+      " delete the file to train another, or bind None to keep it"
+    )
   fitted_path = os.path.join(directory, "encoder")
   if os.path.exists(os.path.join(fitted_path, "encoder.json")):
     fitted = load_encoder(fitted_path)

@@ -23,9 +23,10 @@ from gin import config_parser
 
 from hiermem_jax import config_files, config_reading
 from hiermem_jax.arguments import check_type, checked, with_fields_of
-from hiermem_jax.errors import InputError
+from hiermem_jax.errors import InputError, Preempted
+from hiermem_jax.plan import Planned, Record
 from hiermem_jax.plugins import on_registration
-from hiermem_jax.verbs import VERBS, Stage
+from hiermem_jax.verbs import CONFIGURED, Stage
 
 if TYPE_CHECKING:
   from _typeshed import DataclassInstance
@@ -54,6 +55,7 @@ evaluate_tasks.tasks = @TaskSet()
 prepare.beam = @BeamConfig()
 """
 _dry = False  # whether a dry run is under way
+_planned: list[Planned] = []  # the stages of the last dry run
 _registered: dict[str, Callable] = {}
 _statements: list[config_files.Statement] = []  # of the loaded configuration
 
@@ -81,7 +83,7 @@ def register() -> None:
   for room in ("data.sources", "retrieval.encoders"):
     importlib.import_module(f"hiermem_jax.{room}")  # registers its own
   on_registration(_register)  # sources and encoders; also those of a module that a gin file imports
-  for verb in VERBS.values():
+  for verb in CONFIGURED.values():
     function = _unless_dry(getattr(importlib.import_module(verb.module), verb.name))
     if verb.takes_fields_of is not None:
       function = with_fields_of(function, verb.takes_fields_of)
@@ -91,7 +93,7 @@ def register() -> None:
 def constructors() -> dict[str, Callable]:
   """What this module has registered with gin beside the verbs, by name: what an argument of a verb can refer to."""
   register()
-  return {name: target for name, target in _registered.items() if name not in VERBS}
+  return {name: target for name, target in _registered.items() if name not in CONFIGURED}
 
 
 def _register(target: Callable) -> None:
@@ -101,11 +103,24 @@ def _register(target: Callable) -> None:
 
 
 def _unless_dry(verb: Callable) -> Callable:
-  """A verb that does nothing in a dry run."""
+  """A verb that in a dry run notes what it is called with, and otherwise in the run directory that it has finished."""
+  parameters = inspect.signature(verb).parameters
 
   @functools.wraps(verb)
   def call(**arguments):
-    return None if _dry else verb(**arguments)
+    stage = None
+    if "run_dir" in parameters and "stages" not in parameters:
+      defaults = {name: parameter.default for name, parameter in parameters.items()}
+      stage = Planned("/".join([*gin.current_scope(), verb.__name__]), verb.__name__, defaults | arguments)
+    if _dry:
+      _planned.extend([stage] if stage else [])
+      return None
+    result = verb(**arguments)
+    from hiermem_jax.parallel import distributed  # noqa: PLC0415 (imports jax)
+
+    if stage and distributed.is_first():
+      Record(arguments["run_dir"]).finish(stage.key)
+    return result
 
   return call
 
@@ -208,11 +223,12 @@ def _dry_run() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cause_only() -> Iterator[None]:
-  """Strips what gin appends to an InputError on its way up: where the call came from, on further lines."""
+  """Strips what gin appends to an exception on its way up: where the call came from, on further lines."""
   try:
     yield
-  except InputError as error:
-    raise InputError(str(error).split("\n", 1)[0]) from error
+  except (InputError, Preempted, FloatingPointError) as error:
+    kind = next(kind for kind in (InputError, Preempted, FloatingPointError) if isinstance(error, kind))
+    raise kind(str(error).split("\n", 1)[0]) from error
 
 
 def call(verb: str, **arguments):
@@ -227,7 +243,7 @@ def call(verb: str, **arguments):
     InputError: an argument is missing or of the wrong type, and whatever the verb raises.
   """
   function = gin.get_configurable(verb)
-  for argument, source in VERBS[verb].reads:
+  for argument, source in CONFIGURED[verb].reads:
     arguments.setdefault(argument, bound_arguments(source, inspect.signature(function).parameters[argument].annotation))
   with _cause_only():
     return function(**arguments)
@@ -247,12 +263,18 @@ def dry_run(verb: str, **arguments) -> str:
   Raises:
     InputError: a value is missing or of the wrong type, or a binding changes nothing that the verb reads.
   """
+  _planned.clear()
   with _dry_run(), _cause_only():
     gin.get_configurable(verb)(**arguments)
     for stage in gin.get_bindings(verb).get("stages", ()):
       stage(**arguments)
   require_read(verb, arguments)
   return gin.operative_config_str(max_line_length=110)
+
+
+def planned() -> tuple[Planned, ...]:
+  """What the last dry run would have run: the stages of a chain, or the one verb."""
+  return tuple(_planned)
 
 
 def chain() -> tuple[Stage, ...]:

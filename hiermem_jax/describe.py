@@ -61,8 +61,9 @@ def describe(
     devices: number of any other devices to lay the state out on.
 
   Raises:
-    InputError: there is no such topology, or the state cannot be split over it.
+    InputError: the warmup leaves no step, there is no such topology, or the state cannot be split over it.
   """
+  run.transformation()  # which checks the schedule
   sizes = arithmetic(run.model, context_length)
   tokens = run.steps * run.batch_size * max(prepared.pack.lengths)
   per_token = run.flops_per_token(context_length)

@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 class Preempted(Exception):  # noqa: N818 - nothing went wrong
-  """The run was told to end (SIGTERM) and has saved its state; the same command goes on from there.
+  """The run was told to end (SIGTERM, SIGINT) and has saved its state; the same command goes on from there.
 
   Verbs exit with status 75, `EX_TEMPFAIL` of sysexits.h: try again.
   """

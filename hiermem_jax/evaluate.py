@@ -2,7 +2,8 @@ r"""Measures a trained model: held-out perplexity and answers to probes, for eve
 
   python -m hiermem_jax.evaluate --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
 
-Prints a table; writes RUN_DIR/evaluation/report.json and report.png.
+Prints a table; writes RUN_DIR/evaluation/report.json and report.png, and items.jsonl, the same item by item. A report
+that is there and was made of the same model, data and settings is printed again, and nothing is measured.
 """
 
 if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
@@ -59,7 +60,7 @@ def evaluate(
       known or needs what is not there.
   """
   from hiermem_jax.evaluation import attribution as attributing
-  from hiermem_jax.evaluation import report, series
+  from hiermem_jax.evaluation import inputs, report, series
   from hiermem_jax.evaluation.loading import load, open_held_out
   from hiermem_jax.evaluation.probes import read_probes
   from hiermem_jax.evaluation.rag import load_documents
@@ -68,6 +69,13 @@ def evaluate(
   if probes is None and attribution:
     raise InputError("evaluate.attribution: is about questions; bind evaluate.probes, or leave it out")
   parsed = series.parse(modes, has_probes=probes is not None, has_documents=rag is not None)
+  settings: dict[str, Any] = {"probes": probes, "buckets": buckets, "modes": modes, "rag": rag, "scoring": scoring}
+  settings |= {"attribution": attribution, "title": title, "documents": rag and rag.documents}
+  made_of = inputs.describe(run_dir, model, {"baseline": baseline, "validation": validation}, **settings)
+  target = os.path.join(run_dir, directory)
+  if inputs.is_made_of(target, made_of):
+    distributed.on_first(lambda: report.show(target))
+    return
   with_documents = any(mode.document for mode in parsed)
   loaded = load(run_dir, model, needs_tree=with_documents)
   parsed = series.check(parsed, loaded.model.memory)
@@ -82,7 +90,7 @@ def evaluate(
   documents = load_documents(rag, run_dir, loaded) if rag is not None and with_documents else None
 
   in_modes = loaded.in_modes(scoring)
-  found = series.measure(in_modes, parsed, dataset, questions, buckets, baseline=plain, documents=documents)
+  found, by_item = series.measure(in_modes, parsed, dataset, questions, buckets, baseline=plain, documents=documents)
   result: dict[str, Any] = {"series": found}
   lines: list[dict[str, Any]] = []
   if questions:
@@ -91,4 +99,10 @@ def evaluate(
     result["documents"] = series.about_documents(questions, documents, scoring.max_length)
   if attribution:
     result["attribution"], lines = attributing.report(in_modes, questions, buckets)
-  distributed.on_first(lambda: report.write(result, lines, os.path.join(run_dir, directory), title))
+
+  def write():
+    inputs.forget(target)
+    report.write(result, lines, target, title, by_item)
+    inputs.remember(target, made_of)
+
+  distributed.on_first(write)

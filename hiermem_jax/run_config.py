@@ -1,5 +1,6 @@
 """The configuration that a run directory keeps: written once, compared with what a later command is given."""
 
+import hashlib
 import os
 
 from hiermem_jax import files, run_record
@@ -18,6 +19,20 @@ def save(path: str, text: str, replace: bool = False) -> None:
 
   distributed.on_first(lambda: _write_or_compare(path, text, replace))
   distributed.together(lambda: _require_same(path, text))
+
+
+def agree(text: str) -> None:
+  """Raises InputError when the processes of a run were given different configurations."""
+  from hiermem_jax.parallel import distributed
+
+  own = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+  first = distributed.from_first(own)
+
+  def compare():
+    if own != first:
+      raise InputError("this process has another configuration than process 0; give all the same flags and gin files")
+
+  distributed.together(compare)
 
 
 def _write_or_compare(path: str, text: str, replace: bool) -> None:

@@ -5,10 +5,13 @@ import importlib
 import inspect
 import itertools
 import json
+import os
 import pathlib
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -17,8 +20,12 @@ import numpy as np
 import pytest
 from absl import flags
 
-from hiermem_jax import cli, configuration, run_config
+from hiermem_jax import cli, configuration, lock
+from hiermem_jax.data.packed.reading import PackedDataset
+from hiermem_jax.errors import InputError, Preempted
+from hiermem_jax.evaluation import series as measuring
 from hiermem_jax.retrieval.retriever import load_retriever
+from hiermem_jax.training import loop
 from hiermem_jax.verbs import VERBS
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -147,7 +154,7 @@ def test_help_begins_with_a_command_that_can_be_pasted(verb):
   cli.define(VERBS[verb], values)
   values([verb, *arguments])
   assert not set("[]<>") & set(first) and "..." not in first
-  for path in values.gin_file:
+  for path in values.gin_file if "gin_file" in VERBS[verb].flags else ():
     assert (_ROOT / path).exists()
 
 
@@ -244,6 +251,43 @@ def test_verbs_of_one_process_say_so(fails, verb):
   assert message.startswith(f"--distributed: {verb.name} does not take it, only train, merge, evaluate")
 
 
+@pytest.mark.parametrize("runs", [[], ["{a}"], ["{a}", "{a}"]])
+def test_compare_wants_two_runs(fails, tmp_path, runs):
+  message = "compare: compares two or more different run directories; give it as compare RUN RUN..."
+  assert fails("compare", *(run.format(a=tmp_path) for run in runs)) == message
+
+
+def test_verbs_that_look_at_runs_create_nothing_where_there_is_none(fails, tmp_path):
+  missing = tmp_path / "mistyped"
+  message = f"--run_dir={missing}: no such directory; name the directory of a run"
+  assert fails("inspect", f"--run_dir={missing}", "--tree") == message
+  assert fails("inspect", "--tree") == "--run_dir is missing; name the directory of the run"
+  assert fails("compare", tmp_path, missing) == f"compare {missing}: no such directory; name the directory of a run"
+  assert not list(tmp_path.iterdir())
+
+
+def test_inspect_and_compare_on_what_a_chain_has_left(chain, run, tmp_path):
+  gin_file, made = chain
+  directory = shutil.copytree(made, tmp_path / "one")
+  configuration.load([str(gin_file)], [])
+  (directory / "config.gin").write_text(configuration.dry_run("run", run_dir=""))
+  before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+  status, output, _ = run("inspect", f"--run_dir={directory}", "--tree", "--leaf=1.2", "--token_budget", "--json")
+  found = json.loads(output)
+  assert status == 0 and list(found) == ["tree", "leaf", "token_budget"]
+  assert found["tree"]["fingerprint"] == load_retriever(str(directory / "tree")).tree.fingerprint
+  assert found["token_budget"]["sequences"] == sum(
+    PackedDataset(directory / "packed/train").manifest.sequences_per_leaf.values()
+  )
+  assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
+  shutil.copytree(directory, tmp_path / "other")
+  config = tmp_path / "other/config.gin"
+  config.write_text(config.read_text().replace("peak_learning_rate = 0.001", "peak_learning_rate = 0.002"))
+  status, output, _ = run("compare", directory, tmp_path / "other", f"--out={tmp_path}/out")
+  assert status == 0 and "OptimizerConfig.peak_learning_rate: 0.001 -> 0.002" in output
+  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["losses.png", "report.json"]
+
+
 def test_unknown_verb(capsys):
   with pytest.raises(SystemExit) as stop:
     cli.command(["hiermem", "trian", "--gin_file=x"])
@@ -295,7 +339,7 @@ def test_missing_run_dir(chain, fails):
 def test_run_dir_is_a_file(chain, fails, tmp_path):
   (tmp_path / "file").touch()
   message = fails("train", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/file")
-  assert f"'{tmp_path}/file'" in message and message.endswith("; check the path, its permissions and the space left")
+  assert message == f"--run_dir={tmp_path}/file: is a file; name a directory, or one that may be created"
 
 
 def test_bad_binding(chain, fails, tmp_path):
@@ -306,10 +350,105 @@ def test_bad_binding(chain, fails, tmp_path):
 
 @pytest.mark.parametrize("verb", ["cluster", "prepare", "train", "evaluate", "evaluate_tasks", "run"])
 def test_validate_only_prints_and_touches_nothing(chain, run, tmp_path, verb):
-  status, output, errors = run(verb, f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run", "--validate_only")
-  assert (status, errors) == (0, "")
-  assert f"# Parameters for {verb}:" in output
+  before = sorted(chain[1].rglob("*"))
+  for run_dir in [
+    [f"--run_dir={chain[1]}"],
+    [],
+    *([[f"--run_dir={tmp_path}/run"]] if verb in ("cluster", "run") else []),
+  ]:
+    status, output, errors = run(verb, f"--gin_file={chain[0]}", *run_dir, "--validate_only")
+    assert (status, errors) == (0, "")
+    assert f"# Parameters for {verb}:" in output
+  assert not list(tmp_path.iterdir()) and sorted(chain[1].rglob("*")) == before
+
+
+def test_run_directory_of_another_configuration(chain, run, fails, tmp_path):
+  arguments = train_arguments(chain, tmp_path)
+  assert run(*arguments)[0] == 0
+  before = (tmp_path / "run/config.gin").read_text()
+  message = fails(*arguments, "--gin_bindings=train.steps = 3")
+  assert message.startswith(f"{tmp_path}/run: train has been run here with another configuration")
+  assert "there: 'train.steps = 2', now: 'train.steps = 3'" in message
+  assert message.endswith("or delete checkpoints there, which would be made again")
+  (tmp_path / "run/stages.json").unlink()  # as of a version that did not write it
+  message = fails(*arguments, "--gin_bindings=train.steps = 3")
+  assert message.startswith(f"{tmp_path}/run/config.gin: this directory is of a run with another configuration")
+  assert (tmp_path / "run/config.gin").read_text() == before
+  assert run(*arguments)[0] == 0
+  assert "has been run here" in fails(*arguments, "--gin_bindings=train.steps = 3")
+  shutil.rmtree(tmp_path / "run/checkpoints")
+  assert run(*arguments, "--gin_bindings=train.steps = 3")[0] == 0
+
+
+def test_a_run_that_was_refused_can_be_corrected_in_place(chain, run, fails, tmp_path):
+  """Refused before the first stage, in the first, and in a later one; what has finished is kept."""
+  arguments = ("run", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run")
+  fails(*arguments, "--gin_bindings=OptimizerConfig.warmup_steps = 9")
+  assert not (tmp_path / "run").exists()
+  (tmp_path / "bad.jsonl").write_text("{\n" * 50)
+  assert "empty corpus" in fails(*arguments, f"--gin_bindings=JsonlSource.pattern = '{tmp_path}/bad.jsonl'")
+  other = [f"--gin_bindings=train.init_from = '{chain[1]}'", "--gin_bindings=AnchorConfig.mlp_width = 48"]
+  assert "its anchor is" in fails(*arguments, *other)  # in the third stage
+  tree = (tmp_path / "run/tree/tree.npz").stat().st_mtime_ns
+  message = fails(*arguments, "--gin_bindings=LsaEncoder.dim = 7")
+  assert message.startswith(f"{tmp_path}/run: cluster has been run here") and "delete tree, tokenizer.model" in message
+  assert run(*arguments)[0] == 0
+  assert (tmp_path / "run/tree/tree.npz").stat().st_mtime_ns == tree
+  assert {entry["finished"] for entry in json.loads((tmp_path / "run/stages.json").read_text()).values()} == {True}
+
+
+def test_a_run_that_broke_in_a_stage_can_be_corrected_in_place(chain, run, fails, tmp_path, monkeypatch):
+  """As long as the training has saved nothing."""
+  arguments = train_arguments(chain, tmp_path)
+
+  def broken(*arguments, **settings):
+    raise OSError("no space left on device")
+
+  with monkeypatch.context() as patched:
+    patched.setattr(loop, "train", broken)
+    assert "no space left" in fails(*arguments)
+  assert run(*arguments, "--gin_bindings=OptimizerConfig.weight_decay = 0.1")[0] == 0
+
+
+def test_a_directory_in_use_is_refused(chain, fails, tmp_path):
+  with lock.held(str(tmp_path / "run")):
+    message = fails(*train_arguments(chain, tmp_path))
+    assert message.startswith(f"{tmp_path}/run: in use by process {os.getpid()} on {socket.gethostname()}; wait for it")
+  assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("verb", ["merge", "evaluate", "evaluate_tasks", "prepare", "train"])
+def test_a_mistyped_run_dir_creates_nothing(chain, fails, tmp_path, verb):
+  fails(verb, f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/rum")
   assert not list(tmp_path.iterdir())
+
+
+def test_signals_outside_of_training(chain, run, tmp_path, monkeypatch):
+  """Status 75 and one line, without a traceback; the directory is free again."""
+  for number in (signal.SIGINT, signal.SIGTERM):
+    monkeypatch.setattr("hiermem_jax.data.corpus.prepare.prepare", lambda **_: os.kill(os.getpid(), number))  # noqa: B023
+    arguments = [
+      "--gin_bindings=" + f"prepare.{name} = '{chain[1]}/{path}'"
+      for name, path in (("tree", "tree"), ("tokenizer", "tokenizer.model"))
+    ]
+    status, _, errors = run("prepare", f"--gin_file={chain[0]}", *arguments, f"--run_dir={tmp_path}/run")
+    assert status == 75 and "Traceback" not in errors
+    assert not (tmp_path / "run/.lock").exists()
+
+
+def test_nothing_of_gin_stands_behind_our_line(chain, run, fails, tmp_path, monkeypatch, caplog):
+  def raising(error):
+    def broken(*arguments, **settings):
+      raise error
+
+    return broken
+
+  arguments = train_arguments(chain, tmp_path)
+  monkeypatch.setattr(loop, "train", raising(FloatingPointError("ten batches in a row")))
+  assert fails(*arguments) == "ten batches in a row"
+  monkeypatch.setattr(loop, "train", raising(Preempted("told to end")))
+  status, _, errors = run(*arguments)
+  assert status == 75 and "In call to configurable" not in errors + caplog.text
 
 
 def test_a_run_keeps_two_configurations_and_a_record(chain, run, tmp_path):
@@ -374,16 +513,6 @@ def test_describe_compares_and_lists(run, fails):
   assert fails("train", "--diff", "a", "b").startswith("--diff: train does not take it, only describe")
 
 
-def test_run_directory_of_another_configuration(chain, fails, tmp_path):
-  arguments = ("train", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}")
-  configuration.load([str(chain[0])], [])
-  run_config.save(f"{tmp_path}/config.gin", configuration.dry_run("train", run_dir=""))
-  message = fails(*arguments, "--gin_bindings=train.steps = 3")
-  assert message.startswith(f"{tmp_path}/config.gin: this directory is of a run with another configuration")
-  assert "there: 'train.steps = 2', now: 'train.steps = 3'" in message
-  assert message.endswith("use another --run_dir or delete this one")
-
-
 def test_some_stages_of_a_chain(chain, run, fails, tmp_path):
   """The others are not run; what they would have made must be there."""
   arguments = ("run", f"--gin_file={chain[0]}", f"--run_dir={tmp_path}/run")
@@ -409,7 +538,7 @@ def test_failed_start_can_be_corrected_in_place(chain, fails, tmp_path):
   for dataset in ("nope", "nowhere"):  # the second is not refused as another configuration
     message = fails(*arguments, f"--gin_bindings=train.dataset = '{tmp_path}/{dataset}'")
     assert message.startswith(f"{tmp_path}/{dataset}/manifest.json: No such file")
-  assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.txt"]
+  assert not (tmp_path / "run").exists()
 
 
 # Corpora -----------------------------------------------------------------------------------------------------------------
@@ -426,7 +555,7 @@ def test_malformed_line_is_named_and_can_be_skipped(chain, run, fails, tmp_path)
   arguments = corpus_arguments(chain, tmp_path, [*lines[:2], '{"text": \n', *lines[2:], '{"body": "x"}\n'])
   message = fails(*arguments)
   counted = f"2 of {len(lines) + 2} records are malformed (1 malformed JSON, 1 field 'text' missing)"
-  place = f"{tmp_path}/corpus.jsonl:3 (Expecting value, column 10)"
+  place = f"{tmp_path}/corpus.jsonl:3 (Expecting value, column 1)"
   assert message.startswith(f"{counted}, e.g. {place}: mend them") and "--skip_bad_records" in message
   status, _, _ = run(*arguments, "--skip_bad_records")
   assert status == 0
@@ -441,7 +570,7 @@ def test_missing_corpus(chain, fails, tmp_path):
   arguments = corpus_arguments(chain, tmp_path, [])
   (tmp_path / "corpus.jsonl").unlink()
   message = fails(*arguments)
-  assert message.startswith(f"no file matches {tmp_path}/corpus.jsonl ({tmp_path} has '")
+  assert message.startswith(f"no file matches {tmp_path}/corpus.jsonl ({tmp_path} has nothing")
   assert message.endswith("); give an existing path, URL or glob")
 
 
@@ -507,6 +636,32 @@ def test_evaluation_prints_and_writes_a_report(chain, run):
   for series in report["series"].values():
     assert f"{series['perplexity']:.2f}" in output
     assert [bucket["count"] for bucket in series["probes"]] == [1, 0, 0, 0]
+
+
+def test_an_evaluation_of_the_same_is_kept_and_a_failed_one_changes_nothing(chain, run, fails, monkeypatch):
+  arguments = (
+    "evaluate",
+    f"--gin_file={chain[0]}",
+    f"--run_dir={chain[1]}",
+    "--gin_bindings=evaluate.directory = 'kept'",
+  )
+  status, table, _ = run(*arguments)
+  files = {path: path.read_bytes() for path in [*chain[1].glob("kept/*"), chain[1] / "evaluate.config.gin"]}
+  assert status == 0 and len(files) == 4
+  with monkeypatch.context() as patched:
+    patched.setattr(measuring, "measure", lambda *arguments, **settings: pytest.fail("measured again"))
+    status, again, _ = run(*arguments)
+    assert status == 0 and again.splitlines()[:-1] == table.splitlines()[:-1] and "kept, being of the same" in again
+
+    def broken(*arguments, **settings):
+      raise InputError("no such thing")
+
+    patched.setattr(measuring, "measure", broken)
+    assert fails(*arguments, "--gin_bindings=evaluate.modes = ('none',)") == "no such thing"
+  assert {path: path.read_bytes() for path in files} == files
+  assert run(*arguments, "--gin_bindings=evaluate.modes = ('none',)")[0] == 0
+  assert list(json.loads((chain[1] / "kept/report.json").read_text())["series"]) == ["none"]
+  assert "evaluate.modes = ('none',)" in (chain[1] / "evaluate.config.gin").read_text()
 
 
 def test_evaluation_of_routes_levels_and_documents(chain, run, fails):

@@ -103,13 +103,52 @@ class Campaign:
           break
         process.send_signal(sign)
         status, newest = process.wait(timeout=600), (run.checkpoints() or [0])[-1]
-        # Before Python has set its handler up SIGTERM ends a process at once, and there is nothing to save.
-        good &= status in (0, -sign) or (status == 75 and sign == signal.SIGTERM)
+        # Before the handlers are set a signal ends a process at once, and there is nothing to save.
+        good &= status in (0, -sign) or (status == 75 and sign != signal.SIGKILL)
         good &= newest >= before
         lost.append(max(run.steps() - newest, 0))
       end = self.ends_as_expected(run, 0)
       outcomes += [Outcome(good and end.recovered, steps, end.bit_identical) for steps in lost]
     return outcomes
+
+  def second_interrupt(self) -> Outcome:
+    """SIGINT, and again while the run saves: it ends at once, and what was saved before is good."""
+    run = self.run()
+    (process,) = run.start()
+    wait_until(lambda: run.steps() >= EVERY + EVERY // 2 or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: "saving, and ending" in run.log().read_text() or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    ended = process.wait(timeout=600) in (-signal.SIGINT, 75)  # 75: it was faster
+    return self._then(self.ends_as_expected(run, max(run.steps() - (run.checkpoints() or [0])[-1], 0)), ended)
+
+  def in_use(self) -> Outcome:
+    """The same command again while a run is alive: refused by name. Once that is killed, its lock is taken over."""
+    run = self.run()
+    (process,) = run.start()
+    wait_until(lambda: run.steps() >= EVERY or process.poll() is not None)
+    other = Run(run.directory, run.config, run.cache, run.last, number=1)
+    refused = other.finish() == [2] and f"in use by process {process.pid} on" in other.log().read_text()
+    alive = process.poll() is None
+    process.kill()
+    process.wait(timeout=600)
+    stale = (run.directory / ".lock").exists()
+    lost = max(run.steps() - (run.checkpoints() or [0])[-1], 0)
+    return self._then(self.ends_as_expected(run, lost), refused and alive and stale)
+
+  def changed_settings(self) -> Outcome:
+    """Another learning rate in the directory of a run that has saved is refused, and leaves it as it is."""
+    run = self.run()
+    (process,) = run.start()
+    wait_until(lambda: bool(run.checkpoints()) or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=600)
+    refused = run.finish("--gin_bindings=OptimizerConfig.peak_learning_rate = 0.5") == [2]
+    named = "now: 'OptimizerConfig.peak_learning_rate = 0.5'" in run.log().read_text()
+    return self._then(self.ends_as_expected(run, 0), refused and named)
+
+  def _then(self, outcome: Outcome, as_it_should: bool) -> Outcome:
+    return outcome._replace(recovered=outcome.recovered and as_it_should)
 
   def damaged_checkpoint(self, damage: Callable[[pathlib.Path], None]) -> Outcome:
     """A finished run's last checkpoint is damaged: found, named, and the one before used on request."""
@@ -239,6 +278,10 @@ def conduct(campaign: Campaign, quick: bool, only: str) -> Iterator[dict]:
     "SIGKILL at a random time": lambda: campaign.kills(signal.SIGKILL, campaign.at_random, 2 * few),
     "SIGKILL while a checkpoint is written": lambda: campaign.kills(signal.SIGKILL, campaign.while_saving, few),
     "SIGTERM": lambda: campaign.kills(signal.SIGTERM, campaign.at_random, few),
+    "SIGINT": lambda: campaign.kills(signal.SIGINT, campaign.at_random, few),
+    "SIGINT twice": lambda: [campaign.second_interrupt()],
+    "directory in use": lambda: [campaign.in_use()],
+    "other settings": lambda: [campaign.changed_settings()],
     "checkpoint truncated": lambda: [campaign.damaged_checkpoint(truncate)],
     "checkpoint with a bit flipped": lambda: [campaign.damaged_checkpoint(flip)],
     "data shard truncated": lambda: [campaign.truncated_shard()],

@@ -26,6 +26,8 @@ train.steps = {steps}
 CheckpointConfig.every = {every}
 train.log_every = 1
 """
+# As `nohup` and a script's `&` do: SIGINT is ignored until somebody sets a handler.
+IGNORED = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
 # What a process runs: the verb, its batches poisoned where asked for.
 WORKER = """
 import os, sys
@@ -51,7 +53,9 @@ cli.main("train")
 class Run:
   """A training in a directory of its own."""
 
-  def __init__(self, directory: pathlib.Path, config: pathlib.Path, cache: str, last: int, processes: int = 1):
+  def __init__(
+    self, directory: pathlib.Path, config: pathlib.Path, cache: str, last: int, processes: int = 1, number: int = 0
+  ):
     """A run that has not started.
 
     Args:
@@ -60,8 +64,10 @@ class Run:
       cache: of compiled programs.
       last: its last step.
       processes: how many train together.
+      number: of its first log, where several commands run at a time.
     """
     self.directory, self.config, self.cache, self.last, self.count = directory, config, cache, last, processes
+    self._number = number
 
   def start(self, *flags: str, **variables: str) -> list[subprocess.Popen]:
     """Starts the command; standard error goes to a file beside the directory."""
@@ -77,12 +83,12 @@ class Run:
     for number in range(self.count):
       own = [f"--process_id={number}"] if self.count > 1 else []
       with open(self.log(number), "w") as log:
-        processes.append(subprocess.Popen([*command, *own], env=env, cwd=ROOT, stdout=log, stderr=log))
+        processes.append(subprocess.Popen([*IGNORED, *command, *own], env=env, cwd=ROOT, stdout=log, stderr=log))
     return processes
 
   def log(self, number: int = 0) -> pathlib.Path:
     """Where a process's output goes."""
-    return self.directory.with_name(f"{self.directory.name}.{number}.log")
+    return self.directory.with_name(f"{self.directory.name}.{self._number + number}.log")
 
   def finish(self, *flags: str, **variables: str) -> list[int]:
     """Runs the command to its end; exit statuses."""

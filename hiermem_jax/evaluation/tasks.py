@@ -20,6 +20,7 @@ from hiermem_jax.data.text.mentions import count_mentions
 from hiermem_jax.data.text.tokenizer import Tokenizer
 from hiermem_jax.errors import InputError, listed
 from hiermem_jax.evaluation.config import RagConfig, ScoringConfig, TaskSet
+from hiermem_jax.evaluation.inputs import source_state
 from hiermem_jax.evaluation.loading import LoadedModel
 from hiermem_jax.evaluation.modes import Mode
 from hiermem_jax.evaluation.perplexity import article_perplexity
@@ -148,7 +149,11 @@ class TaskEvaluation:
     content = hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:16]
     results = {}
     for mode in self._modes:
-      settings = self._key(shots=shots, file=content, documents=repr(self._rag) if mode.document else None)
+      settings = self._key(
+        shots=shots,
+        file=content,
+        documents=[repr(self._rag), *source_state(self._rag.documents)] if self._rag and mode.document else None,
+      )
       measure = functools.partial(self._measure_task, name, requests, mode)
       metrics = (result := self._store.get(f"{label}.{mode.name}", settings, measure))["metrics"]
       results[mode.name] = result
@@ -165,18 +170,22 @@ class TaskEvaluation:
       if mode.document:  # an article would be its own document
         continue
       measure = functools.partial(self._measure_articles, texts, mode)
-      results[mode.name] = self._store.get(f"articles.{mode.name}", self._key(articles=repr(source)), measure)
+      results[mode.name] = self._store.get(f"articles.{mode.name}", self._key(articles=source_state(source)), measure)
       logging.info("articles, %s: perplexity %.2f", mode.name, results[mode.name]["perplexity"])
     return results
 
   def mentions(self, names: Iterable[str], corpus: Source) -> dict[str, int]:
     """How often a corpus mentions each name."""
     names = sorted(set(names))
-    key = {"corpus": repr(corpus), "names": hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]}
+    key = {"corpus": source_state(corpus), "names": hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]}
     return self._store.get("counts", key, lambda: count_mentions(names, good_texts(corpus)))
 
   def _key(self, **settings: Any) -> Mapping[str, Any]:
-    return {"results": _RESULTS} | self.about | settings
+    digests = self._loaded.model.metadata["digests"]
+    return {
+      "results": _RESULTS,
+      "parameters": {name: digests[name] for name in ("anchor", "bank") if name in digests},
+    } | (self.about | settings)
 
   def _measure_task(self, name: str, requests, mode: Mode) -> dict[str, Any]:
     asked, kind, scorer = requests(), task_spec(name).kind, self._in_modes.scorer(mode)

@@ -149,6 +149,35 @@ class ModelConfig:
         )
     return chosen
 
+  def check_data(self, source: str, vocab_size: int | None, num_leaves: int | None) -> None:
+    """Checks that the model can read a packed dataset.
+
+    Args:
+      source: names the dataset in messages.
+      vocab_size: pieces of its tokenizer; None where that is not known.
+      num_leaves: leaves of its tree, 0 without a tree; None where that is not known.
+
+    Raises:
+      InputError: the tokenizer has more pieces than the anchor, or the memory is over another tree.
+    """
+    if vocab_size is not None and vocab_size > self.anchor.vocab_size:
+      raise InputError(
+        f"{source}: its tokenizer has {vocab_size} pieces, AnchorConfig.vocab_size is {self.anchor.vocab_size}; bind at"
+        " least as many"
+      )
+    if self.memory is None or num_leaves is None:
+      return
+    if not num_leaves:
+      raise InputError(
+        f"{source}: prepared without a cluster tree, which a memory bank needs; bind ModelConfig.memory = None, or"
+        " prepare it with prepare.tree"
+      )
+    if self.memory.num_leaves != num_leaves:
+      raise InputError(
+        f"{source}: its tree has {num_leaves} leaves, MemoryConfig (branching {self.memory.branching}, rows"
+        f" {self.memory.rows}) has {self.memory.num_leaves}; bind the tree's branching and one entry of rows per level"
+      )
+
   @property
   def unit_params(self) -> int:
     """Parameters of one memory unit in one layer; an FFN memory has 3 * D (paper, Appendix I)."""

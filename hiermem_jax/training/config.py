@@ -110,6 +110,32 @@ class TrainingRun:
   max_skipped: int = 10
   seed: int = 0
 
+  def check(self) -> None:
+    """Checks what can be known of a run before it starts.
+
+    Raises:
+      InputError: the anchor is frozen and nothing is trained, or see `transformation`.
+    """
+    if self.objective.frozen_anchor and (self.model.memory is None or self.init_from is None):
+      missing = "ModelConfig.memory" if self.model.memory is None else "train.init_from"
+      raise InputError(
+        f"Objective.frozen_anchor = True, {missing} = None: a frozen anchor comes from another run and has a bank to"
+        f" train; bind {missing}"
+      )
+    self.transformation()
+
+  @property
+  def state_bytes(self) -> int:
+    """Bytes of a checkpoint: the parameters, and the optimizer's two moments of those that are trained."""
+    memory, trained = self.model.memory, 0 if self.objective.frozen_anchor else 8
+    size = (4 + trained) * self.model.anchor.params
+    if memory is not None:
+      moments = 4 if self.optimizer.bank_moment_dtype == "bfloat16" else 8
+      for level in memory.levels:
+        rows = memory.clusters(level) + 1
+        size += rows * self.model.block_params(level) * ((4 if memory.dtype == "float32" else 2) + moments)
+    return size
+
   def transformation(self) -> optax.GradientTransformationExtraArgs:
     """The optimizer of this run's parameters; see `OptimizerConfig.build`.
 

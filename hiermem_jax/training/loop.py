@@ -37,12 +37,14 @@ class LoopData:
     origin: from a step to a JSON value that says which sequences its batch has.
     held_out: text whose loss is measured during training; the best model by it is kept in `DIRECTORY/best`.
     metadata: JSON values kept with each checkpoint, e.g. fingerprints of the tree and the tokenizer.
+    tokens_per_step: positions of a global batch, padding included; 0 where it is not known.
   """
 
   batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]
   origin: Callable[[int], Any] = lambda step: None
   held_out: HeldOut | None = None
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  tokens_per_step: int = 0
 
 
 def train(
@@ -75,15 +77,10 @@ def train(
       tokenizer, or a damaged one; the mesh does not divide the batch or the model; or the batches end early.
     FloatingPointError: too many batches in a row gave a loss or gradient that is not finite.
     OSError: the last checkpoint could not be written.
-    Preempted: SIGTERM came; everything is saved.
+    Preempted: SIGTERM or SIGINT came; everything is saved.
   """
   model, steps = run.model, run.steps
-  if run.objective.frozen_anchor and (model.memory is None or run.init_from is None):
-    missing = "ModelConfig.memory" if model.memory is None else "train.init_from"
-    raise InputError(
-      f"Objective.frozen_anchor = True, {missing} = None: a frozen anchor comes from another run and has a bank to"
-      f" train; bind {missing}"
-    )
+  run.check()
   program = make_program(run, mesh)
   init_key, step_key = jax.random.split(jax.random.key(run.seed))
   metadata = model.to_json() | dict(data.metadata)
@@ -116,7 +113,7 @@ def train(
             store.save(state, metadata)
           store.wait()
           recorder.flush()
-          raise Preempted(f"{directory}: ended by SIGTERM after step {step} of {steps}; the same command goes on")
+          raise Preempted(f"{directory}: told to end after step {step} of {steps}; the same command goes on")
         with recorder.waiting("data"):
           batch = next(stream, None)
         if batch is None:

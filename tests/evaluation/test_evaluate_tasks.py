@@ -157,6 +157,8 @@ def test_what_is_measured_is_kept(report, toy_run, tmp_path, monkeypatch):
   del asked[:]
   evaluate(toy_run, directory, modes=("none",), max_items=5, names=TASKS[1:2])
   assert asked == ["generation"]
+  evaluate(toy_run, directory, modes=("none",), names=TASKS[:1], model="plain")  # of the same step, tree and tokenizer
+  assert asked == ["generation", "multiple_choice"]
 
 
 @pytest.mark.usefixtures("no_picture")

@@ -113,18 +113,20 @@ def wait_for(condition, processes):
     time.sleep(0.01)
 
 
-def test_sigterm_to_one_of_two_saves_and_ends_both(undisturbed, training, corpus, tmp_path, start_two, finish):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_of_two_saves_and_ends_both(undisturbed, training, corpus, tmp_path, start_two, finish, number):
   """They agree on a step, exit with status 75, and the same command goes on from there."""
   bindings, run_dir = (*training, "CheckpointConfig.every = 1000"), tmp_path / "run"
   processes = start_two("train", run_dir, *bindings)
   scalars = run_dir / "metrics.jsonl"
   wait_for(lambda: scalars.exists() and len(scalars.read_text().splitlines()) >= 20, processes)
-  processes[1].send_signal(signal.SIGTERM)
+  processes[1].send_signal(number)
   results = finish(processes)
   assert [status for status, _, _ in results] == [75, 75], results[0][2][-3000:] + results[1][2][-3000:]
   (step,) = (int(entry.name) for entry in (run_dir / "checkpoints").iterdir())
   assert 20 <= step < 300 and list(losses(run_dir)) == list(range(1, step + 1))
-  assert f"ended by SIGTERM after step {step} of 300" in results[0][2]
+  assert f"told to end after step {step} of 300" in results[0][2]
+  assert not (run_dir / ".lock").exists()
   run_alone("train", run_dir, corpus, *bindings)
   assert_same_losses(losses(run_dir), undisturbed)
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.training.config import CheckpointConfig, Objective
 
 # Every field of the anchor but those that say how the same function is computed, and of the memory, with another value.
 ANCHOR = {
@@ -88,3 +89,21 @@ def test_a_bank_beside_another_anchor_is_not_taken(toy, whole, tmp_path, field):
   anchor = dataclasses.replace(toy.anchor, **{field: ANCHOR[field]})
   with pytest.raises(InputError, match=f"its bank has {field}"):
     toy.run(tmp_path, anchor=anchor, init_bank_from=str(whole[0]))
+
+
+@pytest.mark.parametrize(
+  "kind, field, bad, good",
+  [
+    (Objective, "z_loss", (-1e-4, -1.0), (0.0, 1e-4)),
+    (Objective, "generic_probability", (-0.1, 1.1), (0.0, 1.0)),
+    (CheckpointConfig, "every", (0,), (1,)),
+    (CheckpointConfig, "keep", (0,), (1,)),
+    (CheckpointConfig, "keep_every", (0,), (1, None)),
+  ],
+)
+def test_settings_out_of_range(kind, field, bad, good):
+  for value in bad:
+    with pytest.raises(InputError, match=f"{kind.__name__}.{field} = {value}: bind"):
+      kind(**{field: value})
+  for value in good:
+    assert getattr(kind(**{field: value}), field) == value

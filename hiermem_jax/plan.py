@@ -1,0 +1,192 @@
+"""What a command is going to do in a run directory: its stages, what they read and make, and with which settings.
+
+`stages.json` in the directory remembers them. A stage that has finished, or a training that has a checkpoint, keeps its
+settings; a stage that has not started or that failed may be given others.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hiermem_jax import files
+from hiermem_jax.errors import InputError
+from hiermem_jax.verbs import VERBS
+
+NAME = "stages.json"
+_HOW = ("beam", "run_dir")  # arguments that say where a stage is run, not what it makes
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+  """A stage that a command is going to run: a verb with all of its arguments, defaults included.
+
+  Attributes:
+    name: the verb, behind its scope where it has one, e.g. 'cotrain/train'.
+    verb: name of the verb.
+    arguments: by name.
+  """
+
+  name: str
+  verb: str
+  arguments: Mapping[str, Any]
+
+  @property
+  def key(self) -> str:
+    """Names what it makes: the verb and where it goes, relative to the run directory, e.g. 'train cotrain'."""
+    place = self.arguments["tokenizer" if self.verb == "train_tokenizer" else "directory"]
+    return f"{self.verb} {os.path.normpath(place)}"
+
+  def outputs(self) -> tuple[str, ...]:
+    """Files and directories that it makes, as bound: the one that says whether there is a result comes first."""
+    given = self.arguments
+    directory = given.get("directory", "")
+    if self.verb == "train_tokenizer":
+      return (given["tokenizer"],)
+    if self.verb == "cluster":
+      return (directory, given["tokenizer"])
+    if self.verb in ("train", "merge"):
+      return (os.path.join(directory, "checkpoints"), os.path.join(directory, "best"))
+    return (directory,)
+
+  def inputs(self) -> tuple[str, ...]:
+    """Files and directories that it reads, as bound; sources of records are not among them."""
+    return tuple(path for _, path in self.named_inputs())
+
+  def named_inputs(self) -> Iterator[tuple[str, str]]:
+    """(the name that it is bound to, path) of each input."""
+    given = self.arguments
+    if self.verb == "prepare":
+      yield from ((f"prepare.{name}", given[name]) for name in ("tokenizer", "tree") if given[name] is not None)
+    elif self.verb == "cluster" and given["tokenizer_vocab_size"] is None:
+      yield "cluster.tokenizer", given["tokenizer"]
+    elif self.verb == "train":
+      yield "train.dataset", given["dataset"]
+      if given["validation"] is not None:
+        yield "ValidationConfig.dataset", given["validation"].dataset
+      for name in ("init_from", "init_bank_from"):
+        if getattr(given["run"], name) is not None:
+          yield f"train.{name}", getattr(given["run"], name)
+    elif self.verb == "merge":
+      yield from (("merge.subtrees", name) for name in given["subtrees"])
+      if given["generic"] is not None:
+        yield "merge.generic", given["generic"]
+    elif self.verb in ("evaluate", "evaluate_tasks"):
+      yield "ModelFiles.directory", given["model"].directory
+      yield "ModelFiles.tokenizer", given["model"].tokenizer
+      if self.verb == "evaluate":
+        yield "evaluate.validation", given["validation"]
+        if given["baseline"] is not None:
+          yield "evaluate.baseline", given["baseline"]
+
+  def settings(self) -> dict[str, str]:
+    """All settings by the names that they are bound to, as text."""
+    found: dict[str, str] = {}
+    for name, value in self.arguments.items():
+      if name not in _HOW:
+        _flatten(found, f"{self.verb}.{name}", value)
+    return found
+
+
+def _flatten(found: dict[str, str], name: str, value: Any, place: str = "") -> None:
+  """Adds a value to `found`; of a dataclass its fields, by its class and, where that is taken, also by its place."""
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    kind = type(value).__name__
+    found[f"{place}{name}"] = f"@{kind}()"
+    whole = VERBS.get(name.partition(".")[0])
+    own = whole is not None and whole.takes_fields_of == name.partition(".")[2]
+    for field in dataclasses.fields(value):
+      short = f"{whole.name}.{field.name}" if own and whole else f"{kind}.{field.name}"
+      _flatten(found, short, getattr(value, field.name), f"{place}{name}: " if short in found else place)
+  else:
+    found[f"{place}{name}"] = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def is_below(path: str, directory: str) -> bool:
+  """Whether a path is a directory or in it; both as bound, so relative to the run directory or absolute."""
+  path, directory = os.path.normpath(path), os.path.normpath(directory)
+  return path == directory or path.startswith(directory + os.sep) or directory == "."
+
+
+def makes(stage: Planned, path: str) -> bool:
+  """Whether a stage makes what another one reads at `path`: a file, a dataset, or the directory of a training."""
+  if stage.verb in ("train", "merge"):
+    made = {os.path.normpath(os.path.dirname(output)) for output in stage.outputs()}
+    return os.path.normpath(path) in {*made, os.path.normpath(os.path.join(*made, "best"))}
+  return any(is_below(path, output) for output in stage.outputs())
+
+
+class Record:
+  """What `stages.json` of a run directory says."""
+
+  def __init__(self, run_dir: str):
+    """Reads it; a directory without one has no stages."""
+    self._run_dir, self._path = run_dir, os.path.join(run_dir, NAME)
+    self._held: dict[str, dict[str, Any]] = files.read_json(self._path) if os.path.exists(self._path) else {}
+
+  def covers(self, stages: Sequence[Planned]) -> bool:
+    """Whether the settings are known of all that is there of these stages' results."""
+    making = [stage for stage in stages if not VERBS[stage.verb].replaces]
+    return all(stage.key in self._held or not self._is_there(stage.outputs()[0]) for stage in making)
+
+  def check(self, stages: Sequence[Planned]) -> None:
+    """Raises InputError when one of the stages has been run here with other settings."""
+    for stage in stages:
+      self._require_same(stage, stages)
+
+  def begin(self, stages: Sequence[Planned]) -> None:
+    """Writes down the stages that a command is about to run, after `check`."""
+    for stage in stages:
+      about = {"name": stage.name, "made": stage.outputs()[0], "settings": stage.settings()}
+      self._held[stage.key] = about | {"finished": self._is_done(stage)}
+    self._write()
+
+  def finish(self, key: str) -> None:
+    """Writes down that a stage has finished."""
+    if key in self._held:
+      self._held[key]["finished"] = True
+      self._write()
+
+  def discard(self) -> None:
+    """Removes the file where no stage has left anything."""
+    if os.path.exists(self._path) and not any(self._is_there(entry["made"]) for entry in self._held.values()):
+      os.remove(self._path)
+
+  def _write(self) -> None:
+    files.write_text(self._path, json.dumps(self._held, indent=1) + "\n")
+
+  def _is_there(self, made: str) -> bool:
+    path = os.path.join(self._run_dir, made)
+    if os.path.isdir(path):
+      return any(name[0] != "." and "orbax-checkpoint-tmp" not in name for name in os.listdir(path))
+    return os.path.exists(path)
+
+  def _is_done(self, stage: Planned) -> bool:
+    return self._held.get(stage.key, {}).get("finished", False) and self._is_there(stage.outputs()[0])
+
+  def _require_same(self, stage: Planned, stages: Sequence[Planned]) -> None:
+    if stage.key not in self._held or VERBS[stage.verb].replaces:
+      return
+    if not (self._is_done(stage) or (stage.verb == "train" and self._is_there(stage.outputs()[0]))):
+      return
+    held, now = self._held[stage.key]["settings"], stage.settings()
+    if held == now:
+      return
+    name = next(name for name in (*now, *held) if held.get(name) != now.get(name))
+    before, after = (f"{name} = {settings[name]}" if name in settings else "nothing" for settings in (held, now))
+    again = [path for path in self._made_of(stage, stages) if os.path.exists(os.path.join(self._run_dir, path))]
+    raise InputError(
+      f"{self._run_dir}: {stage.name} has been run here with another configuration (there: {before!r}, now: {after!r});"
+      f" bind that again, use another --run_dir, or delete {', '.join(again)} there, which would be made again"
+    )
+
+  def _made_of(self, stage: Planned, stages: Sequence[Planned]) -> list[str]:
+    """What a stage makes, and what later ones make of that."""
+    chosen = [stage]
+    for other in stages[stages.index(stage) + 1 :]:
+      if any(makes(earlier, path) for path in other.inputs() for earlier in chosen):
+        chosen.append(other)
+    paths: Iterable[str] = (path for each in chosen for path in each.outputs())
+    return list(dict.fromkeys(map(os.path.normpath, paths)))
