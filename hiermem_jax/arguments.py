@@ -21,16 +21,16 @@ def checked(target: Callable, name: str) -> Callable:
   """`target` behind a check of every argument.
 
   Args:
-    target: a function or a class, all of whose parameters are annotated.
+    target: a function or a class. A parameter without an annotation takes every value.
     name: what messages call it.
 
   Returns:
     A function of the same signature. It raises InputError when a required argument is missing or one has the wrong
     type.
   """
-  signature = inspect.signature(target)
+  signature = inspect.signature(target, eval_str=True)  # of modules that make annotations strings, too
 
-  @functools.wraps(target)
+  @functools.wraps(target, updated=())  # the methods of a class are none of a function's: a protocol would see them
   def call(*args, **kwargs):
     bound = signature.bind_partial(*args, **kwargs).arguments
     required = [p.name for p in signature.parameters.values() if p.default is p.empty]
@@ -38,7 +38,8 @@ def checked(target: Callable, name: str) -> Callable:
       remedy = f'bind in a gin file or with --gin_bindings="{missing[0]} = ..."'
       raise InputError(f"{', '.join(missing)}: not bound; {remedy}")
     for argument, value in bound.items():
-      check_type(f"{name}.{argument}", value, signature.parameters[argument].annotation)
+      if (hint := signature.parameters[argument].annotation) is not inspect.Parameter.empty:
+        check_type(f"{name}.{argument}", value, hint)
     return target(*args, **kwargs)
 
   return _signed(call, signature)
@@ -48,9 +49,10 @@ def check_type(name: str, value: Any, hint: Any) -> None:
   """Raises InputError when a value is not of the type that an annotation asks for; `name` is what it is bound to."""
   # beartype looks at one element of a tuple, drawn at random. So each is looked at as a tuple[X, ...] of its own.
   parts = [value, *((element,) for element in value)] if isinstance(value, tuple) else [value]
-  if all(is_bearable(part, hint, conf=_NUMBERS) for part in parts):
+  # A class has the methods of a protocol, and is not what the protocol is about.
+  if all(is_bearable(part, hint, conf=_NUMBERS) and not isinstance(part, type) for part in parts):
     return
-  shown = type_name(hint)
+  shown = _with_members(hint)
   if callable(value):
     raise InputError(f"{name} = @{value.__name__}: must be {shown}; write @{value.__name__}() to construct one")
   raise InputError(f"{name} = {value!r}: must be {shown}; bind such a value")
@@ -59,6 +61,12 @@ def check_type(name: str, value: Any, hint: Any) -> None:
 def type_name(hint: Any) -> str:
   """An annotation as a reader writes it, without the names of modules."""
   return hint.__name__ if isinstance(hint, type) else re.sub(r"\b(\w+\.)+(?=[A-Z])", "", str(hint))
+
+
+def _with_members(hint: Any) -> str:
+  """The name of a type; of a protocol, what an object must have as well."""
+  members = [name for name in vars(hint) if not name.startswith("_")] if getattr(hint, "_is_protocol", False) else []
+  return ", ".join([type_name(hint), *(f"with {name}" for name in members)])
 
 
 def with_fields_of(function: Callable, argument: str) -> Callable:

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 
 from hiermem_jax import completion, console, interrupts
 from hiermem_jax.errors import InputError, Preempted
-from hiermem_jax.verbs import VERBS, Verb
+from hiermem_jax.verbs import CONFIGURED, VERBS, Verb
 
 _LEAVE_SECONDS = 10  # for the other processes, when this one ends early
 
@@ -51,10 +51,17 @@ _FLAGS = {
     flags.DEFINE_string, None, "Two gin files or run directories, --diff A B: print what differs, one line each."
   ),
   "params": _Flag(
-    lambda name, default, text, **values: flags.DEFINE_enum(name, default, list(VERBS), text, **values),
+    lambda name, default, text, **values: flags.DEFINE_enum(name, default, list(CONFIGURED), text, **values),
     None,
     "A verb: print every name that can be bound for it, with type, default and meaning.",
   ),
+  "tree": _Flag(flags.DEFINE_bool, False, "Show the levels of the tree, the sizes of its clusters and their balance."),
+  "leaf": _Flag(
+    flags.DEFINE_string, None, "Path of a cluster, e.g. 7.57: show its terms, titles, size and the norms of its blocks."
+  ),
+  "text": _Flag(flags.DEFINE_string, None, "A text: show its path, the runners-up and how sure the route is."),
+  "token_budget": _Flag(flags.DEFINE_bool, False, "Show how the training tokens are spread over leaves and blocks."),
+  "out": _Flag(flags.DEFINE_string, "compare", "Directory for the picture and the report."),
   "topology": _Flag(flags.DEFINE_string, None, "TPU slice, e.g. v5e:16x16."),
   "num_slices": _Flag(_at_least_1, None, "Number of such slices."),
   "skip_bad_records": _Flag(
@@ -172,7 +179,8 @@ def _help(verb: Verb, values: flags.FlagValues) -> str:
   assert spec is not None and spec.origin is not None
   text = ast.get_docstring(ast.parse(pathlib.Path(spec.origin).read_text(encoding="utf-8")))
   flags_of_verb = values.module_help(__name__).partition(":")[2]
-  return f"{text}\n\nhiermem describe --params {verb.name} lists what can be bound.\n\nflags:{flags_of_verb}"
+  bound = "" if verb.looks else f"hiermem describe --params {verb.name} lists what can be bound.\n\n"
+  return f"{text}\n\n{bound}flags:{flags_of_verb}"
 
 
 def _fail(message: str, distributed: bool = False) -> NoReturn:
@@ -200,15 +208,16 @@ def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
   compared = rest[1:] if given["diff"] is not None else []
   if given["diff"] is not None and len(compared) != 1:
     _fail("--diff: compares two gin files or run directories; give it as --diff A B")
-  if len(rest) > 1 and not compared:
+  if len(rest) > 1 and not compared and not verb.positional:
     _fail(f"{rest[1]!r}: arguments are given as --flags; --help lists them")
   if needless := [name for name in _PROCESS_FLAGS if given[name] is not None and not given["distributed"]]:
     _fail(f"--{needless[0]}: says nothing without --distributed; add that or leave this out")
-  if verb.has_run_dir and given["run_dir"] is None and not given["validate_only"]:
-    _fail("--run_dir is missing; name the directory that the run may fill")
+  if "run_dir" in verb.flags and given["run_dir"] is None and not given["validate_only"]:
+    of = "of the run" if verb.looks else "that the run may fill"
+    _fail(f"--run_dir is missing; name the directory {of}")
   try:
     with interrupts.handled(interrupts.interrupt):
-      _call(verb, given, compared)
+      _call(verb, given, rest[1:])
   except (InputError, FloatingPointError) as error:
     _fail(str(error), given["distributed"])
   except Preempted as notice:
@@ -231,12 +240,16 @@ def run(verb: Verb, rest: Sequence[str], values: flags.FlagValues) -> None:
     _exit(1, given["distributed"])
 
 
-def _call(verb: Verb, given: Mapping[str, Any], compared: Sequence[str]) -> None:
-  """Does what the flags ask for; `compared` is the second operand of --diff."""
-  if compared:
-    _diff(given, [given["diff"], *compared])
+def _call(verb: Verb, given: Mapping[str, Any], operands: Sequence[str]) -> None:
+  """Does what the flags ask for; `operands` are directories to compare, or the second one of --diff."""
+  if given["diff"] is not None:
+    _diff(given, [given["diff"], *operands])
   elif given["params"] is not None:
     _params(given)
+  elif verb.positional:
+    _compare(operands, given)
+  elif verb.looks:
+    _inspect(given)
   else:
     _fill(verb, given) if verb.has_run_dir else _print(verb, given)
 
@@ -260,6 +273,34 @@ def _params(given: Mapping[str, Any]) -> None:
   configuration.load(given["gin_file"], given["gin_bindings"])
   found = config_params.parameters(given["params"], configuration.constructors())
   _show(config_params.as_json(found) if given["json"] else config_params.text(given["params"], found))
+
+
+def _inspect(given: Mapping[str, Any]) -> None:
+  """Shows what is asked for of the run in a directory."""
+  from hiermem_jax import saved_run
+  from hiermem_jax.inspect import inspect
+
+  _announce_imports(saved_run.configurations(given["run_dir"]))
+  asked = {name: given[name] for name in ("tree", "leaf", "text", "token_budget")}
+  inspect(run=saved_run.find(given["run_dir"]), as_json=given["json"], **asked)
+
+
+def _compare(runs: Sequence[str], given: Mapping[str, Any]) -> None:
+  """Compares run directories with the first of them."""
+  if len(set(runs)) < 2 or len(set(runs)) < len(runs):
+    raise InputError("compare: compares two or more different run directories; give it as compare RUN RUN...")
+  if missing := [run for run in runs if not os.path.isdir(run)]:
+    raise InputError(f"compare {missing[0]}: no such directory; name the directory of a run")
+  from hiermem_jax import config_diff, configuration
+  from hiermem_jax.compare import compare
+
+  first, *others = map(config_diff.Side.of, runs)
+  texts = []
+  for other in others:
+    _announce_imports([*first.files.values(), *other.files.values()])
+    found = config_diff.differences(first, other, lambda gin_files: configuration.load(gin_files, []))
+    texts.append(config_diff.text(first, other, found))
+  compare(runs=runs, configurations=texts, out=given["out"], as_json=given["json"])
 
 
 def _announce_imports(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> None:

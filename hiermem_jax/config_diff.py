@@ -17,7 +17,7 @@ import gin
 
 from hiermem_jax import config_files, config_reading, run_record
 from hiermem_jax.errors import InputError
-from hiermem_jax.verbs import VERBS
+from hiermem_jax.verbs import CONFIGURED
 
 Values = dict[str, str]
 _GIVEN = "run_dir"  # by the command line, to every verb
@@ -45,7 +45,7 @@ class Side:
     if not os.path.isdir(path):
       return cls(path, {"": config_files.find(path, f"--diff {path}")})
     found = {}
-    for verb in VERBS.values():
+    for verb in CONFIGURED.values():
       file = os.path.join(path, verb.saved_as)
       if verb.has_run_dir and os.path.isfile(file):
         name = ("run" if _binds_stages(file) else "train") if verb.trains else verb.name
@@ -126,7 +126,7 @@ def _verbs(a: Side, b: Side) -> list[str]:
       return [verb for verb in side.files if not other.is_directory or verb in other.files]
   if any(_binds_stages(side.file("")) for side in (a, b)):
     return ["run"]
-  return [verb.name for verb in VERBS.values() if verb.has_run_dir and verb.name != "run"]
+  return [verb.name for verb in CONFIGURED.values() if verb.has_run_dir and verb.name != "run"]
 
 
 def _binds_stages(file: str) -> bool:

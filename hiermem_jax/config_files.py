@@ -18,8 +18,9 @@ from gin import config_parser
 
 from hiermem_jax.errors import InputError
 
-# Where "gin/..." starts for who is not in the checkout's root.
-ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
+# Where "gin/..." starts for who is elsewhere: a wheel has the folder in the package, a checkout beside it.
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+ROOT = str(_PACKAGE if (_PACKAGE / "gin").is_dir() else _PACKAGE.parent)
 _FOUND = "hiermem_jax-found:"  # what `opened` puts before the path of an include
 _NOT_A_VALUE = "malformed node or string"  # how Python's literal_eval puts it
 

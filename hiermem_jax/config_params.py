@@ -15,7 +15,7 @@ from typing import Any
 import gin
 
 from hiermem_jax.arguments import type_name
-from hiermem_jax.verbs import VERBS
+from hiermem_jax.verbs import CONFIGURED
 
 _GIVEN = {"run_dir", "as_json"}  # by the command line
 
@@ -44,11 +44,11 @@ def parameters(verb: str, constructors: Mapping[str, Callable]) -> list[Paramete
     verb: its name. gin must have it: see `configuration.load`.
     constructors: what an argument can refer to, by name; see `configuration.constructors`.
   """
-  own = getattr(importlib.import_module(VERBS[verb].module), verb)
+  own = getattr(importlib.import_module(CONFIGURED[verb].module), verb)
   documented = [own]
-  if (fields := VERBS[verb].takes_fields_of) is not None:
+  if (fields := CONFIGURED[verb].takes_fields_of) is not None:
     documented.append(inspect.signature(own).parameters[fields].annotation)
-  found = list(_of(verb, documented, skipped=_GIVEN | {name for name, _ in VERBS[verb].reads}))
+  found = list(_of(verb, documented, skipped=_GIVEN | {name for name, _ in CONFIGURED[verb].reads}))
   pending, seen = [verb], {verb}
   while pending:
     for parameter in inspect.signature(gin.get_configurable(pending.pop(0))).parameters.values():
@@ -68,7 +68,7 @@ def text(verb: str, found: list[Parameter]) -> str:
     lines.append(f"{parameter.name}: {parameter.type} {default}")
     if parameter.help:
       lines.append(f"    {parameter.help}")
-  for _, source in VERBS[verb].reads:
+  for _, source in CONFIGURED[verb].reads:
     lines.append(f"What is bound for {source} is read too: hiermem describe --params {source}")
   if any("Callable" in parameter.type for parameter in found):
     lines.append("A stage is a verb, and what is bound for it is read too: hiermem describe --params VERB")

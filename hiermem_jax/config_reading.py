@@ -12,7 +12,7 @@ import gin
 
 from hiermem_jax.config_files import Statement
 from hiermem_jax.errors import InputError
-from hiermem_jax.verbs import VERBS
+from hiermem_jax.verbs import CONFIGURED
 
 Key = tuple[str, str, str]  # scope, full name of the function or class ("gin.macro" for a macro), argument
 MACRO = "gin.macro"
@@ -45,8 +45,8 @@ def read_by(verb: str, given: Collection[str] = ()) -> Reads:
     given: arguments that the caller gives, to the verb and to the stages of a chain; their bindings are not read.
   """
   reads = Reads(set(), {})
-  pending = [("", full_name(name)) for name in (verb, *(source for _, source in VERBS[verb].reads))]
-  verbs = {full_name(name) for name in VERBS}
+  pending = [("", full_name(name)) for name in (verb, *(source for _, source in CONFIGURED[verb].reads))]
+  verbs = {full_name(name) for name in CONFIGURED}
   while pending:
     scope, name = pending.pop()
     if (scope, name) in reads.calls:
@@ -109,14 +109,14 @@ def _unread(verb: str, given: Collection[str], reads: Reads, key: Key) -> str:
   scope, name, argument = key
   short = _short(name)
   if name == MACRO:
-    if any(key in read_by(other).keys for other in VERBS):
+    if any(key in read_by(other).keys for other in CONFIGURED):
       return ""
     return "nothing reads it: what did is bound to another value; leave it out"
-  if argument in given and name in map(full_name, VERBS):
+  if argument in given and name in map(full_name, CONFIGURED):
     return f"the command line gives {short}.{argument} itself; leave it out"
   if elsewhere := sorted("/".join(filter(None, (other, short))) for other, called in reads.calls if called == name):
     return f"{verb} reads it outside this scope, of {', '.join(elsewhere)}; bind {elsewhere[0]}.{argument}"
-  if takers := [other for other, taker in VERBS.items() if taker.has_run_dir and key in read_by(other).keys]:
+  if takers := [other for other, taker in CONFIGURED.items() if taker.has_run_dir and key in read_by(other).keys]:
     return f"{verb} does not read it, only {', '.join(takers)}; leave it out"
   return f"nothing that {verb} reads constructs {short}; bind a reference @{short}() to what takes one, or leave it out"
 

@@ -25,7 +25,8 @@ from hiermem_jax import config_files, config_reading
 from hiermem_jax.arguments import check_type, checked, with_fields_of
 from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.plan import Planned, Record
-from hiermem_jax.verbs import VERBS, Stage
+from hiermem_jax.plugins import on_registration
+from hiermem_jax.verbs import CONFIGURED, Stage
 
 if TYPE_CHECKING:
   from _typeshed import DataclassInstance
@@ -64,13 +65,11 @@ def register() -> None:
   """Makes the verbs and the constructors they take known to gin, by their own names, and `include` find the parts."""
   from hiermem_jax.data.corpus.config import PackConfig, ReadConfig
   from hiermem_jax.data.corpus.runner import BeamConfig
-  from hiermem_jax.data.sources import SOURCES
   from hiermem_jax.data.world.generate import WorldConfig
   from hiermem_jax.evaluation.config import FrequencyConfig, ModelFiles, RagConfig, ScoringConfig, TaskSet
   from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
   from hiermem_jax.parallel import MeshConfig
   from hiermem_jax.retrieval.build import TreeConfig
-  from hiermem_jax.retrieval.encoders import on_registration
   from hiermem_jax.training.config import CheckpointConfig, Objective, ValidationConfig
   from hiermem_jax.training.optimizer import OptimizerConfig
 
@@ -79,10 +78,12 @@ def register() -> None:
   training = (OptimizerConfig, Objective, CheckpointConfig, ValidationConfig)
   corpus = (BeamConfig, PackConfig, ReadConfig, TreeConfig, WorldConfig)
   evaluation = (ModelFiles, ScoringConfig, RagConfig, FrequencyConfig, TaskSet)
-  for constructor in (*models, *training, *SOURCES, *corpus, *evaluation):
+  for constructor in (*models, *training, *corpus, *evaluation):
     _register(constructor)
-  on_registration(_register)  # encoders; also those of a module that a gin file imports
-  for verb in VERBS.values():
+  for room in ("data.sources", "retrieval.encoders"):
+    importlib.import_module(f"hiermem_jax.{room}")  # registers its own
+  on_registration(_register)  # sources and encoders; also those of a module that a gin file imports
+  for verb in CONFIGURED.values():
     function = _unless_dry(getattr(importlib.import_module(verb.module), verb.name))
     if verb.takes_fields_of is not None:
       function = with_fields_of(function, verb.takes_fields_of)
@@ -92,7 +93,7 @@ def register() -> None:
 def constructors() -> dict[str, Callable]:
   """What this module has registered with gin beside the verbs, by name: what an argument of a verb can refer to."""
   register()
-  return {name: target for name, target in _registered.items() if name not in VERBS}
+  return {name: target for name, target in _registered.items() if name not in CONFIGURED}
 
 
 def _register(target: Callable) -> None:
@@ -242,7 +243,7 @@ def call(verb: str, **arguments):
     InputError: an argument is missing or of the wrong type, and whatever the verb raises.
   """
   function = gin.get_configurable(verb)
-  for argument, source in VERBS[verb].reads:
+  for argument, source in CONFIGURED[verb].reads:
     arguments.setdefault(argument, bound_arguments(source, inspect.signature(function).parameters[argument].annotation))
   with _cause_only():
     return function(**arguments)

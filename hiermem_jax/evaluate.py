@@ -2,8 +2,8 @@ r"""Measures a trained model: held-out perplexity and answers to probes, for eve
 
   python -m hiermem_jax.evaluate --gin_file=gin/runs/quickstart.gin --run_dir=runs/quickstart
 
-Prints a table; writes RUN_DIR/evaluation/report.json and report.png. A report that is there and was made of the same
-model, data and settings is printed again, and nothing is measured.
+Prints a table; writes RUN_DIR/evaluation/report.json and report.png, and items.jsonl, the same item by item. A report
+that is there and was made of the same model, data and settings is printed again, and nothing is measured.
 """
 
 if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
@@ -84,12 +84,13 @@ def evaluate(
   dataset = open_held_out(run_dir, validation, loaded)
   plain = None
   if baseline is not None:
-    plain = load(run_dir, dataclasses.replace(model, directory=baseline), mesh=loaded.mesh).in_modes(scoring)
+    without = dataclasses.replace(model, directory=baseline)
+    plain = load(run_dir, without, mesh=loaded.mesh, setting="evaluate.baseline").in_modes(scoring)
   questions = [] if probes is None else read_probes(resolve_data_dir(probes, run_dir).records(), loaded.tokenizer)
   documents = load_documents(rag, run_dir, loaded) if rag is not None and with_documents else None
 
   in_modes = loaded.in_modes(scoring)
-  found = series.measure(in_modes, parsed, dataset, questions, buckets, baseline=plain, documents=documents)
+  found, by_item = series.measure(in_modes, parsed, dataset, questions, buckets, baseline=plain, documents=documents)
   result: dict[str, Any] = {"series": found}
   lines: list[dict[str, Any]] = []
   if questions:
@@ -101,7 +102,7 @@ def evaluate(
 
   def write():
     inputs.forget(target)
-    report.write(result, lines, target, title)
+    report.write(result, lines, target, title, by_item)
     inputs.remember(target, made_of)
 
   distributed.on_first(write)

@@ -15,6 +15,8 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from hiermem_jax.errors import listed
+
 if TYPE_CHECKING:
   import numpy as np
   from etils import epath
@@ -90,3 +92,17 @@ def read_arrays(path: "AnyPath") -> dict[str, "np.ndarray"]:
 
   with as_path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
     return {name: archive[name] for name in archive.files}
+
+
+def beside(path: str, holds: str) -> str:
+  """Which directories in or beside a local path hold some file, for a message that it is not at the path.
+
+  Returns " (there are 'runs/q/anchor', 'runs/q/baseline')", or "" where there are none.
+  """
+  path = os.path.normpath(path)
+  found = []
+  for folder in (path, os.path.dirname(path) or "."):
+    inside = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    places = [os.path.normpath(os.path.join(folder, name)) for name in inside]
+    found += [place for place in places if os.path.exists(os.path.join(place, holds)) and place not in found]
+  return f" (there are {listed(found)})" if found else ""

@@ -42,6 +42,7 @@ def train(
   directory: str = ".",
   validation: ValidationConfig | None = None,
   profile_steps: tuple[int, int] | None = None,
+  wandb_project: str | None = None,
 ) -> None:
   """Opens the dataset, the mesh over all devices and the writers, and runs the training loop.
 
@@ -54,6 +55,7 @@ def train(
     directory: where this training keeps its checkpoints and metrics.
     validation: held-out text whose loss is measured during training.
     profile_steps: first and last step that jax's profiler records for TensorBoard.
+    wandb_project: project of Weights & Biases that the scalars are sent to, too; needs the package wandb.
 
   Raises:
     InputError: dataset, anchor, bank and starting point do not fit each other or the devices.
@@ -69,7 +71,10 @@ def train(
     held_out = _open_held_out(os.path.join(run_dir, validation.dataset), validation, run, mesh)
     data = dataclasses.replace(data, held_out=held_out)
   writers.log_parameters(run.model)
-  open_writer = writers.open_writers(directory)
+  shown = writers.Shown(
+    hparams=writers.flattened(run), tokens_per_step=data.tokens_per_step, wandb_project=wandb_project
+  )
+  open_writer = writers.open_writers(directory, shown)
   hooks = [] if profile_steps is None else [writers.Profiler(directory, *profile_steps)]
   state, scalars = loop.train(run, directory, data, mesh, open_writer=open_writer, hooks=hooks)
   if scalars and distributed.is_first():
@@ -107,6 +112,7 @@ def _open_data(directory: str, run: TrainingRun, mesh: "Mesh") -> "LoopData":
   from hiermem_jax.training.loop import LoopData
 
   dataset, memory = _open(directory, run.model), run.model.memory
+  tokens = run.batch_size * dataset.manifest.length
   if isinstance(dataset, DecomposedDataset):
     tokens = run.batch_size * max(dataset.buckets)
     batches: DecomposedBatches | Batches = DecomposedBatches(
@@ -120,7 +126,7 @@ def _open_data(directory: str, run: TrainingRun, mesh: "Mesh") -> "LoopData":
     batches = Batches(dataset, batch_size=run.batch_size, seed=run.seed, positions=positions, sequences=sequences)
   fingerprints = ("tree_fingerprint", "tokenizer_fingerprint")
   metadata = {name: getattr(dataset.manifest, name) for name in fingerprints}
-  return LoopData(batches=batches.iterate, origin=batches.origin, metadata=metadata)
+  return LoopData(batches=batches.iterate, origin=batches.origin, metadata=metadata, tokens_per_step=tokens)
 
 
 def _open_held_out(directory: str, config: ValidationConfig, run: TrainingRun, mesh: "Mesh") -> "HeldOut":

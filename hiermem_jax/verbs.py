@@ -30,6 +30,8 @@ class Verb:
       itself: `train.steps`.
     reads: arguments of the function that are not bound themselves: a dataclass made of what is bound to another verb,
       whose name is given. See `configuration.call`.
+    looks: whether it looks at runs that are there. It writes nothing into them, and takes no configuration of its own.
+    positional: what its arguments without a flag are, e.g. 'RUN RUN...'; "" where it takes none.
     made: files below its argument `directory`, one of which is there when it has finished; in braces, an argument.
   """
 
@@ -40,6 +42,8 @@ class Verb:
   replaces: bool = False
   takes_fields_of: str | None = None
   reads: tuple[tuple[str, str], ...] = ()
+  looks: bool = False
+  positional: str = ""
   made: tuple[str, ...] = ()
 
   @property
@@ -50,7 +54,7 @@ class Verb:
   @property
   def has_run_dir(self) -> bool:
     """Whether it fills a run directory; otherwise it prints."""
-    return "run_dir" in self.flags
+    return "run_dir" in self.flags and not self.looks
 
   @property
   def distributed(self) -> bool:
@@ -116,6 +120,19 @@ _ALL = (
     replaces=True,
   ),
   Verb(
+    name="inspect",
+    help="shows what a run's cluster tree, memory blocks and training text look like",
+    flags=("run_dir", "tree", "leaf", "text", "token_budget", "json"),
+    looks=True,
+  ),
+  Verb(
+    name="compare",
+    help="compares runs: configurations, loss curves, and results with intervals",
+    flags=("out", "json"),
+    looks=True,
+    positional="RUN RUN...",
+  ),
+  Verb(
     name="run",
     help="runs a chain of these verbs from one gin file",
     flags=(*_RUN, "stages", *_BEAM, "skip_damaged_checkpoints", *_PROCESSES),
@@ -123,6 +140,7 @@ _ALL = (
   ),
 )
 VERBS = {verb.name: verb for verb in _ALL}
+CONFIGURED = {verb.name: verb for verb in _ALL if not verb.looks}  # those that gin configures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ import pytest
 from absl import flags
 
 from hiermem_jax import cli, configuration, lock
+from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.evaluation import series as measuring
 from hiermem_jax.retrieval.retriever import load_retriever
@@ -153,7 +154,7 @@ def test_help_begins_with_a_command_that_can_be_pasted(verb):
   cli.define(VERBS[verb], values)
   values([verb, *arguments])
   assert not set("[]<>") & set(first) and "..." not in first
-  for path in values.gin_file:
+  for path in values.gin_file if "gin_file" in VERBS[verb].flags else ():
     assert (_ROOT / path).exists()
 
 
@@ -248,6 +249,43 @@ def test_bad_command_line(fails, argument, message):
 def test_verbs_of_one_process_say_so(fails, verb):
   message = fails(verb.name, "--distributed")
   assert message.startswith(f"--distributed: {verb.name} does not take it, only train, merge, evaluate")
+
+
+@pytest.mark.parametrize("runs", [[], ["{a}"], ["{a}", "{a}"]])
+def test_compare_wants_two_runs(fails, tmp_path, runs):
+  message = "compare: compares two or more different run directories; give it as compare RUN RUN..."
+  assert fails("compare", *(run.format(a=tmp_path) for run in runs)) == message
+
+
+def test_verbs_that_look_at_runs_create_nothing_where_there_is_none(fails, tmp_path):
+  missing = tmp_path / "mistyped"
+  message = f"--run_dir={missing}: no such directory; name the directory of a run"
+  assert fails("inspect", f"--run_dir={missing}", "--tree") == message
+  assert fails("inspect", "--tree") == "--run_dir is missing; name the directory of the run"
+  assert fails("compare", tmp_path, missing) == f"compare {missing}: no such directory; name the directory of a run"
+  assert not list(tmp_path.iterdir())
+
+
+def test_inspect_and_compare_on_what_a_chain_has_left(chain, run, tmp_path):
+  gin_file, made = chain
+  directory = shutil.copytree(made, tmp_path / "one")
+  configuration.load([str(gin_file)], [])
+  (directory / "config.gin").write_text(configuration.dry_run("run", run_dir=""))
+  before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+  status, output, _ = run("inspect", f"--run_dir={directory}", "--tree", "--leaf=1.2", "--token_budget", "--json")
+  found = json.loads(output)
+  assert status == 0 and list(found) == ["tree", "leaf", "token_budget"]
+  assert found["tree"]["fingerprint"] == load_retriever(str(directory / "tree")).tree.fingerprint
+  assert found["token_budget"]["sequences"] == sum(
+    PackedDataset(directory / "packed/train").manifest.sequences_per_leaf.values()
+  )
+  assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
+  shutil.copytree(directory, tmp_path / "other")
+  config = tmp_path / "other/config.gin"
+  config.write_text(config.read_text().replace("peak_learning_rate = 0.001", "peak_learning_rate = 0.002"))
+  status, output, _ = run("compare", directory, tmp_path / "other", f"--out={tmp_path}/out")
+  assert status == 0 and "OptimizerConfig.peak_learning_rate: 0.001 -> 0.002" in output
+  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["losses.png", "report.json"]
 
 
 def test_unknown_verb(capsys):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hiermem_jax import config_params, configuration
-from hiermem_jax.verbs import VERBS
+from hiermem_jax.verbs import CONFIGURED
 
 
 def parameters(verb, *bindings):
@@ -13,7 +13,7 @@ def parameters(verb, *bindings):
   return {found.name: found for found in config_params.parameters(verb, configuration.constructors())}
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", CONFIGURED)
 def test_every_name_is_explained_and_has_a_default_that_can_be_bound(verb):
   found = parameters(verb)
   assert found and all(parameter.type and parameter.help for parameter in found.values()), found

@@ -1,10 +1,10 @@
-r"""Shows a cluster tree to a person: leaves with their terms and titles, sizes by level, a map of the first level.
+r"""Draws a cluster tree of a corpus: leaves drawn at random, sizes by level, a map of the first level.
 
   python experiments/clusters/look.py --tree runs/clusters/tree --corpus "DIRECTORY/train-*.jsonl.gz" --out
   experiments/clusters
 
---tree is what the cluster verb wrote for the files of --corpus (JSON lines with `title` and `text`). Writes leaves.md,
-sizes.png and map.png below --out.
+--tree is what the cluster verb wrote for the files of --corpus (JSON lines with `text`, and titles where there are
+any). Writes leaves.md, sizes.png and map.png below --out. The verb `inspect` says the same of any one cluster.
 """
 
 import argparse
@@ -13,34 +13,15 @@ import os
 import matplotlib
 import numpy as np
 
-from hiermem_jax.data.corpus.keys import window_keys
 from hiermem_jax.data.sources import JsonlSource
+from hiermem_jax.evaluation.inspection import clustered_documents
 from hiermem_jax.evaluation.topics import top_terms
-from hiermem_jax.files import read_arrays
 from hiermem_jax.retrieval.tree import ClusterTree
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 _TITLES, _MAP = 6, 6000
-
-
-def read(tree_directory: str, corpus: str):
-  """Titles, texts, embeddings float32 [n, E] and leaves of the first windows of all documents."""
-  tree = ClusterTree.load(tree_directory)
-  source = JsonlSource(pattern=corpus, required=("title", "text"))
-  titles, texts, embeddings = [], [], []
-  for number, part in enumerate(source.parts()):
-    arrays = read_arrays(os.path.join(tree_directory, "embeddings", f"part-{number:05d}.npz"))
-    row = {int(key): i for i, key in enumerate(arrays["keys"])}
-    records = list(source.read(part))
-    keys = window_keys(number, np.arange(len(records)))
-    found = [(record, row[int(key)]) for record, key in zip(records, keys) if int(key) in row]
-    titles += [record["title"] for record, _ in found]
-    texts += [record["text"][:2000] for record, _ in found]
-    embeddings.append(arrays["embeddings"][[i for _, i in found]])
-  embeddings = np.concatenate(embeddings)
-  return tree, titles, texts, embeddings, tree.assign(embeddings)
 
 
 def write_leaves(path: str, tree: ClusterTree, titles: list[str], texts: list[str], leaves: np.ndarray, seed: int):
@@ -100,7 +81,8 @@ def main() -> None:
   parser.add_argument("--out", default="runs/clusters/look")
   parser.add_argument("--seed", type=int, default=0)
   flags = parser.parse_args()
-  tree, titles, texts, embeddings, leaves = read(flags.tree, flags.corpus)
+  tree = ClusterTree.load(flags.tree)
+  titles, texts, embeddings, leaves = clustered_documents(flags.tree, JsonlSource(pattern=flags.corpus), tree)
   os.makedirs(flags.out, exist_ok=True)
   write_leaves(os.path.join(flags.out, "leaves.md"), tree, titles, texts, leaves, flags.seed)
   plot_sizes(os.path.join(flags.out, "sizes.png"), tree, leaves)

@@ -39,7 +39,14 @@ class LoadedModel:
     return MemoryModes(self.model, self.mesh, self.retriever, config, bos_id=self.tokenizer.bos_id)
 
 
-def load(run_dir: str, files: ModelFiles, *, mesh: Mesh | None = None, needs_tree: bool = False) -> LoadedModel:
+def load(
+  run_dir: str,
+  files: ModelFiles,
+  *,
+  mesh: Mesh | None = None,
+  needs_tree: bool = False,
+  setting: str = "ModelFiles.directory",
+) -> LoadedModel:
   """Loads the newest checkpoint of a training, with its tokenizer and its tree.
 
   Args:
@@ -47,12 +54,13 @@ def load(run_dir: str, files: ModelFiles, *, mesh: Mesh | None = None, needs_tre
     files: where they are.
     mesh: where to put the parameters; by default over all devices.
     needs_tree: whether to load the tree of a model without a bank, too, to retrieve documents with.
+    setting: what binds the model's directory, for messages.
 
   Raises:
     InputError: one of them is missing or damaged, or they do not belong together.
   """
   mesh = make_mesh() if mesh is None else mesh
-  model = load_model(os.path.join(run_dir, files.directory), mesh)
+  model = load_model(os.path.join(run_dir, files.directory), mesh, setting=setting)
   tokenizer = load_tokenizer(os.path.join(run_dir, files.tokenizer))
   about = f"the model in {files.directory}"
   trained_with = model.metadata["tokenizer_fingerprint"]

@@ -16,14 +16,20 @@ def held_out_loss(scorer: Scorer, batches: Iterable[dict[str, np.ndarray]], mode
     batches: of packed text (see data/packed/batches.py), at most `scorer.batch_size` sequences each.
     mode: one that does not need questions.
   """
-  total, tokens = 0.0, 0.0
+  return sequence_losses(scorer, batches, mode)[0]
+
+
+def sequence_losses(scorer: Scorer, batches: Iterable[dict[str, np.ndarray]], mode: Mode) -> tuple[float, np.ndarray]:
+  """What `held_out_loss` gives, and the summed negative log-likelihood of each sequence (nats), float32 [n]."""
+  total, tokens, found = 0.0, 0.0, []
   for batch in batches:
     if scorer.model.memory is not None:
       batch = batch | {"memory_leaf": path_leaves(mode, batch["memory_leaf"], scorer.model.memory)}
     losses, weights, _ = scorer.score_batch(batch)
     total += losses.sum(dtype=np.float64)
     tokens += weights.sum(dtype=np.float64)
-  return total / tokens
+    found.append(losses)
+  return total / tokens, np.concatenate(found)
 
 
 def article_perplexity(documents: Sequence[Sequence[int]], leaf: np.ndarray, scorer: Scorer) -> dict[str, float]:

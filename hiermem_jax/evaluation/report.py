@@ -64,9 +64,9 @@ def table(report: Mapping[str, Any]) -> str:
       line += ["–" if value is None or math.isnan(value) else f"{100 * value:.1f}%" for value in accuracies]
     lines.append(line)
   if not probes:
-    return _aligned(lines)
+    return aligned(lines)
   counts = [str(cell["count"]) for cell in next(iter(series.values()))["probes"]]
-  parts = [_aligned([*lines, ["questions", "", "", *counts]])]
+  parts = [aligned([*lines, ["questions", "", "", *counts]])]
   for unit in UNITS:
     name = f"log_likelihood_per_{unit}"
     lines = [[f"log-likelihood of the answer, nats per {unit}", *(f"seen {label}" for label in probes["buckets"])]]
@@ -76,11 +76,11 @@ def table(report: Mapping[str, Any]) -> str:
     if "fetched" in series and "minus_none" in series["fetched"]["probes"][0]:
       gains = [with_error(cell["minus_none"], name, sign="+") for cell in series["fetched"]["probes"]]
       lines.append(["fetched − none, question by question", *gains])
-    parts.append(_aligned(lines))
+    parts.append(aligned(lines))
   return "\n\n".join(parts)
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
   """Columns of equal width, the first one left-aligned, a rule below the first line."""
   widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
   texts = [
@@ -90,10 +90,17 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
   return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:]])
 
 
-def write(report: Mapping[str, Any], attribution: Sequence[Mapping[str, Any]], directory: str, title: str) -> None:
-  """Writes report.json, report.png and, where there are lines for it, attribution.jsonl, and prints the table."""
-  if attribution:
-    write_jsonl(attribution, os.path.join(directory, "attribution.jsonl"))
+def write(
+  report: Mapping[str, Any],
+  attribution: Sequence[Mapping[str, Any]],
+  directory: str,
+  title: str,
+  items: Sequence[Mapping[str, Any]] = (),
+) -> None:
+  """Writes report.json, report.png and, where there are lines for them, attribution.jsonl and items.jsonl; prints."""
+  for lines, name in ((attribution, "attribution.jsonl"), (items, "items.jsonl")):
+    if lines:
+      write_jsonl(lines, os.path.join(directory, name))
   write_json(report, os.path.join(directory, "report.json"))
   plot(report, os.path.join(directory, "report.png"), title)
   print(table(report))

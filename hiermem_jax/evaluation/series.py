@@ -12,9 +12,10 @@ from hiermem_jax import console
 from hiermem_jax.data.packed.batches import in_order
 from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.errors import InputError
+from hiermem_jax.evaluation import items
 from hiermem_jax.evaluation import probes as probing
 from hiermem_jax.evaluation.modes import MemoryModes, Mode, parse_modes
-from hiermem_jax.evaluation.perplexity import held_out_loss
+from hiermem_jax.evaluation.perplexity import sequence_losses
 from hiermem_jax.evaluation.probes import Probe
 from hiermem_jax.evaluation.rag import Documents, relative_flops
 from hiermem_jax.models.config import MemoryConfig, ModelConfig
@@ -55,7 +56,7 @@ def measure(
   *,
   baseline: MemoryModes | None = None,
   documents: Documents | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
   """Measures a model in some modes, and a baseline without memory.
 
   Args:
@@ -70,7 +71,8 @@ def measure(
   Returns:
     By name of the series (`baseline`, then the modes): `loss` and `perplexity` of the held-out text, unless the mode
     needs questions; with probes, `probes`, a list with what `probes.by_bucket` gives for each bucket; of 'rag' modes
-    `relative_flops`, forward FLOPs over those of the plain questions without memory.
+    `relative_flops`, forward FLOPs over those of the plain questions without memory. And the same item by item, the
+    lines of `items.lines`.
   """
   runs = [(mode.name, model, mode) for mode in modes]
   plain = model if model.model.memory is None else baseline
@@ -80,13 +82,14 @@ def measure(
   leaves = {name: held.leaves(mode, texts, paraphrases) for name, held, mode in runs}  # bad modes fail here, early
   bucket = probing.bucket_numbers(probes, buckets)
   series: dict[str, dict[str, Any]] = {}
+  losses: dict[str, np.ndarray] = {}
   results: dict[str, list[dict[str, Any]]] = {}
   with console.Progress("mode", len(runs)) as progress:
     for number, (name, held, mode) in enumerate(runs):
       progress.update(number, name)
       series[name], scorer = {}, held.scorer(mode)
       if not mode.needs_questions:
-        loss = held_out_loss(scorer, in_order(dataset, held.config.batch_size), mode)
+        loss, losses[name] = sequence_losses(scorer, in_order(dataset, held.config.batch_size), mode)
         series[name] = {"loss": loss, "perplexity": math.exp(loss)}
         logging.info("%s: loss %.4f", name, loss)
       if probes:
@@ -101,7 +104,7 @@ def measure(
   for name, found in results.items():
     without = results.get(NONE) if name != NONE else None
     series[name]["probes"] = probing.by_bucket(found, bucket, len(buckets), without)
-  return series
+  return series, list(items.lines(dataset, losses, probes, results))
 
 
 def _behind_documents(probes: Sequence[Probe], documents: Documents, max_length: int) -> list[Probe]:

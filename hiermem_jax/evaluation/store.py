@@ -27,12 +27,20 @@ class ResultStore:
       settings: what the result depends on, JSON.
       measure: computes the result, JSON.
     """
-    safe = "".join(c if c.isalnum() or c in ".-" else "_" for c in name)
-    path = os.path.join(self._directory, f"{safe}.json")
+    path = self._path(name)
     settings = json.loads(json.dumps(settings))
-    held = files.read_json(path) if os.path.exists(path) else {}
+    held = self.held(name)
     if distributed.from_first(int(held.get("settings") == settings)):
       return files.read_json(path)["result"]
     result = measure()
     distributed.on_first(lambda: write_json({"settings": settings, "result": result}, path))
     return json.loads(json.dumps(result))
+
+  def held(self, name: str) -> dict[str, Any]:
+    """What is stored under a name: `settings` and `result`; empty where there is nothing."""
+    path = self._path(name)
+    return files.read_json(path) if os.path.exists(path) else {}
+
+  def _path(self, name: str) -> str:
+    safe = "".join(c if c.isalnum() or c in ".-" else "_" for c in name)
+    return os.path.join(self._directory, f"{safe}.json")

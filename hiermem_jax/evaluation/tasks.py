@@ -18,7 +18,7 @@ from hiermem_jax.data.tasks.requests import Request, read_requests
 from hiermem_jax.data.tasks.table import GENERATED_KINDS, task_spec
 from hiermem_jax.data.text.mentions import count_mentions
 from hiermem_jax.data.text.tokenizer import Tokenizer
-from hiermem_jax.errors import InputError
+from hiermem_jax.errors import InputError, listed
 from hiermem_jax.evaluation.config import RagConfig, ScoringConfig, TaskSet
 from hiermem_jax.evaluation.inputs import source_state
 from hiermem_jax.evaluation.loading import LoadedModel
@@ -49,7 +49,12 @@ def task_files(tasks: TaskSet) -> dict[str, str]:
     else:
       raise InputError(f"task {name}: bind TaskSet.data, the directory of {spec.file}, or give '{name}=PATH'")
     if not os.path.isfile(file):
-      raise InputError(f"task {name}: no data at {file}; put the file there, give '{name}=PATH', or leave the task out")
+      folder = os.path.dirname(file) or "."
+      entries = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+      raise InputError(
+        f"task {name}: no data at {file} (its folder has {listed(entries)}); put the file there, give '{name}=PATH', or"
+        " leave the task out"
+      )
     label = name if pathlib.Path(file).name == spec.file else f"{name}={pathlib.Path(file).stem}"
     if label in files:
       raise InputError(f"TaskSet.names: {label} is there twice; leave one out")

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hiermem_jax.models.config import MemoryConfig, ModelConfig
-from hiermem_jax.models.memory import KINDS, Block
+from hiermem_jax.models.memory import Block, memory_kind
 
 NO_MEMORY = -1  # any negative leaf id: the fetched block is zeros and nothing is updated
 GENERIC_ROWS = 1  # rows that every table has beyond its clusters
@@ -71,7 +71,7 @@ def init_bank(key: jax.Array, model: ModelConfig) -> Bank:
   whole tree, and on nothing else. So the parts of a bank start as they would in the whole bank.
   """
   memory = model.required_memory
-  vectors = KINDS[memory.kind].vectors(model.anchor).values()
+  vectors = memory_kind(memory.kind).vectors(model.anchor).values()
 
   def scales(init):  # [P], of the parameters that start in this way; zero for the others
     return np.repeat([v.scale if v.init == init else 0.0 for v in vectors], [v.width for v in vectors])
@@ -150,19 +150,19 @@ def rows_to_block(rows: Rows, model: ModelConfig) -> Block:
   A device of the model axis may give the same contiguous fraction of every row; R is then that fraction.
   """
   memory, layers = model.required_memory, model.memory_layers
-  vectors = KINDS[memory.kind].vectors(model.anchor)
+  vectors = memory_kind(memory.kind).vectors(model.anchor)
   parts = [rows[table_name(level)] for level in memory.levels]
   parts = [part.reshape(part.shape[0], -1, len(layers), model.unit_params) for part in parts]
   units = jnp.concatenate(parts, axis=1).transpose(0, 2, 1, 3)  # [B, R, L, P] -> [B, L, R, P]
   ends = np.cumsum([vector.width for vector in vectors.values()])
   split = jnp.split(units, ends[:-1], axis=3)
-  return Block(dict(zip(vectors, split)), KINDS[memory.kind], None if memory.layers is None else layers)
+  return Block(dict(zip(vectors, split)), memory_kind(memory.kind), None if memory.layers is None else layers)
 
 
 def block_to_rows(block: Block, model: ModelConfig) -> Rows:
   """The inverse of `rows_to_block`."""
   memory = model.required_memory
-  units = jnp.concatenate([block.vectors[name] for name in KINDS[memory.kind].vectors(model.anchor)], axis=3)
+  units = jnp.concatenate([block.vectors[name] for name in memory_kind(memory.kind).vectors(model.anchor)], axis=3)
   units = units.transpose(0, 2, 1, 3)  # [B, L, R, P] -> [B, R, L, P]
   rows, start = {}, 0
   for level in memory.levels:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.anchor_config import AnchorConfig
-from hiermem_jax.models.memory import KINDS
+from hiermem_jax.models.memory import memory_kind
 
 __all__ = ["AnchorConfig", "MemoryConfig", "ModelConfig"]
 
@@ -23,7 +23,8 @@ class MemoryConfig:
     rows: r_1 .. r_K of the paper: how many memory units one cluster of level k owns in each transformer layer. A unit
       is an extra SwiGLU neuron, or what the `kind` has in its place. A level with zero units has no table.
     branching: children of every node of the tree.
-    kind: what a unit is: ffn, lora_qk, lora_vo, lora_ffn or kv; see models/memory.
+    kind: what a unit is: ffn, lora_qk, lora_vo, lora_ffn or kv, see models/memory; or 'module:KIND', a `MemoryKind` of
+      another package.
     layers: which layers have memory. None is all of them. Otherwise ascending numbers from 0, or 'first 10',
       'middle 10', 'last 10'. The n chosen layers share the units that all layers would have had: r_k * L / n units in
       each (Appendix F, Table 9). A block has the same number of parameters in either case.
@@ -42,8 +43,7 @@ class MemoryConfig:
 
   def __post_init__(self):
     """Rejects trees, rows, kinds and layers that cannot exist."""
-    if self.kind not in KINDS:
-      raise InputError(f"MemoryConfig.kind = {self.kind!r}: bind one of {', '.join(KINDS)}")
+    memory_kind(self.kind)  # raises
     if isinstance(self.layers, str) and not re.fullmatch(r"(first|middle|last) [1-9]\d*", self.layers):
       raise InputError(f"MemoryConfig.layers = {self.layers!r}: bind 'first 10', 'middle 10', 'last 10' or numbers")
     if isinstance(self.layers, tuple) and (not self.layers or list(self.layers) != sorted(set(self.layers))):
@@ -183,7 +183,7 @@ class ModelConfig:
     """Parameters of one memory unit in one layer; an FFN memory has 3 * D (paper, Appendix I)."""
     if self.memory is None:
       return 0
-    return sum(vector.width for vector in KINDS[self.memory.kind].vectors(self.anchor).values())
+    return sum(vector.width for vector in memory_kind(self.memory.kind).vectors(self.anchor).values())
 
   def block_params(self, level: int) -> int:
     """Parameters of one block of 1-based `level`: r_k * L times `unit_params`."""

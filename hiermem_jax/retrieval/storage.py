@@ -54,7 +54,10 @@ def read_meta(directory: str, name: str) -> dict[str, Any]:
   try:
     header = json.loads(path.read_text())
   except (FileNotFoundError, NotADirectoryError) as error:
-    raise InputError(f"no {name}.json in {directory}: give the directory that the cluster verb wrote") from error
+    others = files.beside(directory, path.name)
+    raise InputError(
+      f"no {path.name} in {directory}{others}: give the directory that the cluster verb wrote"
+    ) from error
   except ValueError as error:
     raise InputError(f"{path} is damaged (not json): restore it or cluster the corpus again") from error
   if not isinstance(header, dict) or header.pop("format", None) != _FORMAT or "digest" not in header:

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.sharding import Mesh
 
+from hiermem_jax import files
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.models.model import Model, init_params
@@ -210,18 +211,23 @@ def _first_line(error: Exception) -> str:
   return f"{type(error).__name__}: {lines[0][:200]}"
 
 
-def load_model(run_dir: str, mesh: Mesh, rules: Rules = DEFAULT_RULES, *, bank: bool = True) -> Model:
+def load_model(
+  run_dir: str, mesh: Mesh, rules: Rules = DEFAULT_RULES, *, bank: bool = True, setting: str = "another directory"
+) -> Model:
   """The newest checkpoint of a finished or running training in `run_dir`; see `CheckpointStore.load_model`.
 
+  `setting` is what to bind where `run_dir` is the wrong one.
+
   Raises:
-    InputError: there is no checkpoint there, or it is damaged.
+    InputError: there is no checkpoint there, or it is damaged. The message names the trainings in and beside it.
   """
+  trained = files.beside(run_dir, DIRECTORY)
   if not os.path.isdir(os.path.join(run_dir, DIRECTORY)):
-    raise InputError(f"{run_dir}: no checkpoint there; train it first or bind another directory")
+    raise InputError(f"{run_dir}: no checkpoint there{trained}; train it first or bind {setting}")
   store = CheckpointStore(run_dir, read_only=True)
   try:
     if store.latest_step is None:
-      raise InputError(f"{run_dir}: no complete checkpoint there; train it first or bind another directory")
+      raise InputError(f"{run_dir}: no complete checkpoint there{trained}; train it first or bind {setting}")
     return store.load_model(mesh, rules, bank=bank)
   finally:
     store.close()

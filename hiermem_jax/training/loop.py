@@ -37,12 +37,14 @@ class LoopData:
     origin: from a step to a JSON value that says which sequences its batch has.
     held_out: text whose loss is measured during training; the best model by it is kept in `DIRECTORY/best`.
     metadata: JSON values kept with each checkpoint, e.g. fingerprints of the tree and the tokenizer.
+    tokens_per_step: positions of a global batch, padding included; 0 where it is not known.
   """
 
   batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]]
   origin: Callable[[int], Any] = lambda step: None
   held_out: HeldOut | None = None
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  tokens_per_step: int = 0
 
 
 def train(

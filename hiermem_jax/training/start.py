@@ -67,12 +67,12 @@ def load_start(
   """
   result = {}
   if init_from is not None:
-    held = load_model(init_from, mesh, rules, bank=False)
+    held = load_model(init_from, mesh, rules, bank=False, setting="train.init_from")
     if not _same_parameters(held.anchor, model.anchor):
       raise InputError(f"{init_from}: its anchor is {held.anchor}, this run's is {model.anchor}; bind the same values")
     result["anchor"] = held.params["anchor"]
   if init_bank_from is not None:
-    held = load_model(init_bank_from, mesh, rules)
+    held = load_model(init_bank_from, mesh, rules, setting="train.init_bank_from")
     _check_bank(init_bank_from, held.config, model)
     tree, wanted = held.metadata.get("tree_fingerprint"), metadata.get("tree_fingerprint")
     if tree != wanted:

@@ -35,7 +35,7 @@ def documents(toy_run, loaded):
 def measured(toy_run, loaded, in_modes, mesh, probes, documents):
   plain = load(str(toy_run), ModelFiles(directory="plain"), mesh=mesh).in_modes(in_modes.config)
   dataset, modes = open_held_out(str(toy_run), "packed/validation", loaded), parse_modes(MODES, loaded.model.memory)
-  return series.measure(in_modes, modes, dataset, probes, (1, 20), baseline=plain, documents=documents)
+  return series.measure(in_modes, modes, dataset, probes, (1, 20), baseline=plain, documents=documents)[0]
 
 
 def mean_likelihood(in_modes, mode, probes, leaf):

@@ -133,6 +133,17 @@ def test_bfloat16_tables_and_moments_stay_close(table, lazy):
   np.testing.assert_allclose(np.asarray(result, np.float32), exact, atol=0.05)
 
 
+def test_entries_of_a_gradient_that_name_no_row_get_no_update():
+  """A gradient has as many entries as the batch has sequences, and names fewer rows when two share one."""
+  transformation = row_adamw(rate, **ADAM, lazy=True)
+  table = jnp.ones((ROWS, 3))
+  gradient = sum_rows(jnp.array([2, 2, ROWS]), jnp.ones((3, 3)), ROWS)
+  updates, _ = transformation.update(gradient, transformation.init(table), table)
+  named = np.asarray(updates.indices) < ROWS
+  assert named.sum() == 1 and np.asarray(updates.value)[named].all()
+  np.testing.assert_array_equal(np.asarray(updates.value)[~named], 0)
+
+
 @pytest.mark.parametrize("lazy", [True, False])
 def test_bfloat16_moments_decay(lazy):
   """By 0.999 a step, which is less than half of the spacing of bfloat16: 2,000 steps leave 0.135 of the second moment."""

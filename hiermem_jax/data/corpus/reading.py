@@ -16,7 +16,7 @@ from hiermem_jax.data.corpus.keys import in_sample, mix, window_keys
 from hiermem_jax.data.sources import BadRecord, Source
 from hiermem_jax.data.text.tokenizer import Tokenizer
 from hiermem_jax.data.text.windows import windows_of
-from hiermem_jax.errors import InputError
+from hiermem_jax.errors import InputError, listed
 
 _BATCH = 1024  # documents tokenised at once
 _PLACES = 5  # malformed records of a kind whose positions are kept
@@ -52,7 +52,7 @@ class Counts:
     characters: in the texts of the documents.
     windows: of the documents.
     tokens: of the windows, end-of-text tokens included.
-    bad_records: kind of defect -> {"count": number of malformed records, "places": positions of the first ones}.
+    bad_records: kind of defect -> {"count": number of malformed records, "places": the first ones, with what is wrong}.
   """
 
   documents: int = 0
@@ -153,8 +153,9 @@ def _good_records(source: Source, part: str, counts: Counts) -> Iterator[tuple[i
         yield number, text
         continue
       kind = "field 'text' " + ("missing" if text is None else "empty" if isinstance(text, str) else "not a string")
-      record = BadRecord(kind, f"{part}: record {number}")
-    counts.add_bad(record.kind, 1, [record.place])
+      has = f"the record has {listed(record)}" if text is None else ""
+      record = BadRecord(kind, f"{part}: record {number}", has)
+    counts.add_bad(record.kind, 1, [f"{record.place}{record.detail and f' ({record.detail})'}"])
 
 
 def _sampled(documents: Iterator[tuple[int, str]], part: int, sample: float) -> Iterator[tuple[int, str]]:
@@ -193,10 +194,10 @@ def good_texts(source: Source, *parts: str) -> Iterator[str]:
   Raises:
     InputError: all parts are read and there is no text.
   """
-  empty = True
+  empty, counts = True, Counts()
   for part in parts or source.parts():
-    for _, text in _good_records(source, part, Counts()):
+    for _, text in _good_records(source, part, counts):
       empty = False
       yield text
   if empty and not parts:
-    raise InputError(f"empty corpus: {source} has no text; check the pattern and the files")
+    counts.check(source, 0.0)  # raises: every record is malformed, or there are none

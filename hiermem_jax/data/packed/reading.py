@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hiermem_jax import files
 from hiermem_jax.data.packed.format import FORMAT, Manifest, Shard, decode_records, leaves_path, sha256_of
 from hiermem_jax.errors import InputError
 
@@ -33,13 +34,14 @@ class PackedDataset:
     """
     self.directory = str(directory)
     path = pathlib.Path(directory) / "manifest.json"
+    others = "" if path.exists() else files.beside(directory, path.name)
     if path.parent.is_dir() and not path.exists():
-      raise InputError(f"{path.parent}: no packed dataset, or an unfinished one; run prepare (again)")
+      raise InputError(f"{path.parent}: no packed dataset, or an unfinished one{others}; run prepare (again)")
     try:
       self.manifest = Manifest.from_json(path.read_text())
     except OSError as error:
       reason = error.strerror or "not readable"
-      raise InputError(f"{path}: {reason}; give the directory that the prepare verb wrote") from error
+      raise InputError(f"{path}: {reason}{others}; give the directory that the prepare verb wrote") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
       raise InputError(f"{path} is not a format {FORMAT} manifest: {_remedy(directory)}") from error
     self._lock = threading.Lock()

@@ -7,14 +7,14 @@
 Records are dicts of Python values. Documents need the field `text`; probes need `prompt`, `answer` and `count`.
 TensorFlow is imported by the TFDS sources only, when they are read.
 
-A new source is a subclass of `Source` and one more entry in `SOURCES`. A source of your own, in a module outside this
-package, needs gin's decorator instead: `@gin.configurable`; a gin file then says `import my_module` and binds it.
+A new source is a subclass of `Source` and one more entry in `SOURCES`. A source of another package is registered with
+`register_source` in a module that a gin file imports (`import mypkg.ext`, see plugins.py).
 """
 
 import dataclasses
 import os
 
-from hiermem_jax.data.sources.base import BadRecord, Record, Source
+from hiermem_jax.data.sources.base import BadRecord, Record, Source, register_source
 from hiermem_jax.data.sources.files import JsonlSource, ParquetSource, TextSource
 from hiermem_jax.data.sources.tfds import TfdsSource, WorldSource
 
@@ -22,7 +22,10 @@ from hiermem_jax.data.sources.tfds import TfdsSource, WorldSource
 SOURCES: tuple[type[Source], ...] = (JsonlSource, ParquetSource, TextSource, TfdsSource, WorldSource)
 
 __all__ = ["SOURCES", "BadRecord", "JsonlSource", "ParquetSource", "Record", "Source", "TextSource", "TfdsSource",
-           "WorldSource", "resolve_data_dir"]  # fmt: skip
+           "WorldSource", "register_source", "resolve_data_dir"]  # fmt: skip
+
+for _source in SOURCES:
+  register_source(_source)
 
 
 def resolve_data_dir(source: Source, directory: str) -> Source:

@@ -4,11 +4,13 @@ import abc
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.plugins import register_constructor
 
 Record = dict[str, Any]
+S = TypeVar("S", bound=type)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +31,12 @@ class BadRecord:
     return f"{self.place}: {self.kind}{self.detail and f' ({self.detail})'}"
 
 
-class Source(abc.ABC):
+@runtime_checkable
+class Source(Protocol):
   """Records, in parts. A source gives the same records, in the same order, each time it is read.
 
   A subclass is a frozen dataclass with `parts` and `read`. Its `repr` must say what it reads, because it stands for the
-  documents in the manifest of a packed dataset.
+  documents in the manifest of a packed dataset. A class that is no subclass needs `records` too.
   """
 
   @abc.abstractmethod
@@ -66,6 +69,12 @@ class Source(abc.ABC):
       yield record
     if empty:
       raise InputError(f"empty corpus: {self} has no records; check the pattern and the files")
+
+
+def register_source(source: S) -> S:
+  """Lets gin files construct a source by the name of its class; returns the class, so that it can be a decorator."""
+  register_constructor(source)
+  return source
 
 
 def check_limits(source: Source, *fields: str) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from hiermem_jax.data.sources.base import BadRecord, Record, Source, check_limits
-from hiermem_jax.errors import InputError
+from hiermem_jax.errors import InputError, listed
 
 _ALL = "*"  # name of the only part of a source with max_records
 
@@ -89,7 +89,7 @@ class FileSource(Source):
     with _one_line(pattern):
       found = sorted(name for name, info in system.glob(path, detail=True).items() if info["type"] == "file")
     if not found:
-      raise InputError(f"no file matches {self.pattern}; give an existing path, URL or glob")
+      raise InputError(f"no file matches {self.pattern}{_inside(pattern)}; give an existing path, URL or glob")
     local = "://" not in pattern
     return [name if local else system.unstrip_protocol(name) for name in found][: self.max_shards]
 
@@ -111,7 +111,8 @@ class FileSource(Source):
       record = {**record, "text": record[self.text_field]}
     for field in self.required:
       if field not in record:
-        raise _MalformedError(f"field '{field}' missing")
+        rename = f"; {type(self).__name__}.text_field says which one is the text" if field == "text" else ""
+        raise _MalformedError(f"field '{field}' missing", f"the record has {listed(record)}{rename}")
       value = record[field]
       if not isinstance(value, str):
         raise _MalformedError(f"field '{field}' not a string", type(value).__name__)
@@ -158,8 +159,10 @@ class ParquetSource(FileSource):
       try:
         table = parquet.ParquetFile(file)
         wanted = [name for name in dict.fromkeys((self.text_field, *self.required)) if name in table.schema_arrow.names]
+        missing = [n for n in self.required if n not in wanted and not (n == "text" and self.text_field in wanted)]
+        others = dict.fromkeys(table.schema_arrow.names if missing else ())  # for the message
         rows = (row for batch in table.iter_batches(batch_size=1024, columns=wanted) for row in batch.to_pylist())
-        yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows))
+        yield from ((f"{path}: row {number}", others | row) for number, row in enumerate(rows))
       except (pyarrow.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a Parquet file, or damaged ({error}); copy or download it again") from error
 
@@ -192,6 +195,12 @@ class _MalformedError(Exception):
   def __init__(self, kind: str, detail: str = ""):
     super().__init__(kind)
     self.kind, self.detail = kind, detail
+
+
+def _inside(pattern: str) -> str:
+  """What is in the last folder of a local path or glob that is there, for a message that nothing matches."""
+  folder = os.path.dirname(pattern) or "."
+  return f" ({folder} has {listed(sorted(os.listdir(folder)))})" if os.path.isdir(folder) else ""
 
 
 def _decoded(content: bytes) -> str:

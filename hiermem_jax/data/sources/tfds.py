@@ -92,7 +92,7 @@ class TfdsSource(_Tfds):
       raise InputError(f"TFDS dataset {self.name}: {_first_line(error)}; check the name and data_dir") from error
 
   def _finished(self, record: Record) -> Record:
-    return {**record, "text": without_markers(record["text"])} if self.drop_markers else record
+    return {**record, "text": without_markers(record["text"])} if self.drop_markers and "text" in record else record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

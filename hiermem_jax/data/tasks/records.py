@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from hiermem_jax.errors import InputError
+from hiermem_jax.errors import InputError, listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Record:
 
   def _value(self, name: str) -> Any:
     if name not in self.fields:
-      raise self.error(f"field '{name}' is missing")
+      raise self.error(f"field '{name}' is missing, the record has {listed(self.fields)}")
     return self.fields[name]
 
   def _list(self, name: str, least: int) -> list[Any]:

@@ -195,6 +195,16 @@ _SPECS = (
 TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in _SPECS}
 
 
+def register_task(spec: TaskSpec) -> None:
+  """Adds a task, which `TaskSet.names` then takes; for a module that a gin file imports.
+
+  Raises:
+    InputError: there is another task of that name.
+  """
+  if TASKS.setdefault(spec.name, spec) != spec:
+    raise InputError(f"task '{spec.name}': there is one of this name; give yours another name")
+
+
 def task_spec(name: str) -> TaskSpec:
   """The task of that name.
 
@@ -202,5 +212,6 @@ def task_spec(name: str) -> TaskSpec:
     InputError: there is none.
   """
   if name not in TASKS:
-    raise InputError(f"there is no task '{name}'; give one of {', '.join(TASKS)}")
+    own = "or import the module that registers yours in the gin file"
+    raise InputError(f"there is no task '{name}'; give one of {', '.join(TASKS)}, {own}")
   return TASKS[name]

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from hiermem_jax import files
-from hiermem_jax.errors import InputError
+from hiermem_jax.errors import InputError, listed
 
 _EOT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
 _BOS_NAMES = ("<|begin_of_text|>", "<bos>", "<s>")
@@ -145,7 +145,10 @@ def load_tokenizer(path: str) -> Tokenizer:
     content = pathlib.Path(path).read_bytes()
   except OSError as error:
     reason = error.strerror or "not readable"
-    raise InputError(f"tokenizer {path}: {reason}; give an existing file or train one") from error
+    folder = pathlib.Path(path).parent
+    here = sorted(p for suffix in kinds for p in folder.glob(f"*{suffix}"))
+    there = f" ({folder} has {listed(p.name for p in here)})"
+    raise InputError(f"tokenizer {path}: {reason}{there}; give an existing file or train one") from error
   return kind(path, content)
 
 

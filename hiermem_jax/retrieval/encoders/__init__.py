@@ -9,23 +9,17 @@ The paper embeds with all-MiniLM-L6-v2 (Appendix C), which `SentenceTransformer`
   model_directory.py       reads and checks a directory in the format of sentence-transformers
   sentence_transformer.py  the encoder of such a directory: word pieces, BERT, pooling, unit norm
 
-A new encoder is a module with two classes, a subclass of `EncoderConfig` and one of `Encoder`, and one line that
-registers them: below for an encoder of this package; for an encoder of your own, at the end of your module, which a gin
-file then imports (`import my_encoder`).
+A new encoder is a module with two classes, one that satisfies `EncoderConfig` and one that satisfies `Encoder`, and one
+line that registers them: below for an encoder of this package; for an encoder of another package, in a module that a
+gin file imports (`import mypkg.ext`, see plugins.py).
 """
 
-from hiermem_jax.retrieval.encoders.base import (
-  Encoder,
-  EncoderConfig,
-  load_encoder,
-  on_registration,
-  register_encoder,
-)
+from hiermem_jax.retrieval.encoders.base import Encoder, EncoderConfig, load_encoder, register_encoder
 from hiermem_jax.retrieval.encoders.lsa import FittedLsaEncoder, LsaEncoder
 from hiermem_jax.retrieval.encoders.sentence_transformer import FittedSentenceTransformer, SentenceTransformer
 
 __all__ = ["Encoder", "EncoderConfig", "FittedLsaEncoder", "FittedSentenceTransformer", "LsaEncoder",
-           "SentenceTransformer", "load_encoder", "on_registration", "register_encoder"]  # fmt: skip
+           "SentenceTransformer", "load_encoder", "register_encoder"]  # fmt: skip
 
 register_encoder(LsaEncoder, FittedLsaEncoder)
 register_encoder(SentenceTransformer, FittedSentenceTransformer)

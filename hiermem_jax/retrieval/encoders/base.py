@@ -1,21 +1,22 @@
 """What a sentence encoder is, and the registry of encoders."""
 
 import abc
-import importlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.plugins import import_attribute, register_constructor
 from hiermem_jax.retrieval import storage
 
 
-class EncoderConfig(abc.ABC):
+@runtime_checkable
+class EncoderConfig(Protocol):
   """Settings of an encoder: a frozen dataclass, whose fields can be bound in gin files.
 
   `fit` makes the encoder. The texts to be clustered are given to it; an encoder with pretrained weights need not read
-  them.
+  them. Settings are compared with == to those of an encoder on disk. A class need not be a subclass of this one.
   """
 
   @abc.abstractmethod
@@ -23,17 +24,23 @@ class EncoderConfig(abc.ABC):
     """Returns the encoder for these texts."""
 
 
-class Encoder(abc.ABC):
+class Encoder(Protocol):
   """A sentence encoder that is ready to encode.
 
   Attributes:
     kind: name of the class in `encoder.json`, by which `load_encoder` finds it. It is a short name for the encoders of
-      this package. For any other class it is "module:Class", and `load_encoder` imports that module.
+      this package. For any other class it is "module:Class", which a subclass has unless it says otherwise, and
+      `load_encoder` imports that module.
     config: the settings that the encoder was made with.
   """
 
   kind: ClassVar[str]
   config: EncoderConfig
+
+  def __init_subclass__(cls, **arguments):
+    super().__init_subclass__(**arguments)
+    if "kind" not in cls.__dict__:
+      cls.kind = f"{cls.__module__}:{cls.__qualname__}"
 
   @property
   @abc.abstractmethod
@@ -68,8 +75,6 @@ class Encoder(abc.ABC):
 
 
 _KINDS: dict[str, type[Encoder]] = {}
-_CONFIGS: list[type[EncoderConfig]] = []
-_LISTENERS: list[Callable[[type[EncoderConfig]], None]] = []
 
 
 def register_encoder(config: type[EncoderConfig], encoder: type[Encoder]) -> None:
@@ -80,17 +85,7 @@ def register_encoder(config: type[EncoderConfig], encoder: type[Encoder]) -> Non
     encoder: the class of what `config.fit` returns. Registering another class of the same kind replaces it.
   """
   _KINDS[encoder.kind] = encoder
-  if config not in _CONFIGS:
-    _CONFIGS.append(config)
-    for listener in _LISTENERS:
-      listener(config)
-
-
-def on_registration(listener: Callable[[type[EncoderConfig]], None]) -> None:
-  """Calls `listener` with the settings of every encoder that is registered, and of every one that will be."""
-  for config in _CONFIGS:
-    listener(config)
-  _LISTENERS.append(listener)
+  register_constructor(config)
 
 
 def load_encoder(directory: str) -> Encoder:
@@ -110,12 +105,8 @@ def _encoder_class(kind: object, path: str) -> type[Encoder]:
     InputError: there is none.
   """
   if isinstance(kind, str) and kind not in _KINDS and ":" in kind:
-    module, _, name = kind.partition(":")
-    try:
-      found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-      raise InputError(f"{path} has kind {kind!r}: {error}; add its folder to PYTHONPATH") from error
-    if isinstance(found, type) and issubclass(found, Encoder):
+    found = import_attribute(kind, f"the encoder of {path}")
+    if isinstance(found, type) and hasattr(found, "load") and hasattr(found, "encode"):
       return found
   if kind not in _KINDS:
     known = ", ".join(map(repr, _KINDS))

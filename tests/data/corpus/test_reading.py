@@ -69,9 +69,12 @@ def test_malformed_records_are_counted(damaged, tokenizer, tmp_path):
   assert found["texts"].tolist() == ["river", "poet"] and counts.documents == 2
   places = {kind: (entry["count"], entry["places"]) for kind, entry in counts.bad_records.items()}
   assert places == {
-    "malformed JSON": (2, [f"{tmp_path}/a.jsonl:{line}" for line in (2, 5)]),
+    "malformed JSON": (2, [f"{tmp_path}/a.jsonl:{line} (Expecting value, column 1)" for line in (2, 5)]),
     "field 'text' empty": (1, [f"{tmp_path}/a.jsonl:3"]),
-    "field 'text' missing": (1, [f"{tmp_path}/a.jsonl:6"]),
+    "field 'text' missing": (
+      1,
+      [f"{tmp_path}/a.jsonl:6 (the record has 'body'; JsonlSource.text_field says which one is the text)"],
+    ),
   }
   assert list(good_texts(damaged)) == ["river", "poet"]
   counts.check(damaged, 4 / 6)

@@ -212,17 +212,25 @@ BAD = {
   "number": (formats.read_language_modeling, lines(CLOZE | {"context": 3}), "'context' is not a string"),
   "surrogate": (formats.read_language_modeling, lines(CLOZE | {"context": "\ud800"}), "holds a lone surrogate"),
   "schema": (formats.read_schema, lines(SCHEMA | {"gold": 2}), "line 1: field 'gold' is 2"),
-  "trivia": (formats.read_question_answering, lines(without(TRIVIA, "aliases")), "field 'aliases' is missing; give"),
+  "trivia": (
+    formats.read_question_answering,
+    lines(without(TRIVIA, "aliases")),
+    "field 'aliases' is missing, the record has 'context', 'answer'; give",
+  ),
   "hellaswag": (formats.read_hellaswag, lines(HELLASWAG | {"label": ""}), "'label' is '', not one of 0 to 1"),
   "hellaswag text": (formats.read_hellaswag, lines({"endings": ["a", "b"], "label": 0}), "'ctx_a' is missing"),
-  "piqa": (formats.read_piqa, lines(PIQA, without(PIQA, "label")), "line 2: field 'label' is missing; give PIQA's"),
+  "piqa": (
+    formats.read_piqa,
+    lines(PIQA, without(PIQA, "label")),
+    "line 2: field 'label' is missing, the record has 'goal', 'sol1', 'sol2'; give PIQA's",
+  ),
   "nq": (formats.read_questions, lines(without(NQ, "answer")), "field 'answers' is missing"),
   "entity": (formats.read_questions, lines(ENTITY | {"answers": []}), "field 'answers' has 0 entries"),
   "squad as neither": (formats.read_squad, '{"title": "x"}', "line 1: field 'context' is missing"),
   "squad": (
     formats.read_squad,
     json.dumps({"data": [{"paragraphs": [{"context": "x", "qas": [{"question": "y"}]}]}]}),
-    r"set.jsonl, data\[0\], paragraphs\[0\], qas\[0\]: field 'answers' is missing; give SQuAD's",
+    r"set.jsonl, data\[0\], paragraphs\[0\], qas\[0\]: field 'answers' is missing, the record has 'question'; give SQuAD's",
   ),
   "squad of lists": (formats.read_squad, '{"data": [[]]}', r"field 'data\[0\]' is not an object"),
   "coqa": (

@@ -112,7 +112,7 @@ def test_an_encoder_of_ones_own(tmp_path, monkeypatch):
   [
     ("oracle", "has kind 'oracle': known are 'lsa', 'sentence_transformer'"),
     (None, "has kind None"),
-    ("no_such_module:Encoder", "No module named 'no_such_module'; add its folder to PYTHONPATH"),
+    ("no_such_module:Encoder", "No module named 'no_such_module'; install its package or add its folder to PYTHONPATH"),
     ("json:Encoder", "has no attribute 'Encoder'"),
     ("json:JSONDecoder", "has kind 'json:JSONDecoder': known are"),
   ],

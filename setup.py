@@ -1,0 +1,15 @@
+"""Where the packages of a wheel are: the folder gin/ of configurations goes into hiermem_jax, as hiermem_jax/gin."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+_GIN = [path for path in pathlib.Path("gin").glob("**/") if path.is_dir()]
+
+setup(
+  packages=[
+    *find_packages(include=["hiermem_jax*", "tpu_setup*"]),
+    *(f"hiermem_jax.{'.'.join(p.parts)}" for p in _GIN),
+  ],
+  package_dir={"hiermem_jax.gin": "gin"},
+)

@@ -1,0 +1,113 @@
+"""What TensorBoard and Weights & Biases are given."""
+
+import dataclasses
+import sys
+import types
+
+import pytest
+
+from hiermem_jax.errors import InputError
+from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
+from hiermem_jax.training import writers
+from hiermem_jax.training.config import TrainingRun
+from hiermem_jax.training.optimizer import OptimizerConfig
+
+
+@pytest.fixture
+def run():
+  size = {"num_layers": 1, "width": 16, "num_heads": 2, "head_dim": 8, "mlp_width": 24}
+  model = ModelConfig(anchor=AnchorConfig(vocab_size=30, **size), memory=MemoryConfig(rows=(3, 2), branching=2))
+  optimizer = OptimizerConfig(peak_learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=1, weight_decay=0.0)
+  return TrainingRun(model=model, optimizer=optimizer, steps=20, batch_size=4)
+
+
+@pytest.fixture
+def shown(run):
+  return writers.Shown(hparams=writers.flattened(run), tokens_per_step=4 * 32, wandb_project="memories")
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+  """A module that keeps what it is given."""
+  module = types.ModuleType("wandb")
+  module.opened, module.logged = [], []
+
+  def init(**arguments):
+    module.opened.append(arguments)
+    return types.SimpleNamespace(log=lambda values, step: module.logged.append((step, values)))
+
+  module.init = init
+  monkeypatch.setitem(sys.modules, "wandb", module)
+  return module
+
+
+def test_settings_by_name(run):
+  found = writers.flattened(run)
+  assert found["optimizer.peak_learning_rate"] == 1e-3 and found["model.anchor.width"] == 16
+  assert found["model.memory.rows"] == "(3, 2)" and found["init_from"] == "None" and found["steps"] == 20
+  without = dataclasses.replace(run, model=dataclasses.replace(run.model, memory=None))
+  assert writers.flattened(without)["model.memory"] == "None"
+  assert all(isinstance(value, bool | int | float | str) for value in found.values())
+
+
+def _events(directory):
+  """Tag -> (step, value) of all scalars, and the names of the hparams."""
+  tf = pytest.importorskip("tensorflow")
+  hparams = pytest.importorskip("tensorboard.plugins.hparams.plugin_data_pb2")
+  scalars, names = {}, set()
+  for path in directory.glob("events*"):
+    for record in tf.compat.v1.io.tf_record_iterator(str(path)):
+      event = tf.compat.v1.Event.FromString(record)
+      for value in event.summary.value:
+        if value.metadata.plugin_data.plugin_name == "hparams":
+          content = hparams.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+          names |= set(content.session_start_info.hparams)
+        elif value.HasField("tensor"):
+          scalars.setdefault(value.tag, []).append((event.step, float(tf.make_ndarray(value.tensor))))
+  return scalars, names
+
+
+def test_tensorboard_has_hparams_and_losses_by_tokens(tmp_path, shown):
+  open_writer = writers.open_writers(str(tmp_path), dataclasses.replace(shown, wandb_project=None))
+  writer = open_writer(0)
+  writer.write_scalars(1, {"loss": 3.0, "grad_norm": 1.0})
+  writer.write_scalars(2, {"loss": 2.0, "loss/validation": 2.5})
+  writer.flush()
+  scalars, names = _events(tmp_path)
+  assert scalars["loss"] == [(1, 3.0), (2, 2.0)] and scalars["grad_norm"] == [(1, 1.0)]
+  assert scalars["over_tokens/loss"] == [(128, 3.0), (256, 2.0)]
+  assert scalars["over_tokens/loss/validation"] == [(256, 2.5)] and "over_tokens/grad_norm" not in scalars
+  assert names == set(shown.hparams)
+  lines = (tmp_path / "metrics.jsonl").read_text()
+  assert lines == '{"step": 1, "loss": 3.0, "grad_norm": 1.0}\n{"step": 2, "loss": 2.0, "loss/validation": 2.5}\n'
+
+
+def test_wandb_gets_settings_and_tokens_and_goes_on_in_the_same_run(tmp_path, shown, wandb):
+  for step in (1, 2):  # a start and a resumption
+    writers.open_writers(str(tmp_path), shown)(step - 1).write_scalars(step, {"loss": 3.0})
+  first, second = wandb.opened
+  assert first == second and (first["project"], first["resume"], first["dir"]) == ("memories", "allow", str(tmp_path))
+  assert first["config"] == shown.hparams and first["id"] == (tmp_path / "wandb_id").read_text()
+  assert wandb.logged == [(1, {"loss": 3.0, "tokens_seen": 128}), (2, {"loss": 3.0, "tokens_seen": 256})]
+
+
+def test_wandb_is_imported_for_a_project_only(tmp_path, shown, wandb):
+  writers.open_writers(str(tmp_path), dataclasses.replace(shown, wandb_project=None))(0)
+  assert wandb.opened == [] and not (tmp_path / "wandb_id").exists()
+
+
+def test_failures_of_wandb(tmp_path, shown, wandb, monkeypatch):
+  writer = writers.open_writers(str(tmp_path), shown)(0)
+  monkeypatch.setattr(wandb, "logged", None)
+  writer.write_scalars(1, {"loss": 3.0})  # training goes on
+  assert "3.0" in (tmp_path / "metrics.jsonl").read_text()
+
+  def fail(**_):
+    raise RuntimeError("api_key not configured")
+
+  monkeypatch.setattr(wandb, "init", fail)
+  with pytest.raises(InputError, match="'memories': api_key not configured; wandb login, set WANDB_MODE=offline"):
+    writers.open_writers(str(tmp_path), shown)(0)
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(InputError, match=r"not installed; pip install 'hiermem_jax\[wandb\]', or bind None"):
+    writers.open_writers(str(tmp_path), shown)
