@@ -88,8 +88,8 @@ def opened(
   with contextlib.ExitStack() as stack:
     to_log = _LogFile(path, encoding="utf-8")
     stack.callback(to_log.close)
-    with contextlib.suppress(OSError):  # the disk is full
-      to_log.stream.write(_early)
+    with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:  # the disk may be full
+      file.write(_early)
     _early = ""
     stderr: Any = sys.stderr
     if not verbose and not one_of_several:
