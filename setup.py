@@ -4,12 +4,9 @@ import pathlib
 
 from setuptools import find_packages, setup
 
-_GIN = [path for path in pathlib.Path("gin").glob("**/") if path.is_dir()]
+_GIN = [f"hiermem_jax.{'.'.join(path.parts)}" for path in pathlib.Path("gin").glob("**/") if path.is_dir()]
 
 setup(
-  packages=[
-    *find_packages(include=["hiermem_jax*", "tpu_setup*"]),
-    *(f"hiermem_jax.{'.'.join(p.parts)}" for p in _GIN),
-  ],
+  packages=[*find_packages(include=["hiermem_jax*", "tpu_setup*"]), *_GIN],
   package_dir={"hiermem_jax.gin": "gin"},
 )

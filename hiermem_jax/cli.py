@@ -287,7 +287,7 @@ def _inspect(given: Mapping[str, Any]) -> None:
 
 def _compare(runs: Sequence[str], given: Mapping[str, Any]) -> None:
   """Compares run directories with the first of them."""
-  if len(set(runs)) < 2 or len(set(runs)) < len(runs):
+  if len(runs) < 2 or len(set(map(os.path.realpath, runs))) < len(runs):
     raise InputError("compare: compares two or more different run directories; give it as compare RUN RUN...")
   if missing := [run for run in runs if not os.path.isdir(run)]:
     raise InputError(f"compare {missing[0]}: no such directory; name the directory of a run")

@@ -152,6 +152,8 @@ class WandbWriter:
       name = file.read().strip()
     self._tokens = shown.tokens_per_step
     about = {"name": os.path.normpath(directory), "dir": directory, "config": dict(shown.hparams)}
+    # Of a chain's trainings each is a run: by default wandb gives the second one the run of the first.
+    about["reinit"] = "finish_previous"
     try:
       self._run = wandb.init(project=shown.wandb_project, id=name, resume="allow", **about)
     except Exception as error:  # wandb has errors of its own

@@ -148,10 +148,11 @@ def test_when_one_of_two_dies_the_other_ends_with_an_error(
   assert_same_losses(losses(run_dir), undisturbed)
 
 
-def test_processes_with_different_configurations_all_stop(tmp_path, start_two, finish):
+def test_processes_with_different_configurations_all_stop(chain, tmp_path, start_two, finish):
   """Process 1 has another learning rate: both say so, and none of them trains."""
   rates = [[f"OptimizerConfig.peak_learning_rate = {rate}"] for rate in (0.001, 0.002)]
-  for number, (status, _, errors) in enumerate(finish(start_two("train", tmp_path / "run", own=rates))):
+  processes = start_two("train", tmp_path / "run", f"train.dataset = '{chain / 'packed/train'}'", own=rates)
+  for number, (status, _, errors) in enumerate(finish(processes)):
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert status == 2 and len(lines) == 1, errors[-3000:]
     assert "peak_learning_rate = 0.001', now: 'OptimizerConfig.peak_learning_rate = 0.002'" in lines[0]

@@ -1,6 +1,7 @@
 """What TensorBoard and Weights & Biases are given."""
 
 import dataclasses
+import functools
 import sys
 import types
 
@@ -28,13 +29,19 @@ def shown(run):
 
 @pytest.fixture
 def wandb(monkeypatch):
-  """A module that keeps what it is given."""
+  """A module that keeps what it is given. As the real one, it gives an open run again unless told to finish it."""
   module = types.ModuleType("wandb")
-  module.opened, module.logged = [], []
+  module.opened, module.logged, module.logged_to, module.active = [], [], [], None
 
-  def init(**arguments):
+  def log(name, values, step):
+    module.logged.append((step, values))
+    module.logged_to.append(name)
+
+  def init(*, reinit="return_previous", **arguments):
     module.opened.append(arguments)
-    return types.SimpleNamespace(log=lambda values, step: module.logged.append((step, values)))
+    if module.active is None or reinit == "finish_previous":
+      module.active = types.SimpleNamespace(log=functools.partial(log, arguments["id"]))
+    return module.active
 
   module.init = init
   monkeypatch.setitem(sys.modules, "wandb", module)
@@ -89,6 +96,14 @@ def test_wandb_gets_settings_and_tokens_and_goes_on_in_the_same_run(tmp_path, sh
   assert first == second and (first["project"], first["resume"], first["dir"]) == ("memories", "allow", str(tmp_path))
   assert first["config"] == shown.hparams and first["id"] == (tmp_path / "wandb_id").read_text()
   assert wandb.logged == [(1, {"loss": 3.0, "tokens_seen": 128}), (2, {"loss": 3.0, "tokens_seen": 256})]
+
+
+def test_every_training_of_a_chain_is_a_run_of_its_own_at_wandb(tmp_path, shown, wandb):
+  for name in ("anchor", "cotrain"):
+    (tmp_path / name).mkdir()
+    writers.open_writers(str(tmp_path / name), shown)(0).write_scalars(1, {"loss": 3.0})
+  names = [(tmp_path / name / "wandb_id").read_text() for name in ("anchor", "cotrain")]
+  assert wandb.logged_to == names and len(set(names)) == 2
 
 
 def test_wandb_is_imported_for_a_project_only(tmp_path, shown, wandb):

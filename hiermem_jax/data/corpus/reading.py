@@ -85,12 +85,11 @@ class Counts:
     bad = kinds.total()
     records = bad + self.documents + self.empty_documents
     if bad > max_bad_share * records:
-      listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+      kinds_found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
       place = self.bad_records[kinds.most_common(1)[0][0]]["places"][0]
-      raise InputError(
-        f"{bad} of {records} records are malformed ({listed}), e.g. {place}: mend them, raise"
-        f" ReadConfig.max_bad_share ({max_bad_share:g}) or pass --skip_bad_records"
-      )
+      lenient = f", raise ReadConfig.max_bad_share ({max_bad_share:g}) or pass --skip_bad_records"
+      remedy = f"mend them{lenient if bad < records else ', or check the settings of the source'}"
+      raise InputError(f"{bad} of {records} records are malformed ({kinds_found}), e.g. {place}: {remedy}")
     if not self.documents:
       raise InputError(f"empty corpus: {source} has no text; check the pattern and the files")
 

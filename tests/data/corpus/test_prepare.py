@@ -281,7 +281,9 @@ def test_bad_records_are_counted_up_to_a_share(build, settings, texts, tmp_path)
   bad = [b'{"text": "\xff"}', b"{}", b'{"text": ""}', b'{"text": "' + b"x" * 1001 + b'"}', b"nonsense", b"nonsense"]
   (tmp_path / "a.jsonl").write_bytes(b"".join(line + b"\n" for line in (*good, *bad)))
   source = JsonlSource(pattern=str(tmp_path / "a.jsonl"), max_characters=1000)
-  with pytest.raises(InputError, match=r"6 of 96 records are malformed \(2 malformed JSON, .*\), e\.g\. .*:95: mend"):
+  with pytest.raises(
+    InputError, match=r"6 of 96 records are malformed \(2 malformed JSON, .*\), e\.g\. .*:95 .*: mend"
+  ):
     build(tmp_path / "set", source=source)
   lenient = dataclasses.replace(settings.read, max_bad_share=0.1)
   manifest = build(tmp_path / "set", source=source, read=lenient).manifest  # goes on where the other stopped
@@ -290,7 +292,7 @@ def test_bad_records_are_counted_up_to_a_share(build, settings, texts, tmp_path)
     "not UTF-8": 1, "field 'text' missing": 1, "field 'text' empty": 1, "field 'text' over 1000 characters": 1,
     "malformed JSON": 2,
   }  # fmt: skip
-  assert manifest.bad_records["malformed JSON"]["places"] == [f"{tmp_path}/a.jsonl:95", f"{tmp_path}/a.jsonl:96"]
+  assert manifest.bad_records["malformed JSON"]["places"][0].startswith(f"{tmp_path}/a.jsonl:95 (")
 
 
 def test_nothing_to_prepare(build, tmp_path):
