@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import pathlib
+import re
 import tokenize
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -86,8 +87,15 @@ def one_line(place: str) -> Iterator[None]:
     raise InputError(f"{where}: {error.msg.rstrip('.')}; correct the line") from None
   except (ValueError, OSError, TypeError, AttributeError, ImportError) as error:
     message = str(error).split("\n  In bindings string", 1)[0]  # `place` says it
+    remedy = "correct the name or the line"
+    if isinstance(error, ImportError):
+      remedy += ", install the package, or add the folder that it is in to PYTHONPATH"
+    if found := re.match(
+      r"A different configurable matching '(\S+)' already exists\.", message
+    ):  # then advice for notebooks
+      message, remedy = f"{found[1]} is there already", "give the class another name"
     message = " ".join(message.split()).rstrip(".")
-    raise InputError(f"{place}: {message}{'' if message[-1:] == '?' else ';'} correct the name or the line") from None
+    raise InputError(f"{place}: {message}{'' if message[-1:] == '?' else ';'} {remedy}") from None
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.models.memory import FFN
 from hiermem_jax.plugins import import_attribute
+from hiermem_jax.retrieval.encoders import FittedLsaEncoder, LsaEncoder, register_encoder
 
 _MODULE = """
 from __future__ import annotations
@@ -92,6 +93,34 @@ def test_classes_that_are_no_subclasses(tmp_path):
 def test_what_does_not_fit_is_named(tmp_path, bindings, message):
   with pytest.raises(InputError, match=message):
     resolved(tmp_path, *bindings)
+
+
+def test_an_encoder_that_other_processes_could_not_find_is_refused():
+  class Mine(FittedLsaEncoder):
+    kind = "mine"
+
+  with pytest.raises(InputError, match=r"Mine\.kind = 'mine': no other process finds it; write '.*:.*Mine'"):
+    register_encoder(LsaEncoder, Mine)
+  with pytest.raises(InputError, match=r"int\.kind = '': no other process finds it; write 'builtins:int'"):
+    register_encoder(LsaEncoder, int)
+
+
+@pytest.mark.parametrize(
+  ("statement", "message"),
+  [
+    ("import no_such_package.ext", "No module named 'no_such_package'.*PYTHONPATH$"),
+    ("import a_name_that_is_taken", "hiermem_jax.JsonlSource is there already; give the class another name$"),
+  ],
+)
+def test_modules_that_cannot_be_imported(tmp_path, monkeypatch, statement, message):
+  taken = (
+    "from hiermem_jax.plugins import register_constructor\nclass JsonlSource: ...\nregister_constructor(JsonlSource)\n"
+  )
+  (tmp_path / "a_name_that_is_taken.py").write_text(taken)
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / "theirs.gin").write_text(statement)
+  with pytest.raises(InputError, match=message):
+    configuration.load([str(tmp_path / "theirs.gin")], [])
 
 
 def test_a_memory_kind_by_module_and_name():

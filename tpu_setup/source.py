@@ -19,6 +19,8 @@ def archive(commit: str, path: pathlib.Path) -> str:
   Raises:
     InputError: there is no such commit, or this folder is not a git checkout.
   """
+  if not (ROOT / ".git").exists():
+    raise InputError(f"{ROOT} is no git checkout, whose code the hosts run; run tpu_setup in one")
   try:
     name = _git("rev-parse", "--short=12", "--verify", f"{commit or 'HEAD'}^{{commit}}").decode().strip()
     with tarfile.open(path, "w:gz", compresslevel=6) as out:

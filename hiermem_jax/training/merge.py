@@ -36,7 +36,7 @@ def merge_parts(
   Raises:
     InputError: a part is missing, there twice, or does not fit the others; or `directory` has a checkpoint.
   """
-  models = {source: load_model(source, mesh, rules) for source in subtrees}
+  models = {source: load_model(source, mesh, rules, setting="merge.subtrees") for source in subtrees}
   by_part: dict[int | str, str] = {}
   for source, model in models.items():
     part = None if model.memory is None else model.memory.part
@@ -50,7 +50,7 @@ def merge_parts(
   if missing := [part for part in range(branching) if part not in by_part]:
     raise InputError(f"level-1 clusters {missing} are missing beside {sorted(by_part)}; train or name them")
   if generic is not None:
-    models[generic] = load_model(generic, mesh, rules)
+    models[generic] = load_model(generic, mesh, rules, setting="merge.generic")
     held = models[generic].memory
     if held is None or held.part != "generic":
       raise InputError(f"{generic}: its bank's part is {held and held.part!r}, not 'generic'; bind merge.generic")

@@ -258,6 +258,12 @@ def test_archive_of_no_commit(tmp_path):
     source.archive("nothing", tmp_path / "x")
 
 
+def test_archive_of_an_installed_package(tmp_path, monkeypatch):
+  monkeypatch.setattr(source, "ROOT", tmp_path)
+  with pytest.raises(InputError, match="is no git checkout, whose code the hosts run; run tpu_setup in one"):
+    source.archive("", tmp_path / "x")
+
+
 def test_host_without_chips_and_host_that_differs():
   here = hosts.facts()
   assert {"host", "chips", "python", "jax", "hiermem_jax"} <= set(here)

@@ -110,6 +110,9 @@ def test_subtree_jobs_merged_equal_one_run_fed_in_turn(toy, pretrained, tmp_path
     merge_parts(subtrees, None, str(tmp_path / "merged"), toy.mesh, rules)
   with pytest.raises(InputError, match=r"level-1 clusters \[0\] are missing beside \[1\]"):
     merge_parts(subtrees[:1], None, str(tmp_path / "other"), toy.mesh, rules)
+  for arguments, setting in ((([str(tmp_path / "x")], None), "subtrees"), ((subtrees, str(tmp_path / "x")), "generic")):
+    with pytest.raises(InputError, match=f"x: no checkpoint there .*; train it first or bind merge.{setting}"):
+      merge_parts(*arguments, str(tmp_path / "other"), toy.mesh, rules)
   with pytest.raises(InputError, match="subtree_1/: has level-1 cluster 1, and so has .*subtree_1"):
     merge_parts([subtrees[0], subtrees[0] + "/"], None, str(tmp_path / "other"), toy.mesh, rules)
   with pytest.raises(InputError, match="whole: its bank's part is 'all', not a level-1 cluster"):

@@ -56,11 +56,12 @@ def source_repr(source: Source) -> str:
   """The `repr` of a source, which stands for the documents in the records of what was made of them.
 
   Raises:
-    TypeError: the source's class has no `repr` of its own.
+    InputError: the source's class has no `repr` of its own.
   """
   text = repr(source)
   if re.search(r" at 0x[0-9a-f]+>", text):
-    raise TypeError(f"{type(source).__name__} needs a __repr__ that says what it reads, for the manifest")
+    name = type(source).__name__
+    raise InputError(f"{name}: its repr does not say what it reads; make it a dataclass, or give it a __repr__")
   return text
 
 

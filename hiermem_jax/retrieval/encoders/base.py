@@ -83,8 +83,15 @@ def register_encoder(config: type[EncoderConfig], encoder: type[Encoder]) -> Non
   Args:
     config: the class of its settings.
     encoder: the class of what `config.fit` returns. Registering another class of the same kind replaces it.
+
+  Raises:
+    InputError: the class is none of this package and its kind is not "module:Class".
   """
-  _KINDS[encoder.kind] = encoder
+  kind = getattr(encoder, "kind", "")
+  if ":" not in kind and not encoder.__module__.startswith("hiermem_jax."):
+    name = encoder.__qualname__
+    raise InputError(f"{name}.kind = {kind!r}: no other process finds it; write '{encoder.__module__}:{name}'")
+  _KINDS[kind] = encoder
   register_constructor(config)
 
 

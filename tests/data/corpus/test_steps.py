@@ -36,6 +36,8 @@ def test_a_source_without_a_repr_cannot_stand_in_a_manifest():
     def read(self, part):
       yield from ()
 
-  with pytest.raises(TypeError, match="Nameless needs a __repr__"):
+  with pytest.raises(
+    InputError, match="Nameless: its repr does not say .*; make it a dataclass, or give it a __repr__"
+  ):
     source_repr(Nameless())
   assert source_repr(JsonlSource(pattern="x")).startswith("JsonlSource(pattern='x'")
