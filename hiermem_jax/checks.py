@@ -77,13 +77,15 @@ def _dataset(stage: Planned, earlier: Sequence[Planned]) -> None:
     if prepare is None:
       continue
     tree, tokenizer, vocab_size = prepare.arguments["tree"], prepare.arguments["tokenizer"], None
-    leaves = 0 if tree is None else None
+    leaves, shape = 0 if tree is None else None, None
     if tree is not None and (cluster := _maker(tree, earlier, "cluster")):
-      leaves = cluster.arguments["tree"].num_leaves
+      config = cluster.arguments["tree"]
+      leaves, shape = config.num_leaves, (config.branching, config.depth)
     if trained := _maker(tokenizer, earlier, "train_tokenizer", "cluster"):
       name = "vocab_size" if trained.verb == "train_tokenizer" else "tokenizer_vocab_size"
       vocab_size = trained.arguments[name]
     given["run"].model.check_data(f"{stage.name}, {path}", vocab_size, leaves)
+    given["run"].model.check_tree(f"{stage.name}, {path}", shape)
 
 
 def _modes(stage: Planned, earlier: Sequence[Planned]) -> None:

@@ -11,6 +11,7 @@ import logging as python_logging
 import os
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ class _Screen:
 
 
 _screen: _Screen | None = None
+_early = ""  # what was kept from standard error, for the log that is opened next
 
 
 def set_up() -> None:
@@ -80,12 +82,15 @@ def opened(
   """
   from rich.console import Console
 
-  global _screen
+  global _screen, _early
   os.makedirs(directory, exist_ok=True)
   path = os.path.join(directory, f"log.{process}.txt" if process else LOG)
   with contextlib.ExitStack() as stack:
     to_log = _LogFile(path, encoding="utf-8")
     stack.callback(to_log.close)
+    with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:  # the disk may be full
+      file.write(_early)
+    _early = ""
     stderr: Any = sys.stderr
     if not verbose and not one_of_several:
       stderr = stack.enter_context(_stderr_into(path))
@@ -143,6 +148,20 @@ def _stderr_into(path: str) -> Iterator[Any]:
     kept.flush()
     os.dup2(kept.fileno(), 2)
     kept.close()
+
+
+@contextlib.contextmanager
+def kept_for_the_log() -> Iterator[None]:
+  """Context in which what is written to standard error is kept for the log that is opened after it, if one is."""
+  global _early
+  with tempfile.TemporaryDirectory() as directory:
+    path = os.path.join(directory, "stderr")
+    try:
+      with _stderr_into(path):
+        yield
+    finally:
+      with open(path, encoding="utf-8", errors="replace") as file:
+        _early += file.read()
 
 
 class _LogFile(python_logging.FileHandler):

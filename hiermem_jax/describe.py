@@ -27,8 +27,10 @@ import dataclasses
 import json
 
 from hiermem_jax.data.corpus.config import PackConfig
+from hiermem_jax.data.sources import Source
 from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.parallel.mesh import AXES
+from hiermem_jax.retrieval.build import TreeConfig
 from hiermem_jax.training.config import TrainingRun
 
 
@@ -39,10 +41,20 @@ class Prepared:
   pack: PackConfig = PackConfig()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clustered:
+  """What `cluster` is bound to: the tree that a run's memory is over. Without a corpus nothing is clustered."""
+
+  corpus: Source | None = None
+  tree: TreeConfig = TreeConfig()
+  tokenizer_vocab_size: int | None = None
+
+
 def describe(
   *,
   run: TrainingRun,
   prepared: Prepared = Prepared(),
+  clustered: Clustered = Clustered(),
   as_json: bool = False,
   context_length: int = 2048,
   topology: str | None = None,
@@ -54,6 +66,7 @@ def describe(
   Args:
     run: the run, with what is bound to `train`.
     prepared: the sequences that the run trains on. `TrainingRun.batch_size` counts sequences of the longest.
+    clustered: the tree and the tokenizer that are to be made for the run.
     as_json: print JSON.
     context_length: positions that the attention FLOPs are averaged over.
     topology: TPU slice to lay the state out on, e.g. "v5e:16x16".
@@ -61,9 +74,14 @@ def describe(
     devices: number of any other devices to lay the state out on.
 
   Raises:
-    InputError: the warmup leaves no step, there is no such topology, or the state cannot be split over it.
+    InputError: the warmup leaves no step, the tree or the tokenizer does not fit the model, there is no such topology,
+      or the state cannot be split over it.
   """
   run.transformation()  # which checks the schedule
+  if clustered.corpus is not None:
+    tree = clustered.tree
+    run.model.check_data("cluster", clustered.tokenizer_vocab_size, tree.num_leaves)
+    run.model.check_tree("cluster", (tree.branching, tree.depth))
   sizes = arithmetic(run.model, context_length)
   tokens = run.steps * run.batch_size * max(prepared.pack.lengths)
   per_token = run.flops_per_token(context_length)

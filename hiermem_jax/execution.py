@@ -56,7 +56,10 @@ def _checked(verb: Verb, given: Mapping[str, Any], planned: Sequence[Planned]) -
     planned = [planned[stage.number - 1] for stage in selected]
     arguments = {"stages": selected}
   checks.before(planned, given["run_dir"])
-  checks.devices(planned, mesh=not given["validate_only"])
+  # jax's backends say much when they start; with --distributed, only standard error shows why a process was ended.
+  plain = given["verbose"] or given["distributed"]
+  with contextlib.nullcontext() if plain else console.kept_for_the_log():
+    checks.devices(planned, mesh=not given["validate_only"])
   return arguments
 
 

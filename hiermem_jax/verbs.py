@@ -85,7 +85,7 @@ _ALL = (
     name="describe",
     help="prints the parameters, FLOPs and bytes of a run; compares runs; lists what can be bound",
     flags=(*_EVERY, *_PRINTED, "diff", "params"),
-    reads=(("run", "train"), ("prepared", "prepare")),
+    reads=(("run", "train"), ("prepared", "prepare"), ("clustered", "cluster")),
   ),
   Verb(
     name="compile_pod",

@@ -35,6 +35,7 @@ def check(*bindings, verb="run", run_dir=None, gin_file="tests/smoke.gin"):
     (["baseline/train.steps = 1"], "OptimizerConfig.warmup_steps = 1 leaves nothing of the run's 1 steps"),
     (["MemoryConfig.branching = 3"], "cotrain/train, packed/train: its tree has 4 leaves, MemoryConfig .* has 9"),
     (["TreeConfig.depth = 3"], "its tree has 8 leaves, MemoryConfig .* has 4; bind the tree's branching"),
+    (["TreeConfig.branching = 4", "TreeConfig.depth = 1"], "its tree has branching 4 and depth 1, MemoryConfig has br"),
     (["cluster.tokenizer_vocab_size = 513"], "anchor/train, packed/train: its tokenizer has 513 pieces, .* is 512"),
     (["prepare.tree = None"], "cotrain/train, packed/train: prepared without a cluster tree"),
     (["OptimizerConfig.bank_update = ('lazy',)"], "the tree has 2 levels"),
@@ -55,6 +56,20 @@ def check(*bindings, verb="run", run_dir=None, gin_file="tests/smoke.gin"):
 def test_refused_before_the_first_stage(bindings, message):
   with pytest.raises(InputError, match=message):
     check(*bindings)
+
+
+@pytest.mark.parametrize(
+  "binding, message",
+  [
+    ("TreeConfig.depth = 3", "cluster: its tree has 8 leaves, MemoryConfig .* has 4"),
+    ("TreeConfig.branching = 4\nTreeConfig.depth = 1", "cluster: its tree has branching 4 and depth 1"),
+    ("AnchorConfig.vocab_size = 511", "cluster: its tokenizer has 512 pieces, AnchorConfig.vocab_size is 511"),
+  ],
+)
+def test_describe_refuses_what_will_not_fit(binding, message):
+  configuration.load(["tests/smoke.gin"], ["ModelConfig.memory = @MemoryConfig()", *binding.splitlines()])
+  with pytest.raises(InputError, match=message):
+    configuration.call("describe")
 
 
 def test_what_earlier_stages_make_need_not_be_there(tmp_path):

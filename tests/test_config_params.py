@@ -44,9 +44,10 @@ def test_the_page_and_the_json_say_the_same():
   found = list(parameters("describe").values())
   page = config_params.text("describe", found).splitlines()
   assert "describe.context_length: int = 2048" in page
-  assert page[-2:] == [
+  assert page[-3:] == [
     "What is bound for train is read too: hiermem describe --params train",
     "What is bound for prepare is read too: hiermem describe --params prepare",
+    "What is bound for cluster is read too: hiermem describe --params cluster",
   ]
   assert {line["name"] for line in json.loads(config_params.as_json(found))} == {parameter.name for parameter in found}
   assert config_params.text("run", list(parameters("run").values())).endswith("hiermem describe --params VERB")

@@ -191,3 +191,19 @@ def test_importing_it_does_not_import_rich():
   program = "import sys; from hiermem_jax import console; print('rich' in sys.modules)"
   result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
   assert result.stdout == "False\n"
+
+
+def test_what_libraries_say_before_the_log_is_open_goes_there(tmp_path):
+  program = """
+import os, sys
+from hiermem_jax import console
+console.set_up()
+with console.kept_for_the_log():
+  os.write(2, b"a library starts\\n")
+os.write(2, b"between\\n")
+with console.opened(sys.argv[1], "run"):
+  console.say("said")
+"""
+  result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+  assert result.stderr.splitlines() == ["between", f"[run] log: {tmp_path}/log.txt", "[run] said"]
+  assert (tmp_path / "log.txt").read_text().startswith("a library starts\n")

@@ -178,6 +178,24 @@ class ModelConfig:
         f" {self.memory.rows}) has {self.memory.num_leaves}; bind the tree's branching and one entry of rows per level"
       )
 
+  def check_tree(self, source: str, shape: tuple[int, int] | None) -> None:
+    """Checks that the memory is over a tree; trees of other shapes may have as many leaves.
+
+    Args:
+      source: names the tree or what was made with it in messages.
+      shape: branching and depth of the tree; None where they are not known.
+
+    Raises:
+      InputError: the memory is over a tree of another shape.
+    """
+    if self.memory is None or shape is None or (self.memory.branching, self.memory.depth) == shape:
+      return
+    raise InputError(
+      f"{source}: its tree has branching {shape[0]} and depth {shape[1]}, MemoryConfig has branching"
+      f" {self.memory.branching} and {self.memory.depth} levels (rows {self.memory.rows}); bind the tree's branching"
+      " and one entry of rows per level"
+    )
+
   @property
   def unit_params(self) -> int:
     """Parameters of one memory unit in one layer; an FFN memory has 3 * D (paper, Appendix I)."""
