@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from hiermem_jax import files
 from hiermem_jax.errors import InputError
 from hiermem_jax.plan import Planned, makes
 
@@ -139,16 +140,19 @@ def _require(stage: Planned, name: str, path: str, run_dir: str | None) -> None:
       raise InputError(f"{path}: no such tokenizer; bind {name}{remedy}")
   elif name == "prepare.tree":
     if not os.path.exists(os.path.join(path, "tree.json")):
-      raise InputError(f"{path}: no cluster tree there; run cluster first, or bind {name}")
+      raise InputError(
+        f"{path}: no cluster tree there{files.beside(path, 'tree.json')}; run cluster first, or bind {name}"
+      )
   elif name in ("train.dataset", "ValidationConfig.dataset", "evaluate.validation"):
     if not os.path.isdir(path):
       raise InputError(
-        f"{path}/manifest.json: No such file or directory; give {name} the directory that the prepare verb wrote"
+        f"{path}/manifest.json: No such file or directory{files.beside(path, 'manifest.json')}; give {name} the"
+        " directory that the prepare verb wrote"
       )
     if not any(os.path.exists(os.path.join(path, file)) for file in ("manifest.json", "decomposition.json")):
       raise InputError(f"{path}: no packed dataset, or an unfinished one; run prepare (again), or bind {name}")
   elif not (stage.verb == "train" and _resumes(stage, run_dir)) and not _steps(path):
-    raise InputError(f"{path}: no checkpoint there; train it first or bind another directory to {name}")
+    raise InputError(f"{path}: no checkpoint there{files.beside(path, 'checkpoints')}; train it first or bind {name}")
 
 
 def _resumes(stage: Planned, run_dir: str | None) -> bool:

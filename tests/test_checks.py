@@ -48,8 +48,8 @@ def check(*bindings, verb="run", run_dir=None, gin_file="tests/smoke.gin"):
     (["train.dataset = '/none/train'"], "^/none/train/manifest.json: No such file or directory; give train.dataset"),
     (["prepare.tokenizer = '/none/t.model'"], "^/none/t.model: no such tokenizer; bind prepare.tokenizer"),
     (["prepare.tree = '/none/tree'"], "^/none/tree: no cluster tree there; run cluster first"),
-    (["cotrain/train.init_from = '/none/a'"], "^/none/a: no checkpoint there; train it first or bind another"),
-    (["evaluate.baseline = '/none/a'"], "^/none/a: no checkpoint there; train it first or bind another"),
+    (["cotrain/train.init_from = '/none/a'"], "^/none/a: no checkpoint there; train it first or bind "),
+    (["evaluate.baseline = '/none/a'"], "^/none/a: no checkpoint there; train it first or bind "),
     (["cluster.tokenizer_vocab_size = None", "cluster.tokenizer = '/none/t'"], "^/none/t: no such tokenizer"),
   ],
 )  # fmt: skip

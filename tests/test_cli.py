@@ -386,7 +386,7 @@ def test_a_run_that_was_refused_can_be_corrected_in_place(chain, run, fails, tmp
   fails(*arguments, "--gin_bindings=OptimizerConfig.warmup_steps = 9")
   assert not (tmp_path / "run").exists()
   (tmp_path / "bad.jsonl").write_text("{\n" * 50)
-  assert "empty corpus" in fails(*arguments, f"--gin_bindings=JsonlSource.pattern = '{tmp_path}/bad.jsonl'")
+  assert "malformed" in fails(*arguments, f"--gin_bindings=JsonlSource.pattern = '{tmp_path}/bad.jsonl'")
   other = [f"--gin_bindings=train.init_from = '{chain[1]}'", "--gin_bindings=AnchorConfig.mlp_width = 48"]
   assert "its anchor is" in fails(*arguments, *other)  # in the third stage
   tree = (tmp_path / "run/tree/tree.npz").stat().st_mtime_ns
@@ -647,7 +647,7 @@ def test_an_evaluation_of_the_same_is_kept_and_a_failed_one_changes_nothing(chai
   )
   status, table, _ = run(*arguments)
   files = {path: path.read_bytes() for path in [*chain[1].glob("kept/*"), chain[1] / "evaluate.config.gin"]}
-  assert status == 0 and len(files) == 4
+  assert status == 0 and len(files) == 5
   with monkeypatch.context() as patched:
     patched.setattr(measuring, "measure", lambda *arguments, **settings: pytest.fail("measured again"))
     status, again, _ = run(*arguments)
