@@ -16,7 +16,7 @@ from hiermem_jax.parallel import place_batch
 from hiermem_jax.pod.peaks import peak_flops
 from hiermem_jax.training.checkpoint import CheckpointStore
 from hiermem_jax.training.config import TrainingRun
-from hiermem_jax.training.metrics import MetricWriter
+from hiermem_jax.training.metrics import MetricWriter, NoWriter
 from hiermem_jax.training.preemption import preemption_notice
 from hiermem_jax.training.program import make_program
 from hiermem_jax.training.recorder import Recorder
@@ -98,7 +98,8 @@ def train(
     state = dataclasses.replace(state, params=params)
   step_key = program.replicate(step_key)
   peak = (peak_flops(mesh.local_devices[0]) or 0) * mesh.size
-  recorder = Recorder(run, directory, open_writer(start), start, peak_flops=peak, batch_origin=data.origin)
+  writer = open_writer(start) if start < steps else NoWriter()  # a finished run has nothing to write
+  recorder = Recorder(run, directory, writer, start, peak_flops=peak, batch_origin=data.origin)
   if data.held_out:
     validation_loss = make_validation_loss(data.held_out, model, mesh, run.mesh.rules)
     best = BestModel(directory, metadata)
