@@ -36,9 +36,13 @@ def agree(text: str) -> None:
 
 
 def _write_or_compare(path: str, text: str, replace: bool) -> None:
-  if os.path.exists(path) and not replace:
-    _require_same(path, text)
-    return
+  if os.path.exists(path):
+    try:
+      _require_same(path, text)
+      return
+    except InputError:
+      if not replace:
+        raise
   files.write_text(path, text)
 
 

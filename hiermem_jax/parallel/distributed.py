@@ -122,7 +122,9 @@ def on_first(function: Callable[[], object]) -> None:
 
 
 def from_first(number: int) -> int:
-  """The first process's value of a number."""
+  """The first process's value of a number of at most 64 bits."""
   if not jax.distributed.is_initialized():
     return number
-  return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
+  own = np.frombuffer(np.int64(number).tobytes(), np.uint8)  # jax would cut the integer to 32 bits
+  first = np.asarray(multihost_utils.broadcast_one_to_all(own)).astype(np.uint8)
+  return int(np.frombuffer(first.tobytes(), np.int64)[0])

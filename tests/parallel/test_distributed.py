@@ -4,6 +4,7 @@ import json
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging
@@ -29,7 +30,12 @@ def play(monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: me)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     monkeypatch.setattr(multihost_utils, "process_allgather", gather)
-    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda own: own if me == 0 else np.int64(number))
+
+    def broadcast(own):  # adds up, in jax, what the processes give, where all but the first give zeros
+      first = own if me == 0 else np.frombuffer(np.int64(number).tobytes(), own.dtype)
+      return np.asarray(jnp.sum(jnp.stack([first, np.zeros_like(own), np.zeros_like(own)]), axis=0))
+
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast)
     return run
 
   return call
@@ -51,9 +57,12 @@ def test_alone_nothing_is_asked(monkeypatch):
 
 def test_the_number_is_the_firsts(play):
   play(0)
-  assert distributed.is_first() and distributed.from_first(2**40) == 2**40
-  play(2, number=5)
-  assert not distributed.is_first() and distributed.from_first(2**40) == 5
+  for number in (0, 5, -1, 2**40, 2**55 + 1):
+    assert distributed.is_first() and distributed.from_first(number) == number
+  for number in (0, 5, -1, 2**40, 2**55 + 1):
+    play(2, number=number)
+    assert not distributed.is_first() and distributed.from_first(7) == number
+    play(0)
 
 
 def test_the_first_alone_acts(play):
