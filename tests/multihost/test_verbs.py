@@ -88,6 +88,9 @@ def test_whole_chain_in_two_processes(chain, tmp_path, start_two, finish):
   assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
   assert sorted(path.name for path in run_dir.glob("*.gin*")) == ["config.gin", "config.short.gin"]
   assert len((run_dir / "runs.jsonl").read_text().splitlines()) == 1
+  results = finish(start_two("evaluate", run_dir, "evaluate.modes = ('none', 'fetched')"))
+  assert [status for status, *_ in results] == [0, 0], results[0][2][-3000:]
+  assert list(json.loads((run_dir / "evaluation/report.json").read_text())["series"]) == ["none", "fetched"]
 
 
 @pytest.fixture(scope="module")
