@@ -24,6 +24,7 @@ class EncoderConfig(Protocol):
     """Returns the encoder for these texts."""
 
 
+@runtime_checkable
 class Encoder(Protocol):
   """A sentence encoder that is ready to encode.
 
