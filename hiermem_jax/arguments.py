@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from beartype import BeartypeConf
 from beartype.door import is_bearable
@@ -47,8 +47,10 @@ def checked(target: Callable, name: str) -> Callable:
 
 def check_type(name: str, value: Any, hint: Any) -> None:
   """Raises InputError when a value is not of the type that an annotation asks for; `name` is what it is bound to."""
-  # beartype looks at one element of a tuple, drawn at random. So each is looked at as a tuple[X, ...] of its own.
-  parts = [value, *((element,) for element in value)] if isinstance(value, tuple) else [value]
+  parts = [value]
+  if isinstance(value, tuple) and _of_any_length(hint):
+    # beartype looks at one element of a tuple[X, ...], drawn at random. So each is looked at as a tuple of its own.
+    parts += [(element,) for element in value]
   # A class has the methods of a protocol, and is not what the protocol is about.
   if all(is_bearable(part, hint, conf=_NUMBERS) and not isinstance(part, type) for part in parts):
     return
@@ -56,6 +58,12 @@ def check_type(name: str, value: Any, hint: Any) -> None:
   if callable(value):
     raise InputError(f"{name} = @{value.__name__}: must be {shown}; write @{value.__name__}() to construct one")
   raise InputError(f"{name} = {value!r}: must be {shown}; bind such a value")
+
+
+def _of_any_length(hint: Any) -> bool:
+  """Whether an annotation, or a member of a union, is tuple[X, ...]."""
+  members = get_args(hint)
+  return Ellipsis in members if get_origin(hint) is tuple else any(map(_of_any_length, members))
 
 
 def type_name(hint: Any) -> str:

@@ -54,6 +54,21 @@ def test_every_element_of_a_tuple_is_checked():
       checked(area, "area")(size=None, names=tuple(names))
 
 
+@pytest.mark.parametrize(
+  "value, fits",
+  [((100, 105), True), (None, True), ((1, "a"), False), ((1,), False), ((1, 2, 3), False), (7, False)],
+)
+def test_a_tuple_of_a_given_length(value, fits):
+  def profile(*, steps: tuple[int, int] | None):
+    return steps
+
+  if fits:
+    assert checked(profile, "profile")(steps=value) == value
+  else:
+    with pytest.raises(InputError, match="profile.steps = .*: must be tuple"):
+      checked(profile, "profile")(steps=value)
+
+
 def test_fields_of_an_argument_become_arguments():
   def draw(*, path: str, size: Size, color: str = "red"):
     """Draws."""

@@ -179,14 +179,16 @@ class Profiler:
     """
     if not 1 < first <= last:
       raise InputError(f"train.profile_steps = {(first, last)}: bind a first step after 1 and a last one not before it")
-    self._directory, self._first, self._last = directory, first, last
+    self._directory, self._first, self._last, self._records = directory, first, last, False
 
   def __call__(self, step: int) -> None:
-    """Starts or stops, after a step."""
-    if step == self._first - 1:
-      jax.profiler.start_trace(self._directory)
-    elif step == self._last:
+    """Starts or stops, after a step. A run that resumes between the two records what is left."""
+    if self._records and step >= self._last:
       jax.profiler.stop_trace()
+      self._records = False
+    elif not self._records and self._first - 1 <= step < self._last:
+      jax.profiler.start_trace(self._directory)
+      self._records = True
 
 
 def log_parameters(model: ModelConfig) -> None:

@@ -126,3 +126,18 @@ def test_failures_of_wandb(tmp_path, shown, wandb, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(InputError, match=r"not installed; pip install 'hiermem_jax\[wandb\]', or bind None"):
     writers.open_writers(str(tmp_path), shown)
+
+
+@pytest.mark.parametrize(
+  "start, traced",
+  [(0, (3, 5)), (1, (3, 5)), (2, (4, 5)), (3, (5, 5)), (4, ()), (8, ())],
+)
+def test_a_run_that_resumes_between_the_profiled_steps_records_what_is_left(tmp_path, monkeypatch, start, traced):
+  """Steps 3 to 5. A trace cannot begin before the first step of a run, which is compiled in it."""
+  calls = []
+  monkeypatch.setattr("jax.profiler.start_trace", lambda directory: calls.append(step + 1))
+  monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append(step))
+  profiler = writers.Profiler(str(tmp_path), 3, 5)
+  for step in range(start + 1, 9):
+    profiler(step)
+  assert tuple(calls) == traced
