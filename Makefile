@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/quickstart
 ARGS ?=
-QUIETLY = --quiet --progress-bar off --disable-pip-version-check
+QUIETLY = --quiet --quiet --progress-bar off --disable-pip-version-check
 
 .PHONY: quickstart test lint
 .DEFAULT_GOAL := quickstart
