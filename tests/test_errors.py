@@ -34,6 +34,8 @@ def test_lists_are_short_and_one_line():
 
 @pytest.fixture
 def run(tmp_path):
+  """A directory that stands alone: what lies beside it is named too."""
+  tmp_path = tmp_path / "alone" / "run"
   for name in ("anchor/checkpoints", "baseline/checkpoints", "cotrain", "tree", "other_tree", "packed/train"):
     (tmp_path / name).mkdir(parents=True)
   (tmp_path / "other_tree/tree.json").write_text("{}")

@@ -14,4 +14,4 @@ def test_a_users_walk(tmp_path):
     [sys.executable, script, tmp_path / "walk"], capture_output=True, text=True, check=False, timeout=1100
   )
   assert result.returncode == 0, result.stdout + result.stderr
-  assert result.stdout.count("ok: ") == 12
+  assert result.stdout.count("ok: ") == 13
