@@ -60,7 +60,12 @@ LIBRARIES = (
 GOLDEN = "tests/golden/test_runs.py"  # sees the defaults
 MEASURED = {  # the tests of a room that run in the process of pytest; their coverage is measured
   "models": ["tests/models", "tests/golden/test_paper_numbers.py"],
-  "parallel": ["tests/parallel/test_mesh.py", "tests/tpu_setup/test_parts.py", "tests/training"],
+  "parallel": [
+    "tests/parallel/test_mesh.py",
+    "tests/parallel/test_distributed.py",
+    "tests/tpu_setup/test_parts.py",
+    "tests/training",
+  ],
   "training": ["tests/training"],
   "retrieval": ["tests/retrieval"],
   "data": [
