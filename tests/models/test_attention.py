@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models import Anchor, AnchorConfig
@@ -42,6 +44,18 @@ def test_output_and_gradients_equal_masked_attention(head_dim):
   expected = jax.jit(jax.value_and_grad(masked, argnums=(0, 1, 2)))(q, k, v)
   result = jax.jit(jax.value_and_grad(kernel, argnums=(0, 1, 2)))(q, k, v)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), result, expected)
+
+
+def test_heads_may_be_split_over_an_axis_that_the_caller_leaves_to_the_partitioner():
+  """As in training: sequences are split by hand, heads over the model axis by the rules; here on one device."""
+  mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+  segments = documents(256)
+  q, k, v = np.random.default_rng(0).standard_normal((3, 2, 256, 2, 32)).astype(np.float32)
+  specs = {"in_specs": PartitionSpec("data"), "out_specs": PartitionSpec("data")}
+  run = jax.shard_map(splash, mesh=mesh, axis_names={"data"}, check_vma=False, **specs)
+  with nn.logical_axis_rules([("heads", "model")]):
+    result = jax.jit(run)(q, k, v, segments)
+  np.testing.assert_array_equal(result, jax.jit(splash)(q, k, v, segments))
 
 
 def test_anchor_computes_the_same_with_either(random_anchor):
