@@ -215,25 +215,28 @@ def check_checkpoint(findings, state, run_dir):
 
 
 def check_scoring(params):
-  """Log-likelihoods and greedy generation on eight devices and on one."""
+  """Log-likelihoods and greedy generation on eight devices and on one; some sequences end early, others do not."""
   rng = np.random.default_rng(5)
   params["bank"] = {name: rng.standard_normal(table.shape).astype(np.float32) for name, table in params["bank"].items()}
   prompts = [rng.integers(0, ANCHOR.vocab_size, length).tolist() for length in rng.integers(0, 20, 11)]
   continuations = [rng.integers(0, ANCHOR.vocab_size, length).tolist() for length in rng.integers(1, 4, 11)]
   leaf = rng.integers(-1, GENERIC + 1, 11).astype(np.int32)
-  results = []
+  results, stop = [], []
   for slices, model, devices in ((1, 1, 1), (2, 2, 8)):
     config, mesh = config_and_mesh(slices, model, devices)
     abstract = abstract_arrays(lambda: init_params(jax.random.key(0), MODEL), mesh, config.rules)
     placed = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), params, abstract)
     scorer = Scorer(Model(MODEL, placed, {}), mesh, batch_size=4, rules=config.rules)
     scores, _ = scorer.score_continuations(prompts, continuations, leaf)
-    results.append((scores, scorer.generate(prompts, leaf, 5, stop=(3,))))
+    if not stop:  # the first sequence, and with it its device, is done after one token
+      stop = scorer.generate(prompts, leaf, 5, stop=())[0][:1]
+    results.append((scores, scorer.generate(prompts, leaf, 5, stop)))
   (scores, text), (other_scores, other_text) = results
   return {
     "score_difference": float(np.abs(scores - other_scores).max()),
     "same_text": text == other_text,
     "distinct": len({tuple(tokens) for tokens in text}),
+    "lengths": [len(tokens) for tokens in text],
   }
 
 

@@ -100,3 +100,4 @@ def test_scoring_and_generation(findings):
   assert found["score_difference"] < 1e-4
   assert found["same_text"]
   assert found["distinct"] > 3
+  assert found["lengths"][0] == 0 and max(found["lengths"]) == 5
