@@ -9,8 +9,12 @@ from hiermem_jax.verbs import CONFIGURED
 
 
 def parameters(verb, *bindings):
+  """Without what other tests have registered from modules of their own."""
   configuration.load([], bindings)
-  return {found.name: found for found in config_params.parameters(verb, configuration.constructors())}
+  known = {
+    name: made for name, made in configuration.constructors().items() if made.__module__.startswith("hiermem_jax")
+  }
+  return {found.name: found for found in config_params.parameters(verb, known)}
 
 
 @pytest.mark.parametrize("verb", CONFIGURED)
