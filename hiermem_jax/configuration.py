@@ -98,8 +98,8 @@ def constructors() -> dict[str, Callable]:
 
 def _register(target: Callable) -> None:
   name = target.__name__
+  gin.external_configurable(checked(target, name), name, module="hiermem_jax")  # refuses a name that is taken
   _registered[name] = target
-  gin.external_configurable(checked(target, name), name, module="hiermem_jax")
 
 
 def _unless_dry(verb: Callable) -> Callable:
