@@ -186,10 +186,12 @@ def test_open(dataset, tmp_path, write_packed):
   assert again.manifest.bos_id == 1
   again.verify()
   assert isinstance(open_dataset(dataset.directory + "/8"), PackedDataset)
+  empty = tmp_path / "alone/empty"  # datasets beside it would be named
+  empty.mkdir(parents=True)
   with pytest.raises(InputError, match="no packed dataset, or an unfinished one; run prepare"):
-    open_dataset(str(tmp_path))
+    open_dataset(str(empty))
   with pytest.raises(InputError, match="decomposition.json: No such file"):
-    DecomposedDataset(str(tmp_path))
+    DecomposedDataset(str(empty))
 
 
 @pytest.mark.parametrize(
