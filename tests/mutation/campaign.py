@@ -270,7 +270,7 @@ class Worker:
       os.utime(path, (times.st_atime, times.st_mtime))
     test, message = next(iter(failed.items()), (None, None))
     if message:  # records name no place on the machine that made them
-      message = message.replace(str(self.tree), ".").replace(str(self.tmp), "WORK")
+      message = message.replace(str(self.tree), ".").replace(str(self.tmp), "TMP")
     about = {"fate": fate, "line": place.start[0], "test": test, "message": message, "tests": count}
     return about | {"seconds": round(time.monotonic() - start, 1), "cpu": round(cpu, 1)}
 
