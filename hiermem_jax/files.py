@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hiermem_jax.errors import listed
+from hiermem_jax.errors import InputError, listed
 
 if TYPE_CHECKING:
   import numpy as np
@@ -73,8 +73,35 @@ def write_json(path: "AnyPath", value: Mapping[str, Any], *, indent: int | None 
 
 
 def read_json(path: "AnyPath") -> dict[str, Any]:
-  """Reads one JSON object."""
-  return json.loads(as_path(path).read_bytes())
+  """Reads one JSON object.
+
+  Raises:
+    InputError: the file holds something else, as one that was cut off does.
+  """
+  return _object(as_path(path).read_bytes(), str(path))
+
+
+def read_jsonl(path: "AnyPath", *, growing: bool = False) -> list[dict[str, Any]]:
+  """Reads a JSON object per line; with `growing`, leaves out a last line that has no end yet.
+
+  Raises:
+    InputError: a line holds something else.
+  """
+  lines = as_path(path).read_bytes().split(b"\n")
+  last = lines.pop()
+  if last and not growing:
+    lines.append(last)
+  return [_object(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _object(text: bytes, place: str) -> dict[str, Any]:
+  try:
+    if isinstance(found := json.loads(text), dict):
+      return found
+    reason = f"it is a {type(found).__name__}"
+  except ValueError as error:
+    reason = str(error)
+  raise InputError(f"{place}: damaged, not a JSON object ({reason}); delete the file, or bring back a whole one")
 
 
 def write_arrays(path: "AnyPath", **arrays: "np.ndarray") -> None:

@@ -97,7 +97,7 @@ def facts() -> dict[str, Any]:
 def read(directory: str) -> list[dict[str, Any]]:
   """The lines of a run directory's `runs.jsonl`, oldest first; none where it keeps none."""
   path = os.path.join(directory, NAME)
-  return [json.loads(line) for line in _read(path).splitlines()] if os.path.exists(path) else []
+  return files.read_jsonl(path) if os.path.exists(path) else []
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hiermem_jax import files
+from hiermem_jax.errors import InputError
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
@@ -104,3 +105,25 @@ def test_no_other_module_renames_a_temporary_file():
     if any(word in path.read_text() for word in ("os.replace(", "os.rename(", ".rename(", "temporary.replace("))
   }
   assert found <= allowed
+
+
+@pytest.mark.parametrize("content", ['{"a": 1', "", "[1]", "\x00\x00"])
+def test_a_damaged_file_is_one_line_that_names_it(tmp_path, content):
+  path = tmp_path / "a.json"
+  path.write_text(content)
+  with pytest.raises(InputError) as caught:
+    files.read_json(path)
+  assert str(caught.value).startswith(f"{path}: damaged, not a JSON object (") and "\n" not in str(caught.value)
+  path.write_text(f'{{"a": 1}}\n{content}\n')
+  with pytest.raises(InputError, match=f"{path}, line 2: damaged"):
+    files.read_jsonl(path, growing=True)
+
+
+def test_lines_of_a_file_that_grows(tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text('{"a": 1}\n{"a": 2}\n')
+  assert files.read_jsonl(path) == files.read_jsonl(path, growing=True) == [{"a": 1}, {"a": 2}]
+  path.write_text('{"a": 1}\n{"a": 2}')
+  assert files.read_jsonl(path) == [{"a": 1}, {"a": 2}]
+  path.write_text('{"a": 1}\n{"a"')
+  assert files.read_jsonl(path, growing=True) == [{"a": 1}]

@@ -7,7 +7,6 @@ cancels, and the interval is that of the paired differences. Otherwise it is tha
 
 import collections
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -178,8 +177,7 @@ def curves(run_dir: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
   found = {}
   root = pathlib.Path(run_dir)
   for path in sorted([*root.glob("metrics.jsonl"), *root.glob("*/metrics.jsonl")]):
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a running training may be in the middle of a line
-    lines = [json.loads(line) for line in whole.splitlines()]
+    lines = files.read_jsonl(path, growing=True)  # a running training may be in the middle of a line
     names = ("loss", "loss/validation")
     found[os.path.normpath(path.parent.relative_to(root))] = {
       name: [(line["step"], line[name]) for line in lines if name in line] for name in names

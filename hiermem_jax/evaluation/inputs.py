@@ -58,9 +58,14 @@ def _contents(path: str) -> dict[str, str]:
 
 def is_made_of(directory: str, inputs: Mapping[str, Any]) -> bool:
   """Whether the report in a directory was made of these inputs; every process must ask, the first one looks."""
-  path = os.path.join(directory, _NAME)
-  same = distributed.is_first() and os.path.exists(path) and files.read_json(path) == inputs
-  return bool(distributed.from_first(int(same)))
+
+  def same() -> bool:
+    there = all(os.path.exists(os.path.join(directory, name)) for name in (_NAME, "report.json", "report.png"))
+    return there and files.read_json(os.path.join(directory, _NAME)) == inputs
+
+  found: list[bool] = []
+  distributed.on_first(lambda: found.append(same()))
+  return bool(distributed.from_first(int(any(found))))
 
 
 def forget(directory: str) -> None:

@@ -11,13 +11,13 @@ and of the tokenizer, so that it has the same name wherever it is packed.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from hiermem_jax import files
 from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.evaluation.probes import Probe
 
@@ -66,7 +66,4 @@ def lines(
 def read(directory: str) -> list[dict[str, Any]]:
   """The lines in a report's directory; none where it keeps none."""
   path = os.path.join(directory, NAME)
-  if not os.path.exists(path):
-    return []
-  with open(path, encoding="utf-8") as file:
-    return [json.loads(line) for line in file]
+  return files.read_jsonl(path) if os.path.exists(path) else []

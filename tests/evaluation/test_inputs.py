@@ -62,6 +62,9 @@ def test_a_report_that_is_being_replaced_is_of_nothing(run_dir):
   directory, made_of = str(run_dir / "evaluation"), describe(run_dir)
   assert not inputs.is_made_of(directory, made_of)
   inputs.remember(directory, made_of)
+  for name in ("report.json", "report.png"):  # a report that was deleted is made again
+    assert not inputs.is_made_of(directory, made_of)
+    (pathlib.Path(directory) / name).write_text("{}")
   assert inputs.is_made_of(directory, made_of) and not inputs.is_made_of(directory, made_of | {"code": ""})
   inputs.forget(directory)
   assert not inputs.is_made_of(directory, made_of) and pathlib.Path(directory).exists()
