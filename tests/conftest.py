@@ -2,6 +2,8 @@
 
 import collections
 import os
+import pathlib
+import sys
 import tempfile
 
 # The environment of the tests and of the processes that they start, before JAX reads it. What is set already stays.
@@ -30,6 +32,8 @@ from hiermem_jax.data.packed.decomposition import DecomposedDataset, write_decom
 from hiermem_jax.data.packed.format import Manifest, encode_record, write_manifest, write_shard  # noqa: E402
 from hiermem_jax.data.packed.reading import PackedDataset  # noqa: E402
 from hiermem_jax.models.anchor import init_anchor  # noqa: E402
+
+sys.path.append(str(pathlib.Path(__file__).parent))  # for terminal.py; last, so that no folder of tests hides a package
 
 # Folders whose tests share a fixture that takes long: one of two workers (pytest-xdist) runs them all.
 _TOGETHER = ("tests/evaluation", "tests/parallel", "tests/training")

@@ -1,16 +1,13 @@
 """What a command shows: in a pseudo-terminal of two widths, in a CI log, with and without colours; and what its log has."""
 
-import fcntl
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 import textwrap
 
 import pytest
+from terminal import shown
 
 from hiermem_jax import console
 
@@ -51,24 +48,14 @@ def in_pipes(directory, *arguments, process=0):
 
 def in_terminal(columns, *arguments, **environment):
   """All that a program writes into a terminal."""
-  ours, theirs = pty.openpty()
-  fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
   names = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
   kept = {name: value for name, value in os.environ.items() if name not in names}
-  process = subprocess.Popen(
-    [sys.executable, "-c", _PROGRAM, *map(str, arguments)],
-    stdin=theirs, stdout=theirs, stderr=theirs, env=kept | {"TERM": "xterm-256color"} | environment,
-  )  # fmt: skip
-  os.close(theirs)
-  written = b""
-  try:
-    while data := os.read(ours, 4096):
-      written += data
-  except OSError:  # the end, on Linux
-    pass
-  os.close(ours)
-  assert process.wait() == 0, written
-  return written.decode()
+
+  def start(variables, **streams):
+    command = [sys.executable, "-c", _PROGRAM, *map(str, arguments)]
+    return subprocess.Popen(command, env=kept | variables | environment, **streams)
+
+  return shown(columns, start)
 
 
 def test_a_log_without_a_terminal_has_a_line_of_progress_every_30_seconds(tmp_path):

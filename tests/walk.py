@@ -7,20 +7,18 @@ one, and starts two in one directory. It prints a line for every step, and ends 
 """
 
 import argparse
-import fcntl
 import json
 import os
 import pathlib
-import pty
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from concurrent.futures import ThreadPoolExecutor
+
+from terminal import shown
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMOKE, QUICKSTART = "--gin_file=tests/smoke.gin", "--gin_file=gin/runs/quickstart.gin"
@@ -56,19 +54,7 @@ def refused(*arguments, environment=()):
 
 def in_terminal(columns, *arguments):
   """All that a verb writes into a terminal of so many columns."""
-  ours, theirs = pty.openpty()
-  fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-  process = start(*arguments, environment={"TERM": "xterm-256color"}, stdin=theirs, stdout=theirs, stderr=theirs)
-  os.close(theirs)
-  written = b""
-  try:
-    while data := os.read(ours, 4096):
-      written += data
-  except OSError:  # the end, on Linux
-    pass
-  os.close(ours)
-  assert process.wait(SECONDS) == 0, written.decode()
-  return written.decode()
+  return shown(columns, lambda variables, **streams: start(*arguments, environment=variables, **streams), SECONDS)
 
 
 def has(text, *parts):
@@ -98,10 +84,10 @@ class Walk:
   # The console
 
   def chain_in_a_terminal_shows_its_stages(self):
-    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", in_terminal(80, "run", SMOKE, f"--run_dir={self.run}"))
-    has(shown, "[1/6 cluster]", "[3/6 train anchor]", "[5/6 train cotrain]", "[6/6 evaluate]", "written: ")
-    assert shown.startswith(f"[run] log: {self.run}/log.txt"), shown
-    assert shown.count("\n") < 65, shown  # progress is rewritten in place
+    screen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", in_terminal(80, "run", SMOKE, f"--run_dir={self.run}"))
+    has(screen, "[1/6 cluster]", "[3/6 train anchor]", "[5/6 train cotrain]", "[6/6 evaluate]", "written: ")
+    assert screen.startswith(f"[run] log: {self.run}/log.txt"), screen
+    assert screen.count("\n") < 65, screen  # progress is rewritten in place
 
   # A. Configurations
 
