@@ -93,11 +93,12 @@ def make_gradients(
     parts = _split((block, batch), microbatches)
     mean_log_z = jnp.float32(0)
     if objective.z_loss:
-      each = jax.lax.map(lambda part: weighted_losses(anchor_params, *part, tokens)[1], parts)
+      each = jax.lax.map(lambda part: weighted_losses(anchor_params, part[0], part[1], tokens)[1], parts)
       mean_log_z = jax.lax.psum(each.sum(), BATCH_AXES)
 
     def add(sums, part):
-      anchor_grads, block_grads, loss, of_sequence = part_grads(anchor_params, *part, tokens, mean_log_z)
+      block, batch = part
+      anchor_grads, block_grads, loss, of_sequence = part_grads(anchor_params, block, batch, tokens, mean_log_z)
       return jax.tree.map(jnp.add, sums, (anchor_grads, loss)), (block_grads, of_sequence)
 
     nothing = {} if objective.frozen_anchor else jax.tree.map(jnp.zeros_like, anchor_params)
