@@ -12,7 +12,7 @@ from hiermem_jax.models.config import MemoryConfig, ModelConfig
 from hiermem_jax.models.losses import anchor_losses
 from hiermem_jax.parallel import push, with_fetched_block
 from hiermem_jax.parallel.layout import anchor_specs
-from hiermem_jax.parallel.mesh import BATCH_AXES, DATA_AXIS, DEFAULT_RULES, REPLICA_AXIS, Rules
+from hiermem_jax.parallel.mesh import BATCH_AXES, CONTEXT_AXIS, DATA_AXIS, DEFAULT_RULES, REPLICA_AXIS, TOKEN_AXES, Rules
 from hiermem_jax.training.config import Objective
 from hiermem_jax.training.optimizer import apply_updates, global_norm
 from hiermem_jax.training.state import TrainState
@@ -40,10 +40,10 @@ def make_gradients(
   never the tables:
 
     1. fetch        leaf [B] -> block, vectors [B, L, R, width]
-    2. on each device, with its b sequences:
+    2. on each device, with its b sequences and its S of their positions:
        a. losses and log-partitions of its tokens      [b, S]
        b. their gradients by the anchor's parameters and by the block [b, L, R, width]
-       c. the anchor's are summed over the devices
+       c. the anchor's are summed over the devices, the block's over those that share a sequence
     3. push         the block's gradient -> per table the rows' gradient, summed over the batch
 
   Args:
@@ -59,6 +59,11 @@ def make_gradients(
   """
   specs = {} if objective.frozen_anchor else anchor_specs(model.anchor, rules)
 
+  def sum_over_context(grad):  # in float32
+    if mesh.shape[CONTEXT_AXIS] == 1:
+      return grad
+    return jax.lax.psum(grad.astype(jnp.float32), CONTEXT_AXIS).astype(grad.dtype)
+
   def local_loss(anchor_params, block, batch, tokens):
     """This device's part of the loss. The gradients of all parts add up to the loss's gradient."""
     losses, log_z = anchor_losses(model.anchor, anchor_params, batch, block)
@@ -66,27 +71,29 @@ def make_gradients(
     of_sequence = (losses * weights).sum(axis=-1)
     loss = of_sequence.sum() / tokens
     log_z = (log_z * weights).sum() / tokens
-    elsewhere = jax.lax.stop_gradient(jax.lax.psum(log_z, BATCH_AXES) - log_z)
+    elsewhere = jax.lax.stop_gradient(jax.lax.psum(log_z, TOKEN_AXES) - log_z)
     return loss + objective.z_loss * jnp.square(log_z + elsewhere), (loss, of_sequence)
 
   def local_grads(anchor_params, block, batch):
     """Gradients of the loss on each device's sequences; the anchor's are summed over devices."""
-    tokens_of_sequence = batch["decoder_loss_weights"].sum(axis=-1)
+    tokens_of_sequence = jax.lax.psum(batch["decoder_loss_weights"].sum(axis=-1), CONTEXT_AXIS)
     tokens = jax.lax.psum(tokens_of_sequence.sum(), BATCH_AXES)
     grad_fn = jax.grad(local_loss, argnums=1 if objective.frozen_anchor else (0, 1), has_aux=True)
     grads, (loss, of_sequence) = grad_fn(anchor_params, block, batch, tokens)
     anchor_grads, block_grads = ({}, grads) if objective.frozen_anchor else grads
 
     def add(grad, spec):  # what is split over the data axis has been summed over it by the gather's gradient
-      return jax.lax.psum(grad, REPLICA_AXIS if DATA_AXIS in spec else BATCH_AXES)
+      return jax.lax.psum(grad, (REPLICA_AXIS, CONTEXT_AXIS) if DATA_AXIS in spec else TOKEN_AXES)
 
     anchor_grads = jax.tree.map(add, anchor_grads, specs)
-    losses = Losses(jax.lax.psum(loss, BATCH_AXES), tokens, of_sequence, tokens_of_sequence)
+    block_grads = jax.tree.map(sum_over_context, block_grads)
+    of_sequence = jax.lax.psum(of_sequence, CONTEXT_AXIS)
+    losses = Losses(jax.lax.psum(loss, TOKEN_AXES), tokens, of_sequence, tokens_of_sequence)
     return anchor_grads, block_grads, losses
 
   by_sequence, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
   out_specs = (specs, by_sequence, Losses._make((everywhere, everywhere, by_sequence, by_sequence)))
-  grads_fn = with_fetched_block(local_grads, model, mesh, rules, out_specs=out_specs)
+  grads_fn = with_fetched_block(local_grads, model, mesh, rules, out_specs=out_specs, split_positions=True)
 
   def gradients(params, leaf, batch):
     anchor_grads, block_grads, losses = grads_fn(params, leaf, batch)
