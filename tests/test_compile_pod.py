@@ -110,7 +110,7 @@ def test_numbers(compile_run):
 
 def test_two_slices(compile_run):
   report = compile_run(topology="v5e:2x2", num_slices=2)
-  assert (report["devices"], report["mesh"]) == (8, {"replica": 2, "data": 4, "model": 1})
+  assert (report["devices"], report["mesh"]) == (8, {"replica": 2, "data": 4, "context": 1, "model": 1})
   crossing = {c["tensor"] for c in report["collectives"] if c["network"] == "DCN" and c["tensor"].startswith("push")}
   assert crossing >= {"push level_1", "push level_2"}
   rows = {(row["tensor"], row["network"]): row for row in report["exchange"]}
@@ -236,7 +236,7 @@ def test_remedies_name_a_batch_and_a_slice_that_fit():
   anchor = AnchorConfig(**_ANCHOR)
   report = {
     "hbm": {"arguments": 4 * GIB, "temporaries": 40 * GIB, "peak": 44 * GIB, "usable": 16 * GIB},
-    "mesh": {"replica": 1, "data": 64, "model": 1},
+    "mesh": {"replica": 1, "data": 64, "context": 1, "model": 1},
     "batch_size": 64 * 10,
   }
   advice = "\n".join(remedies(report, ModelConfig(anchor=anchor)))
@@ -244,8 +244,9 @@ def test_remedies_name_a_batch_and_a_slice_that_fit():
   assert "train.batch_size = 128 (now 640)" in advice  # 4 + 40 * 2 / 10 = 12 GiB; three each would just fill it
   assert "AnchorConfig.remat = 'full' (now 'none')" in advice
   report["batch_size"] = 64
-  assert "a slice of about 256 devices holds this state and batch, with train.batch_size = 256\n" in "\n".join(
-    remedies(report, ModelConfig(anchor=anchor))
+  assert (
+    "a slice of about 256 devices holds this state and batch, with train.batch_size = 256 or MeshConfig.context = 4\n"
+    in "\n".join(remedies(report, ModelConfig(anchor=anchor)))
   )
   assert "remat" not in "\n".join(remedies(report, ModelConfig(anchor=AnchorConfig(**_ANCHOR, remat="full"))))
 

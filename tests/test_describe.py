@@ -97,7 +97,7 @@ def device_page(capsys, run, **arguments):
 def test_memory_of_a_device(capsys):
   """A2 on 256 chips, by hand: an equal part of the weights in float32, of both moments, of each table's 16^k + 1 rows."""
   device = device_page(capsys, "a2", topology="v5e:16x16")
-  assert device["mesh"] == {"replica": 1, "data": 256, "model": 1}
+  assert device["mesh"] == {"replica": 1, "data": 256, "context": 1, "model": 1}
   table = 4 * 4097 * 860_160 // 256
   assert device["bytes"]["level_3"] == table
   assert device["bytes"]["level_3 optimizer"] == 2 * table + 8  # and two counts of steps

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hiermem_jax.models import context
 from hiermem_jax.models.anchor_config import AnchorConfig
 from hiermem_jax.models.attention import document_mask, splash
 from hiermem_jax.models.memory import Block, with_memory
@@ -173,7 +174,8 @@ class Attention(nn.Module):
     3. split into heads                          [B, S, N, H]
     4. RoPE on queries and keys                  [B, S, N, H]
     5. with a cache: write the keys and values of these positions into it, and read all T of it    [B, T, N, H]
-    6. masked softmax attention                  [B, S, N, H]
+    6. masked softmax attention                  [B, S, N, H]; where several devices share a sequence, on all of its
+       positions and a part of the heads (see `context`)
     7. project back                              [B, S, N * H] -> [B, S, D]
 
   A memory block adds what its kind says at steps 1 (`query`, `key`, `value`), 6 (`attention`) and 7 (`out`).
@@ -189,7 +191,7 @@ class Attention(nn.Module):
       x: [B, S, D].
       block: this layer's vectors [B, R, width], or None.
       mask: bool [B, 1, S, S] ([B, 1, S, T] with a cache); None: the flash-attention kernel.
-      segment_ids: int32 [B, S].
+      segment_ids: int32 [B, S], of whole sequences, as is the mask.
       positions: int32 [B, S].
       cache: keys and values [B, T, N, H], or None.
       layer: int32 [], the number of the layer.
@@ -214,8 +216,11 @@ class Attention(nn.Module):
       here = jnp.arange(len(x))[:, None], positions
       cache = KVCache(cache.key.at[here].set(k), cache.value.at[here].set(v))
       k, v = cache
+    q, k, v = map(context.to_heads, (q, k, v))
     y = splash(q, k, v, segment_ids) if mask is None else jax.nn.dot_product_attention(q, k, v, mask=mask)
-    y = with_memory(y, block, "attention", unrotated, layer).reshape(*x.shape[:2], c.attention_width)
+    y = with_memory(context.to_positions(y), block, "attention", unrotated, layer).reshape(
+      *x.shape[:2], c.attention_width
+    )
     out = Weight(shape[::-1], axes[::-1], sigma / jnp.sqrt(2.0 * (layer + 1)), c, name="out")
     return with_memory(y @ out(), block, "out", y, layer), cache
 
@@ -287,6 +292,7 @@ class Anchor(nn.Module):
     self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, block: Block | None = None
   ) -> tuple[jax.Array, jax.Array]:
     """Factors of the logits: hidden states [B, S, D] and the output head [D, V]; arguments as for `__call__`."""
+    segment_ids = context.whole_sequence(segment_ids)
     mask = document_mask(segment_ids) if self.config.attention == "xla" else None
     hidden, head, _ = self._run(tokens, segment_ids, positions, mask, block, None)
     return hidden, head

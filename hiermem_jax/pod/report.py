@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from hiermem_jax.models.bank import table_shapes
 from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.parallel.layout import bytes_per_device
-from hiermem_jax.parallel.mesh import DATA_AXIS, MODEL_AXIS, REPLICA_AXIS
+from hiermem_jax.parallel.mesh import CONTEXT_AXIS, DATA_AXIS, MODEL_AXIS, REPLICA_AXIS
 from hiermem_jax.pod.collectives import Collective, collectives
 from hiermem_jax.pod.cost import cost
 from hiermem_jax.pod.topology import GIB, Topology, out_of_memory
@@ -203,13 +203,16 @@ def exchange_ratios(found: list[Collective], report: dict, model: ModelConfig) -
 def remedies(report: dict, model: ModelConfig) -> list[str]:
   """What would make a step fit, by arithmetic: the state and the batch are split over the devices of a slice."""
   hbm, mesh = report["hbm"], report["mesh"]
-  split, shards = mesh[DATA_AXIS] * mesh[MODEL_AXIS], mesh[REPLICA_AXIS] * mesh[DATA_AXIS]
+  context, model_parts, shards = mesh[CONTEXT_AXIS], mesh[MODEL_AXIS], mesh[REPLICA_AXIS] * mesh[DATA_AXIS]
+  split = mesh[DATA_AXIS] * context * model_parts
   anchor, remaining, advice = model.anchor, hbm["usable"] - hbm["arguments"], []
   devices = split
   while devices * hbm["usable"] < split * hbm["peak"]:
     devices *= 2
-  sequences = devices // mesh[MODEL_AXIS] * mesh[REPLICA_AXIS]
-  larger = f", with train.batch_size = {sequences}" if sequences > report["batch_size"] else ""
+  sequences, larger = devices // (context * model_parts) * mesh[REPLICA_AXIS], ""
+  if sequences > report["batch_size"]:
+    parts, larger = context * sequences // report["batch_size"], f", with train.batch_size = {sequences}"
+    larger += "" if model.anchor.num_heads % (parts * model_parts) else f" or MeshConfig.context = {parts}"
   advice.append(f"more chips: a slice of about {devices} devices holds this state and batch{larger}")
   if remaining <= 0:
     if model.memory is not None:

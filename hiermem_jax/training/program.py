@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import ModelConfig
-from hiermem_jax.parallel import batch_sharding, batch_shards
+from hiermem_jax.parallel import batch_sharding, batch_shards, token_sharding
 from hiermem_jax.parallel.layout import abstract_arrays, bytes_per_device, check_mesh
 from hiermem_jax.training.config import TrainingRun
 from hiermem_jax.training.state import TrainState, init_state
@@ -68,12 +68,16 @@ class Program:
     return jax.jit(lambda x: x, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(array)
 
   def abstract_batch(self, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The batch contract for sequences of `length` tokens."""
-    shape, sharding = (self.batch_size, length), batch_sharding(self.mesh)
+    """The batch contract for sequences of `length` tokens.
+
+    Raises:
+      InputError: the mesh does not divide the length.
+    """
+    shape, sharding = (self.batch_size, length), token_sharding(self.mesh, length)
     names = ("input_tokens", "target_tokens", "segment_ids", "positions")
     batch = {f"decoder_{name}": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in names}
     batch["decoder_loss_weights"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-    batch["memory_leaf"] = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=sharding)
+    batch["memory_leaf"] = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=batch_sharding(self.mesh))
     return batch
 
   def lower(self, length: int) -> jax.stages.Lowered:
@@ -104,7 +108,10 @@ def make_program(run: TrainingRun, mesh: Mesh) -> Program:
   """
   shards = batch_shards(mesh)
   if run.batch_size % shards:
-    raise InputError(f"train.batch_size = {run.batch_size}: cannot be split over {shards} devices; bind a multiple")
+    raise InputError(
+      f"train.batch_size = {run.batch_size}: cannot be split over {shards} devices; bind a multiple, or more to"
+      " MeshConfig.context"
+    )
   if run.batch_size % (shards * run.microbatches):
     raise InputError(
       f"train.microbatches = {run.microbatches}: does not divide the {run.batch_size // shards} sequences that each of"

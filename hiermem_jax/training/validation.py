@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.models.losses import anchor_losses
 from hiermem_jax.parallel import batch_sharding, place_batch, with_fetched_block
-from hiermem_jax.parallel.mesh import Rules
+from hiermem_jax.parallel.mesh import CONTEXT_AXIS, Rules
 from hiermem_jax.training.checkpoint import DIRECTORY, CheckpointStore
 
 BEST = "best"
@@ -39,9 +39,9 @@ def make_validation_loss(
   def local(params, block, batch):
     losses, _ = anchor_losses(model.anchor, params, batch, block)
     weights = batch["decoder_loss_weights"]
-    return (losses * weights).sum(axis=-1), weights.sum(axis=-1)
+    return jax.lax.psum(((losses * weights).sum(axis=-1), weights.sum(axis=-1)), CONTEXT_AXIS)
 
-  by_sequence = with_fetched_block(local, model, mesh, rules, out_specs=batch_sharding(mesh).spec)
+  by_sequence = with_fetched_block(local, model, mesh, rules, out_specs=batch_sharding(mesh).spec, split_positions=True)
 
   @jax.jit
   def sums(params, batch):

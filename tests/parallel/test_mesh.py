@@ -30,11 +30,13 @@ def program(mesh, batch_size=16, **anchor):
 @pytest.mark.parametrize(
   "config, devices, slices, shape",
   [
-    (MeshConfig(), 1, 1, (1, 1, 1)),
-    (MeshConfig(), 256, 1, (1, 256, 1)),
-    (MeshConfig(), 512, 2, (2, 256, 1)),
-    (MeshConfig(slices=2, model=4), 64, 1, (2, 8, 4)),
-    (MeshConfig(slices=1, model=4), 64, 2, (1, 16, 4)),
+    (MeshConfig(), 1, 1, (1, 1, 1, 1)),
+    (MeshConfig(), 256, 1, (1, 256, 1, 1)),
+    (MeshConfig(), 512, 2, (2, 256, 1, 1)),
+    (MeshConfig(slices=2, model=4), 64, 1, (2, 8, 1, 4)),
+    (MeshConfig(slices=1, model=4), 64, 2, (1, 16, 1, 4)),
+    (MeshConfig(context=2), 256, 1, (1, 128, 2, 1)),
+    (MeshConfig(context=4, model=2), 64, 2, (2, 4, 4, 2)),
   ],
 )
 def test_data_takes_what_the_other_axes_leave(config, devices, slices, shape):
@@ -50,12 +52,13 @@ def fails(function, *parts):
 
 
 def test_devices_that_do_not_divide():
-  message = "8 devices cannot be split into 2 slices x model axis of 3", "bind MeshConfig.slices and MeshConfig.model"
+  message = "8 devices cannot be split into 2 slices x model axis of 3", "bind MeshConfig.slices, MeshConfig.model and"
   fails(lambda: MeshConfig(slices=2, model=3).shape(8), *message)
   fails(lambda: make_mesh(MeshConfig(model=2), jax.devices()[:1]), "1 devices cannot be split into 1 slices")
+  fails(lambda: MeshConfig(context=3).shape(8), "8 devices cannot be split into", "context axis of 3; bind")
 
 
-@pytest.mark.parametrize("sizes", [{"slices": 0}, {"model": 0}, {"model": -2}])
+@pytest.mark.parametrize("sizes", [{"slices": 0}, {"model": 0}, {"model": -2}, {"context": 0}])
 def test_sizes_that_no_mesh_has(sizes):
   fails(lambda: MeshConfig(**sizes), "MeshConfig: slices = ", "bind positive sizes")
 
@@ -63,43 +66,60 @@ def test_sizes_that_no_mesh_has(sizes):
 def test_rules_that_no_mesh_has():
   wrong = (*DEFAULT_RULES, ("seq", "chips"))
   fails(lambda: MeshConfig(rules=wrong), "MeshConfig.rules: 'seq' maps to ['chips']", "('replica', 'data', 'model')")
+  wrong = (*DEFAULT_RULES, ("embed_act", "context"))  # its devices have whole weights and activations
+  fails(lambda: MeshConfig(rules=wrong), "MeshConfig.rules: 'embed_act' maps to ['context']")
   wrong = (("batch", "data"), *DEFAULT_RULES[1:])
   fails(lambda: MeshConfig(rules=wrong), "'batch' must map to ('replica', 'data')")
 
 
 def test_mesh_that_fits():
-  for shape in ((1, 1, 1), (1, 8, 1), (2, 4, 2), (4, 2, 4)):
+  for shape in ((1, 1, 1, 1), (1, 8, 1, 1), (2, 4, 1, 2), (4, 2, 1, 4), (1, 4, 4, 1), (1, 4, 2, 2)):
     abstract = program(shape).abstract_state
-    parts = shape[1] * shape[2]
+    parts = shape[1] * shape[3]
     assert abstract.params["bank"]["level_1"].sharding.shard_shape((3, 192)) == (3, 192 // parts)
 
 
 def test_batch_that_does_not_divide():
-  fails(lambda: program((2, 4, 2), 12), "train.batch_size = 12: cannot be split over 8 devices; bind a multiple")
+  message = "train.batch_size = 12: cannot be split over 8 devices; bind a multiple, or more to MeshConfig.context"
+  fails(lambda: program((2, 4, 1, 2), 12), message)
+
+
+def test_length_that_does_not_divide():
+  message = (
+    "MeshConfig.context = 4: sequences of 30 tokens cannot be split over a context axis of 4; bind it to a divisor"
+  )
+  fails(lambda: program((1, 2, 4, 1)).abstract_batch(30), message)
+  batch = program((1, 2, 4, 1)).abstract_batch(32)
+  assert batch["decoder_positions"].sharding.shard_shape((16, 32)) == (8, 8)
+  assert batch["memory_leaf"].sharding.shard_shape((16,)) == (8,)
 
 
 def test_heads_that_do_not_divide():
   fails(
-    lambda: program((1, 1, 8)), "AnchorConfig.num_heads = 4: cannot be split over a model axis of 8; bind MeshConfig"
+    lambda: program((1, 1, 1, 8)), "AnchorConfig.num_heads = 4: cannot be split over a model axis of 8; bind MeshConfig"
   )
+  message = (
+    "AnchorConfig.num_heads = 4: cannot be split over a context axis of 4 and a model axis of 2; bind MeshConfig"
+  )
+  fails(lambda: program((1, 1, 4, 2)), message)
 
 
 def test_neurons_of_the_bank_that_do_not_divide():
   memory = dataclasses.replace(MEMORY, rows=(4, 0, 6))
   message = "MemoryConfig.rows of level 3 = 6: cannot be split over a model axis of 4; bind MeshConfig.model"
-  fails(lambda: check_mesh(abstract_mesh((1, 2, 4)), ModelConfig(anchor=ANCHOR, memory=memory)), message)
+  fails(lambda: check_mesh(abstract_mesh((1, 2, 1, 4)), ModelConfig(anchor=ANCHOR, memory=memory)), message)
 
 
 @pytest.mark.parametrize(
   "mesh, sizes, parts",
   [
     (
-      (1, 16, 1),
+      (1, 16, 1, 1),
       {"width": 24, "num_layers": 1},
       ["params/anchor/", "24 cannot be split over 16 devices (mesh axes data)"],
     ),
-    ((1, 1, 4), {"mlp_width": 6}, ["feed_forward/w", "6 cannot be split over 4 devices (mesh axes model)"]),
-    ((1, 1, 4), {"vocab_size": 10}, ["10 cannot be split over 4 devices (mesh axes model)"]),
+    ((1, 1, 1, 4), {"mlp_width": 6}, ["feed_forward/w", "6 cannot be split over 4 devices (mesh axes model)"]),
+    ((1, 1, 1, 4), {"vocab_size": 10}, ["10 cannot be split over 4 devices (mesh axes model)"]),
   ],
 )
 def test_weights_that_do_not_divide(mesh, sizes, parts):
@@ -112,7 +132,7 @@ def test_rows_of_the_bank_that_do_not_divide():
   mesh = MeshConfig(rules=DEFAULT_RULES[:1])
   run = TrainingRun(model=model, optimizer=OPTIMIZER, steps=1, batch_size=32, mesh=mesh)
   fails(
-    lambda: make_program(run, abstract_mesh((1, 32, 1))),
+    lambda: make_program(run, abstract_mesh((1, 32, 1, 1))),
     "params/bank/level_1 (3, 48): 48 cannot be split over 32 devices (mesh axes ('model', 'data'))",
   )
 
@@ -143,11 +163,11 @@ def chips(slices):
   return [result[i] for i in np.random.default_rng(0).permutation(len(result))]
 
 
-@pytest.mark.parametrize("model", [1, 4])
-def test_only_the_replica_axis_crosses_slices(model):
+@pytest.mark.parametrize("context, model", [(1, 1), (1, 4), (2, 2)])
+def test_only_the_replica_axis_crosses_slices(context, model):
   """The data-centre network carries the gradients' sum and nothing else."""
-  mesh = make_mesh(MeshConfig(model=model), chips(2))
-  assert dict(mesh.shape) == {"replica": 2, "data": 16 // model, "model": model}
+  mesh = make_mesh(MeshConfig(context=context, model=model), chips(2))
+  assert dict(mesh.shape) == {"replica": 2, "data": 16 // context // model, "context": context, "model": model}
   slices = [{chip.slice_index for chip in replica.flat} for replica in mesh.devices]
   assert slices in ([{0}, {1}], [{1}, {0}])
   assert {chip.id for chip in mesh.devices.flat} == set(range(32))
