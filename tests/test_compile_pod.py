@@ -244,8 +244,9 @@ def test_remedies_name_a_batch_and_a_slice_that_fit():
   assert "train.batch_size = 128 (now 640)" in advice  # 4 + 40 * 2 / 10 = 12 GiB; three each would just fill it
   assert "AnchorConfig.remat = 'full' (now 'none')" in advice
   report["batch_size"] = 64
-  assert "a slice of about 256 devices holds this state and batch, with train.batch_size = 256 or MeshConfig.context = 4\n" in "\n".join(
-    remedies(report, ModelConfig(anchor=anchor))
+  assert (
+    "a slice of about 256 devices holds this state and batch, with train.batch_size = 256 or MeshConfig.context = 4\n"
+    in "\n".join(remedies(report, ModelConfig(anchor=anchor)))
   )
   assert "remat" not in "\n".join(remedies(report, ModelConfig(anchor=AnchorConfig(**_ANCHOR, remat="full"))))
 

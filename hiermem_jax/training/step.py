@@ -12,7 +12,15 @@ from hiermem_jax.models.config import MemoryConfig, ModelConfig
 from hiermem_jax.models.losses import anchor_losses
 from hiermem_jax.parallel import push, with_fetched_block
 from hiermem_jax.parallel.layout import anchor_specs
-from hiermem_jax.parallel.mesh import BATCH_AXES, CONTEXT_AXIS, DATA_AXIS, DEFAULT_RULES, REPLICA_AXIS, TOKEN_AXES, Rules
+from hiermem_jax.parallel.mesh import (
+  BATCH_AXES,
+  CONTEXT_AXIS,
+  DATA_AXIS,
+  DEFAULT_RULES,
+  REPLICA_AXIS,
+  TOKEN_AXES,
+  Rules,
+)
 from hiermem_jax.training.config import Objective
 from hiermem_jax.training.optimizer import apply_updates, global_norm
 from hiermem_jax.training.state import TrainState

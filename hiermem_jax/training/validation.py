@@ -41,9 +41,7 @@ def make_validation_loss(
     weights = batch["decoder_loss_weights"]
     return jax.lax.psum(((losses * weights).sum(axis=-1), weights.sum(axis=-1)), CONTEXT_AXIS)
 
-  by_sequence = with_fetched_block(
-    local, model, mesh, rules, out_specs=batch_sharding(mesh).spec, split_positions=True
-  )
+  by_sequence = with_fetched_block(local, model, mesh, rules, out_specs=batch_sharding(mesh).spec, split_positions=True)
 
   @jax.jit
   def sums(params, batch):

@@ -21,9 +21,7 @@ def shapes(mesh, split_positions):
     return segments
 
   spec = POSITIONS if split_positions else SEQUENCES
-  run = batch_parallel(
-    local, abstract_mesh(mesh), DEFAULT_RULES, (spec, spec), spec, split_positions=split_positions
-  )
+  run = batch_parallel(local, abstract_mesh(mesh), DEFAULT_RULES, (spec, spec), spec, split_positions=split_positions)
   jaxpr = jax.make_jaxpr(run)(jnp.zeros((8, 24), jnp.int32), jnp.zeros((8, 24, 12, 2)))
   return seen, str(jaxpr).count("all_to_all[") + str(jaxpr).count("all_gather[")
 

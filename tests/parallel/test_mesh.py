@@ -85,18 +85,27 @@ def test_batch_that_does_not_divide():
 
 
 def test_length_that_does_not_divide():
-  message = "MeshConfig.context = 4: sequences of 30 tokens cannot be split over a context axis of 4; bind it to a divisor"
+  message = (
+    "MeshConfig.context = 4: sequences of 30 tokens cannot be split over a context axis of 4; bind it to a divisor"
+  )
   fails(lambda: program((1, 2, 4, 1)).abstract_batch(30), message)
   batch = program((1, 2, 4, 1)).abstract_batch(32)
   assert batch["decoder_positions"].sharding.shard_shape((16, 32)) == (8, 8)
   assert batch["memory_leaf"].sharding.shard_shape((16,)) == (8,)
 
 
+def test_chunk_that_does_not_divide_the_part_of_a_sequence():
+  message = "AnchorConfig.logits_chunk = 8: does not divide a device's parts of sequences of 12; bind a divisor"
+  fails(lambda: program((1, 1, 4, 1), logits_chunk=8).lower(48), message)
+
+
 def test_heads_that_do_not_divide():
   fails(
     lambda: program((1, 1, 1, 8)), "AnchorConfig.num_heads = 4: cannot be split over a model axis of 8; bind MeshConfig"
   )
-  message = "AnchorConfig.num_heads = 4: cannot be split over a context axis of 4 and a model axis of 2; bind MeshConfig"
+  message = (
+    "AnchorConfig.num_heads = 4: cannot be split over a context axis of 4 and a model axis of 2; bind MeshConfig"
+  )
   fails(lambda: program((1, 1, 4, 2)), message)
 
 
