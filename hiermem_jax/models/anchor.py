@@ -218,9 +218,8 @@ class Attention(nn.Module):
       k, v = cache
     q, k, v = map(context.to_heads, (q, k, v))
     y = splash(q, k, v, segment_ids) if mask is None else jax.nn.dot_product_attention(q, k, v, mask=mask)
-    y = with_memory(context.to_positions(y), block, "attention", unrotated, layer).reshape(
-      *x.shape[:2], c.attention_width
-    )
+    y = with_memory(context.to_positions(y), block, "attention", unrotated, layer)
+    y = y.reshape(*x.shape[:2], c.attention_width)
     out = Weight(shape[::-1], axes[::-1], sigma / jnp.sqrt(2.0 * (layer + 1)), c, name="out")
     return with_memory(y @ out(), block, "out", y, layer), cache
 

@@ -48,8 +48,7 @@ class MeshConfig:
 
   Attributes:
     slices: size of the replica axis; None: as many slices as the devices belong to.
-    context: size of the context axis, which must divide the heads of a device of the model axis and the sequences'
-      length.
+    context: size of the context axis. context x model must divide the heads, context the length of sequences.
     model: size of the model axis.
     rules: how the anchor is laid out, logical name -> axis. The batch and the bank follow the mesh (see the module's
       docstring).

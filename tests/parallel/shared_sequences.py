@@ -85,15 +85,15 @@ def make(shape, variant, microbatches=1, **anchor):
   return make_program(run, mesh)
 
 
-def train(shape, variant, **settings):
-  """A few steps from the same start: the start, the state after them, and the scalars of each step."""
+def train(start, shape, variant, **settings):
+  """A few steps: the state after them, and the scalars of each step."""
   program = make(shape, variant, **settings)
-  state, key = program.init(jax.random.key(0)), program.replicate(jax.random.key(1))
-  start, scalars = jax.tree.map(np.array, state.params), []
+  state = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), start, program.abstract_state)
+  key, scalars = program.replicate(jax.random.key(1)), []
   for step in range(STEPS):
     state, metrics = program.step(state, place_batch(batch(step), program.mesh), key)
     scalars += metrics.read()
-  return start, state, scalars
+  return state, scalars
 
 
 def relative(a, b):
@@ -103,24 +103,25 @@ def relative(a, b):
 
 
 def moved(start, state):
-  return jax.tree.map(lambda a, b: np.asarray(b, np.float64) - a, start, state.params)
+  return jax.tree.map(lambda a, b: np.asarray(b, np.float64) - a, start.params, state.params)
 
 
 def check_training():
   """Losses, every other scalar, and what training has added to the parameters, against one device."""
-  alone = {variant: train((1, 1, 1, 1), variant) for variant in VARIANTS}
   found, states = {}, {}
   for name, (variant, settings) in MESHES.items():
-    start, state, scalars = train(shape_of(name), variant, **settings)
-    expected = alone[variant]
+    one = (1, 1, 1, 1)
+    start = jax.tree.map(np.array, make(one, variant).init(jax.random.key(0)))
+    states[f"1x1x1x1 {variant}"], expected = train(start, one, variant)
+    states[name], scalars = train(start, shape_of(name), variant, **settings)
+    updates = [moved(start, states[key]) for key in (name, f"1x1x1x1 {variant}")]
     found[name] = {
-      "losses": [[step["loss"] for step in run] for run in (scalars, expected[2])],
-      "scalars": [[[step[key] for key in sorted(step)] for step in run] for run in (scalars, expected[2])],
-      "update_difference": relative(moved(start, state), moved(*expected[:2])),
-      "devices": len(jax.tree.leaves(state.params)[0].sharding.device_set),
+      "losses": [[step["loss"] for step in run] for run in (scalars, expected)],
+      "scalars": [[[step[key] for key in sorted(step)] for step in run] for run in (scalars, expected)],
+      "update_difference": relative(*updates),
+      "devices": len(jax.tree.leaves(states[name].params)[0].sharding.device_set),
     }
-    states[name] = state
-  return found, states | {"1x1x1x1 ffn": alone["ffn"][1]}
+  return found, states
 
 
 def check_checkpoints(states, run_dir):

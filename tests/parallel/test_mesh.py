@@ -73,7 +73,7 @@ def test_rules_that_no_mesh_has():
 
 
 def test_mesh_that_fits():
-  for shape in ((1, 1, 1, 1), (1, 8, 1, 1), (2, 4, 1, 2), (4, 2, 1, 4), (1, 4, 4, 1), (1, 4, 2, 2)):
+  for shape in ((1, 1, 1, 1), (2, 4, 1, 2), (4, 2, 1, 4), (1, 4, 2, 2)):
     abstract = program(shape).abstract_state
     parts = shape[1] * shape[3]
     assert abstract.params["bank"]["level_1"].sharding.shard_shape((3, 192)) == (3, 192 // parts)
