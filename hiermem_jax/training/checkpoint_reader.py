@@ -145,14 +145,15 @@ class CheckpointReader:
     """One item, in this process, whatever the others do."""
     path = self._path(step)
     if not os.path.isdir(path):
-      raise OSError(f"{path} is not there on this host; all hosts must share the run directory")
+      raise OSError(f"{path} is not there; all hosts must share the run directory")
     with _of_item(item), _alone(ocp.CompositeCheckpointHandler()) as checkpointer:
       return checkpointer.restore(path, args=ocp.args.Composite(**{item: how}))[item]
 
   def _read_shapes(self, step: int, item: str) -> list[Any]:
     """Shapes and types of an item's arrays, as `shapes` orders them, in this process."""
-    with _of_item(item), _alone(ocp.StandardCheckpointHandler()) as checkpointer:
-      return shapes(checkpointer.metadata(os.path.join(self._path(step), item)).item_metadata.tree)
+    handler = ocp.CompositeCheckpointHandler(**{item: ocp.StandardCheckpointHandler()})
+    with _of_item(item), _alone(handler) as checkpointer:
+      return shapes(checkpointer.metadata(self._path(step)).item_metadata[item].tree)
 
   def _agreed(self, place: str, read: Callable[[], T], seconds: float = READ_SECONDS) -> T:
     """What `read` gives, once it has succeeded in all processes; tries again what may pass.
@@ -209,7 +210,7 @@ def describe(error: BaseException) -> tuple[str, str]:
     text = f"{text[:40]} ... {text[-240:]}"
   if not isinstance(told, DamagedCheckpointError):
     text = f"{type(told).__name__}: {text}"
-  notes = [note for each in chain for note in getattr(each, "__notes__", ())]
+  notes = dict.fromkeys(note for each in chain for note in getattr(each, "__notes__", ()))
   return _kind(error), ", ".join([*notes, text])
 
 
