@@ -29,9 +29,9 @@ def make_state(mesh, step):
   """Random numbers, so that no chunk is left out as empty; each process holds half of each array."""
   rng = np.random.default_rng(step)
 
-  def array(*shape, spec=PartitionSpec("x")):
+  def array(*shape):
     values = rng.standard_normal(shape).astype(np.float32)
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), lambda index: values[index])
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, PartitionSpec("x")), lambda index: values[index])
 
   scalars = [
     jax.jit(lambda value=value: jnp.int32(value), out_shardings=NamedSharding(mesh, PartitionSpec()))()
@@ -161,7 +161,7 @@ def try_all(trial):
     replaced(CheckpointStore._agreed, "__defaults__", (2.0,)),
   ):
     trial.store.metadata()
-  data = [path for path in (trial.run_dir / "checkpoints/5/bank/ocdbt.process_1/d").iterdir()]
+  data = list((trial.run_dir / "checkpoints/5/bank/ocdbt.process_1/d").iterdir())
   if first:
     for path in data:
       flip(path)
