@@ -22,20 +22,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
-from training_run import CONFIG, Run, wait_until, write_dataset
+from training_run import CONFIG, Outcome, Run, flip, wait_until, write_dataset
+from two_hosts import TwoHosts
 
 STEPS, EVERY = 200, 20
-COLUMNS = ("fault", "tried", "recovered", "steps_lost", "bit_identical", "seconds")
-
-
-class Outcome(NamedTuple):
-  """What one try came to."""
-
-  recovered: bool
-  steps_lost: int
-  bit_identical: bool
+COLUMNS = ("fault", "tried", "recovered", "steps_lost", "bit_identical", "waited", "seconds")
 
 
 class Campaign:
@@ -214,30 +206,6 @@ class Campaign:
     recovered = status == 0 and [line["step"] for line in noted] == [step] and len(noted[0]["batch"]["sequences"]) == 8
     return Outcome(recovered, 1, run.result() == self.expected)
 
-  def lost_host(self, victim: int) -> Outcome:
-    """One of two processes is killed: the other ends with an error, and both go on from the last checkpoint."""
-    whole, run = self.run(processes=2), self.run(processes=2)
-    if whole.finish() != [0, 0]:
-      sys.exit(f"two undisturbed processes failed: see {whole.log()}")
-    processes = run.start()
-    wait_until(lambda: run.steps() >= 2 * EVERY + EVERY // 2 or processes[0].poll() is not None)
-    processes[victim].kill()
-    try:
-      ended = processes[1 - victim].wait(timeout=180) not in (0, 2, 75)
-    except subprocess.TimeoutExpired:
-      processes[1 - victim].kill()
-      ended = False
-    lost = max(run.steps() - (run.checkpoints() or [0])[-1], 0)
-    finished = run.finish() == [0, 0]
-    return Outcome(ended and finished, lost, finished and run.result() == whole.result())
-
-
-def flip(path: pathlib.Path) -> None:
-  """Flips a bit in the middle of a file."""
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 1
-  path.write_bytes(content)
-
 
 def truncate(path: pathlib.Path) -> None:
   """Cuts a file in half."""
@@ -286,8 +254,7 @@ def conduct(campaign: Campaign, quick: bool, only: str) -> Iterator[dict]:
     "checkpoint with a bit flipped": lambda: [campaign.damaged_checkpoint(flip)],
     "data shard truncated": lambda: [campaign.truncated_shard()],
     "NaN batch": lambda: [campaign.nan_batch()],
-    "one of two hosts killed": lambda: [campaign.lost_host(victim) for victim in ((1,) if quick else (0, 1))],
-  }
+  } | TwoHosts(campaign, STEPS, EVERY).faults(quick)
   if can_mount(campaign.directory / "mount"):
     size = 4 * sum(path.stat().st_size for path in (campaign.undisturbed.directory / f"checkpoints/{STEPS}").rglob("*"))
     faults["disk full, freed in time"] = lambda: [campaign.full_disk(size, freed=True)]
@@ -303,6 +270,7 @@ def conduct(campaign: Campaign, quick: bool, only: str) -> Iterator[dict]:
       "recovered": sum(outcome.recovered for outcome in outcomes),
       "steps_lost": max(outcome.steps_lost for outcome in outcomes),
       "bit_identical": all(outcome.bit_identical for outcome in outcomes),
+      "waited": round(max(outcome.waited for outcome in outcomes), 1),
       "seconds": round(time.monotonic() - start, 1),
     }
     print(json.dumps(row), file=sys.stderr, flush=True)
