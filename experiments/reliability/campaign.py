@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from training_run import CONFIG, Outcome, Run, flip, wait_until, write_dataset
+from training_run import CONFIG, Outcome, Run, flip, truncate, wait_until, write_dataset
 from two_hosts import TwoHosts
 
 STEPS, EVERY = 200, 20
@@ -40,8 +40,6 @@ class Campaign:
     self.config = directory / "run.gin"
     self.config.write_text(CONFIG.format(data=self.data, steps=STEPS, every=EVERY))
     self.cache = str(directory / "compiled")
-    self.undisturbed = self.undisturbed_run()
-    self.expected = self.undisturbed.result()
 
   def run(self, processes: int = 1) -> Run:
     """A new run."""
@@ -54,6 +52,16 @@ class Campaign:
     if run.finish() != [0]:
       sys.exit(f"the undisturbed run failed: see {run.log()}")
     return run
+
+  @functools.cached_property
+  def undisturbed(self) -> Run:
+    """A run that nothing disturbs."""
+    return self.undisturbed_run()
+
+  @functools.cached_property
+  def expected(self) -> tuple:
+    """What it came to."""
+    return self.undisturbed.result()
 
   @functools.cached_property
   def duration(self) -> float:
@@ -158,8 +166,9 @@ class Campaign:
     shutil.copytree(self.undisturbed.directory, run.directory)
     return run
 
-  def full_disk(self, size: int, freed: bool) -> Outcome:
+  def full_disk(self, freed: bool) -> Outcome:
     """No space from the third checkpoint on: freed before the end, or only after the run has given up."""
+    size = 4 * sum(path.stat().st_size for path in (self.undisturbed.directory / f"checkpoints/{STEPS}").rglob("*"))
     run = self.run()
     run.directory.mkdir()
     with tmpfs(run.directory, size):
@@ -207,11 +216,6 @@ class Campaign:
     return Outcome(recovered, 1, run.result() == self.expected)
 
 
-def truncate(path: pathlib.Path) -> None:
-  """Cuts a file in half."""
-  os.truncate(path, path.stat().st_size // 2)
-
-
 def fill(path: pathlib.Path) -> None:
   """Writes until there is no space left."""
   with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -256,9 +260,8 @@ def conduct(campaign: Campaign, quick: bool, only: str) -> Iterator[dict]:
     "NaN batch": lambda: [campaign.nan_batch()],
   } | TwoHosts(campaign, STEPS, EVERY).faults(quick)
   if can_mount(campaign.directory / "mount"):
-    size = 4 * sum(path.stat().st_size for path in (campaign.undisturbed.directory / f"checkpoints/{STEPS}").rglob("*"))
-    faults["disk full, freed in time"] = lambda: [campaign.full_disk(size, freed=True)]
-    faults["disk full to the end"] = lambda: [campaign.full_disk(size, freed=False)]
+    faults["disk full, freed in time"] = lambda: [campaign.full_disk(freed=True)]
+    faults["disk full to the end"] = lambda: [campaign.full_disk(freed=False)]
   else:
     print("no right to mount a tmpfs: 'disk full' is left out", file=sys.stderr)
   for fault, attempt in ((fault, attempt) for fault, attempt in faults.items() if only in fault):

@@ -158,6 +158,11 @@ def flip(path: pathlib.Path) -> None:
   path.write_bytes(content)
 
 
+def truncate(path: pathlib.Path) -> None:
+  """Cuts a file in half."""
+  os.truncate(path, path.stat().st_size // 2)
+
+
 def write_dataset(directory: pathlib.Path) -> None:
   """2,048 sequences that count up, each of 4 leaves from another number."""
   rng = np.random.default_rng(0)

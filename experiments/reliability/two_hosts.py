@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from training_run import Outcome, Run, ends, flip, wait_until
+from training_run import Outcome, Run, ends, flip, truncate, wait_until
 
 READ_SECONDS = 20
 
@@ -38,7 +38,10 @@ class TwoHosts:
     """Name -> tries; `quick` kills one of the two hosts instead of each."""
     return {
       "one of two hosts killed": lambda: [self._lost_host(victim) for victim in ((1,) if quick else (0, 1))],
-      "one of two hosts: checkpoint damaged": lambda: [self._damage_on_one_host()],
+      "one of two hosts: checkpoint damaged": lambda: [
+        self._damage_on_one_host(truncate, "process 1 ("),  # its host names the file
+        self._damage_on_one_host(flip, "item bank, array level_"),  # the file decodes, and the sums are wrong
+      ],
       "one of two hosts: disk full": lambda: [self._disk_full_on_one_host()],
       "one of two hosts: read hangs": lambda: [self._read_hangs_on_one_host()],
       "one of two hosts: SIGTERM": lambda: [self._signal_to_one_host(signal.SIGTERM)],
@@ -72,16 +75,17 @@ class TwoHosts:
     shutil.copytree(self._whole.directory, run.directory)
     return run, list((run.directory / f"checkpoints/{self._steps}/bank/ocdbt.process_1/d").iterdir())
 
-  def _damage_on_one_host(self) -> Outcome:
+  def _damage_on_one_host(self, damage: Callable[[pathlib.Path], None], named: str) -> Outcome:
     """What one host reads of the last checkpoint is damaged: both name it; on request both take the one before."""
     run, data = self._copy_of_whole()
     for path in data:
-      flip(path)
+      damage(path)
     statuses, waited = ends(run.start())
-    named = all(f"checkpoints/{self._steps} is damaged (process 1 (" in run.log(host).read_text() for host in range(2))
+    expected = f"checkpoints/{self._steps} is damaged ({named}"
+    known = all(expected in run.log(host).read_text() for host in range(2))
     finished = run.finish("--skip_damaged_checkpoints") == [0, 0]
     return Outcome(
-      statuses == [2, 2] and named and finished, self._every, finished and run.result() == self._whole.result(), waited
+      statuses == [2, 2] and known and finished, self._every, finished and run.result() == self._whole.result(), waited
     )
 
   def _read_hangs_on_one_host(self) -> Outcome:

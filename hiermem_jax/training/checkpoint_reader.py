@@ -24,7 +24,7 @@ from hiermem_jax.models.model import Model, init_params
 from hiermem_jax.parallel import agreement, distributed
 from hiermem_jax.parallel.layout import abstract_arrays, bytes_per_device, check_mesh
 from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
-from hiermem_jax.training.digest import digest
+from hiermem_jax.training.digest import array_digests, of_arrays
 from hiermem_jax.training.state import TrainState
 
 T = TypeVar("T")
@@ -137,8 +137,11 @@ class CheckpointReader:
     size = bytes_per_device(abstract) * jax.local_device_count()
     restored = self._agreed(self._path(step), read, READ_SECONDS + size / _SLOWEST)
     for name in abstract:  # all processes have all of it, and compute the same
-      if digest(restored[name]) != metadata["digests"][name]:
-        raise DamagedCheckpointError(_damaged(self._path(step), f"item {name} is not what was saved"))
+      sums, saved = array_digests(restored[name]), metadata.get("array_digests", {}).get(name, {})
+      if of_arrays(sums) != metadata["digests"][name]:
+        wrong = [array for array, value in sums.items() if value != saved.get(array, value)]
+        reason = f"item {name}{f', array {wrong[0]},' if wrong else ''} is not what was saved"
+        raise DamagedCheckpointError(_damaged(self._path(step), reason))
     return restored
 
   def _read(self, step: int | None, item: str, how: ocp.args.CheckpointArgs) -> Any:

@@ -19,8 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hiermem_jax import files
 from hiermem_jax.parallel import agreement, distributed
-from hiermem_jax.training import checkpoint, checkpoint_reader
+from hiermem_jax.training import checkpoint
 from hiermem_jax.training.checkpoint import CheckpointStore
+from hiermem_jax.training.digest import digest
 from hiermem_jax.training.state import TrainState
 from hiermem_jax.training.validation import BestModel
 
@@ -73,7 +74,7 @@ class Trial:
   def restored(self, step):
     """Whether the newest checkpoint is what was saved at a step."""
     state = make_state(self.mesh, step)
-    return checkpoint_reader.digest(self.store.restore(state)) == checkpoint_reader.digest(state)
+    return digest(self.store.restore(state)) == digest(state)
 
   def in_second(self, owner, name, value):
     """Replaces an attribute in the second process alone."""
