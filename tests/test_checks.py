@@ -161,3 +161,10 @@ def test_lengths_that_the_context_axis_does_not_divide(monkeypatch):
   configuration.dry_run("run", run_dir="")
   with pytest.raises(InputError, match="MeshConfig.context = 3: sequences of [0-9]+ tokens cannot be split"):
     checks.devices(configuration.planned(), mesh=True)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "a\\b"])
+def test_a_directory_whose_checkpoints_could_not_be_read_back(tmp_path, name):
+  with pytest.raises(InputError, match="in its path, and what is saved there could not be read back; use another"):
+    check(run_dir=str(tmp_path / name))
+  assert not any(tmp_path.iterdir())

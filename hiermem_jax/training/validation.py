@@ -14,7 +14,7 @@ from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.models.losses import anchor_losses
 from hiermem_jax.parallel import batch_sharding, place_batch, with_fetched_block
 from hiermem_jax.parallel.mesh import CONTEXT_AXIS, Rules
-from hiermem_jax.training.checkpoint import DIRECTORY, CheckpointStore
+from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointError
 
 BEST = "best"
 
@@ -61,12 +61,16 @@ class BestModel:
   """The model with the lowest held-out loss so far, in `RUN_DIR/best`; `load_model` reads it like any run."""
 
   def __init__(self, run_dir: str, metadata: Mapping[str, Any]):
-    """Reads the loss of the best model so far, if the run is resumed."""
-    self._directory, self._metadata = os.path.join(run_dir, BEST), dict(metadata)
-    self._store = CheckpointStore(self._directory, keep=1)
+    """Reads the loss of the best model so far, if the run is resumed; one that is damaged is set aside."""
+    self._metadata = dict(metadata)
+    self._store = CheckpointStore(os.path.join(run_dir, BEST), keep=1)
     self.loss = float("inf")
-    if os.path.isdir(os.path.join(self._directory, DIRECTORY)) and self._store.latest_step is not None:
-      self.loss = self._store.metadata()["validation_loss"]
+    while self._store.latest_step is not None:
+      try:
+        self.loss = self._store.metadata()["validation_loss"]
+        break
+      except DamagedCheckpointError as error:
+        logging.warning("%s; set aside as %s", str(error).split("; resume", 1)[0], self._store.set_aside())
 
   def offer(self, step: int, params: Any, loss: float) -> None:
     """Keeps the parameters if none before had a lower loss."""
