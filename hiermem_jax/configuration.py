@@ -110,8 +110,9 @@ def _unless_dry(verb: Callable) -> Callable:
   def call(**arguments):
     stage = None
     if "run_dir" in parameters and "stages" not in parameters:
-      defaults = {name: parameter.default for name, parameter in parameters.items()}
-      stage = Planned("/".join([*gin.current_scope(), verb.__name__]), verb.__name__, defaults | arguments)
+      defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+      name = "/".join([*gin.current_scope(), verb.__name__])
+      stage = Planned(name, verb.__name__, defaults | arguments, defaults)
     if _dry:
       _planned.extend([stage] if stage else [])
       return None

@@ -12,8 +12,11 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
 
   cli.main("train")
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import math
 import os
 from typing import TYPE_CHECKING, Any
@@ -69,14 +72,17 @@ def train(
   data = _open_data(os.path.join(run_dir, dataset), run, mesh)
   if validation is not None:
     held_out = _open_held_out(os.path.join(run_dir, validation.dataset), validation, run, mesh)
-    data = dataclasses.replace(data, held_out=held_out)
+    measured = _open(os.path.join(run_dir, validation.dataset), run.model)
+    metadata = {**data.metadata, "validation_fingerprint": _fingerprint(measured)}
+    data = dataclasses.replace(data, held_out=held_out, metadata=metadata)
   writers.log_parameters(run.model)
   shown = writers.Shown(
     hparams=writers.flattened(run), tokens_per_step=data.tokens_per_step, wandb_project=wandb_project
   )
   open_writer = writers.open_writers(directory, shown)
-  hooks = [] if profile_steps is None else [writers.Profiler(directory, *profile_steps)]
-  state, scalars = loop.train(run, directory, data, mesh, open_writer=open_writer, hooks=hooks)
+  with contextlib.ExitStack() as stack:
+    hooks = [] if profile_steps is None else [stack.enter_context(writers.Profiler(directory, *profile_steps))]
+    state, scalars = loop.train(run, directory, data, mesh, open_writer=open_writer, hooks=hooks)
   if scalars and distributed.is_first():
     report = {"steps": int(state.step), **scalars}
     files.write_json(os.path.join(directory, "report.json"), report, indent=2)
@@ -103,6 +109,15 @@ def _open(directory: str, model: ModelConfig) -> "PackedDataset | DecomposedData
   return packed
 
 
+def _fingerprint(dataset: "PackedDataset | DecomposedDataset") -> str:
+  """First 16 hex digits of a sha256 over the checksums of a dataset's shards: of what it holds, wherever it is."""
+  from hiermem_jax.data.packed.decomposition import DecomposedDataset
+
+  parts = dataset.buckets.values() if isinstance(dataset, DecomposedDataset) else [dataset]
+  held = [[part.manifest.length, *(shard.sha256 for shard in part.manifest.shards)] for part in parts]
+  return hashlib.sha256(json.dumps(held).encode()).hexdigest()[:16]
+
+
 def _open_data(directory: str, run: TrainingRun, mesh: "Mesh") -> "LoopData":
   """The stream of batches that this process feeds its devices, and what checkpoints say of their origin."""
   from hiermem_jax.data.packed.batches import Batches
@@ -126,6 +141,7 @@ def _open_data(directory: str, run: TrainingRun, mesh: "Mesh") -> "LoopData":
     batches = Batches(dataset, batch_size=run.batch_size, seed=run.seed, positions=positions, sequences=sequences)
   fingerprints = ("tree_fingerprint", "tokenizer_fingerprint")
   metadata = {name: getattr(dataset.manifest, name) for name in fingerprints}
+  metadata["dataset_fingerprint"] = _fingerprint(dataset)
   return LoopData(batches=batches.iterate, origin=batches.origin, metadata=metadata, tokens_per_step=tokens)
 
 

@@ -123,7 +123,8 @@ def train(
             f"{directory}: the batches ended after step {step} of {steps}; give more data or bind fewer steps"
           )
         step += 1
-        state, metrics = program.step(state, place_batch(batch, mesh), step_key)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+          state, metrics = program.step(state, place_batch(batch, mesh), step_key)
         recorder.step(step, metrics, batch["decoder_target_tokens"].shape[1])
         for hook in hooks:
           hook(step)

@@ -8,12 +8,15 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
+from hiermem_jax import run_identity
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.bank import table_name
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.parallel.mesh import Rules
 from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointError, load_model
 from hiermem_jax.training.state import TrainState
+
+DATASETS = ("dataset_fingerprint", "validation_fingerprint")  # in the metadata of checkpoints
 
 
 def resume(
@@ -107,16 +110,17 @@ def _check_bank(source: str, held_model: ModelConfig, model: ModelConfig) -> Non
 def _same_parameters(config: AnchorConfig, other: AnchorConfig) -> bool:
   """Whether two configurations have the same parameters and the same function.
 
-  Fields that say how the function is computed may differ: the type of activations, remat, the attention kernel, chunks.
+  What says how the function is computed may differ, the type of activations too.
   """
-  how = {name: getattr(other, name) for name in ("dtype", "remat", "attention", "logits_chunk")}
-  return dataclasses.replace(config, **how) == other
+  return run_identity.same(dataclasses.replace(config, dtype=other.dtype), other)
 
 
 def _check_resumable(run_dir: str, stored: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
   """Raises InputError when the checkpoints of `run_dir` are not of the run that `metadata` describes."""
   for name, value in metadata.items():
     held: Any = stored.get(name)
+    if name in DATASETS and None in (held, value):  # an older version kept none, or nothing was measured
+      continue
     if name == "anchor":
       same = _same_parameters(AnchorConfig(**held), AnchorConfig(**value))
     elif name == "memory":

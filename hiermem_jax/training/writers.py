@@ -169,7 +169,10 @@ class WandbWriter:
 
 
 class Profiler:
-  """A hook that records some steps with jax's profiler, for TensorBoard's profile tab."""
+  """A hook that records some steps with jax's profiler, for TensorBoard's profile tab.
+
+  A context: where the run ends between the first and the last step, what is recorded is written all the same.
+  """
 
   def __init__(self, directory: str, first: int, last: int):
     """Records the steps from `first` to `last` into `directory`.
@@ -181,14 +184,24 @@ class Profiler:
       raise InputError(f"train.profile_steps = {(first, last)}: bind a first step after 1 and a last one not before it")
     self._directory, self._first, self._last, self._records = directory, first, last, False
 
+  def __enter__(self) -> "Profiler":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._stop()
+
   def __call__(self, step: int) -> None:
     """Starts or stops, after a step. A run that resumes between the two records what is left."""
-    if self._records and step >= self._last:
-      jax.profiler.stop_trace()
-      self._records = False
+    if step >= self._last:
+      self._stop()
     elif not self._records and self._first - 1 <= step < self._last:
       jax.profiler.start_trace(self._directory)
       self._records = True
+
+  def _stop(self) -> None:
+    if self._records:
+      self._records = False
+      jax.profiler.stop_trace()
 
 
 def log_parameters(model: ModelConfig) -> None:
