@@ -87,6 +87,8 @@ class TrainingRun:
     steps: length of the run, which also sets the learning-rate schedule.
     batch_size: sequences of a global batch. On a dataset of several lengths it counts sequences of the longest; a batch
       of shorter ones has as many more as keep the number of tokens.
+    microbatches: parts that a device's sequences of a batch are split into (gradient accumulation). One part at a time
+      has activations; loss and update are those of the whole batch.
     objective: the loss and what it trains.
     mesh: how the devices are arranged, and what is split over them.
     init_from: run directory whose newest anchor starts this run, with a fresh optimizer. A run that resumes ignores it.
@@ -101,6 +103,7 @@ class TrainingRun:
   optimizer: OptimizerConfig
   steps: int
   batch_size: int
+  microbatches: int = 1
   objective: Objective = Objective()
   mesh: MeshConfig = ALL_DEVICES
   init_from: str | None = None

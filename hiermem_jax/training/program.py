@@ -98,14 +98,22 @@ def make_program(run: TrainingRun, mesh: Mesh) -> Program:
   """The training program of a run on a mesh, whose devices may be those of an ahead-of-time topology.
 
   Raises:
-    InputError: the mesh does not divide the batch, the heads, the memory units or a weight.
+    InputError: the mesh does not divide the batch, the heads, the memory units or a weight, or the microbatches do not
+      divide a device's sequences.
   """
   shards = batch_shards(mesh)
   if run.batch_size % shards:
     raise InputError(f"train.batch_size = {run.batch_size}: cannot be split over {shards} devices; bind a multiple")
+  if run.batch_size % (shards * run.microbatches):
+    raise InputError(
+      f"train.microbatches = {run.microbatches}: does not divide the {run.batch_size // shards} sequences that each of"
+      f" {shards} devices has of train.batch_size = {run.batch_size}; bind a divisor"
+    )
   optimizer = run.transformation()
   abstract_state = abstract_train_state(run, mesh)
-  train_step = make_train_step(run.model, optimizer, mesh, objective=run.objective, rules=run.mesh.rules)
+  train_step = make_train_step(
+    run.model, optimizer, mesh, objective=run.objective, rules=run.mesh.rules, microbatches=run.microbatches
+  )
 
   def step(state, batch, key):
     state, metrics = train_step(state, batch, key)

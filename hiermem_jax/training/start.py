@@ -17,6 +17,7 @@ from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointEr
 from hiermem_jax.training.state import TrainState
 
 DATASETS = ("dataset_fingerprint", "validation_fingerprint")  # in the metadata of checkpoints
+_TYPES = ("dtype", "gradient_dtype")  # fields of AnchorConfig
 
 
 def resume(
@@ -110,9 +111,10 @@ def _check_bank(source: str, held_model: ModelConfig, model: ModelConfig) -> Non
 def _same_parameters(config: AnchorConfig, other: AnchorConfig) -> bool:
   """Whether two configurations have the same parameters and the same function.
 
-  What says how the function is computed may differ, the type of activations too.
+  What says how the function and its gradient are computed may differ, their types too.
   """
-  return run_identity.same(dataclasses.replace(config, dtype=other.dtype), other)
+  types = {name: getattr(other, name) for name in _TYPES}
+  return run_identity.same(dataclasses.replace(config, **types), other)
 
 
 def _check_resumable(run_dir: str, stored: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:

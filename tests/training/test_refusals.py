@@ -21,7 +21,7 @@ ANCHOR = {
   "norm_eps": 1e-3,
   "tied_embeddings": True,
 }
-HOW = {"dtype": "bfloat16", "remat": "full", "attention": "splash", "logits_chunk": 1}
+HOW = {"dtype": "bfloat16", "gradient_dtype": "bfloat16", "remat": "full", "attention": "splash", "logits_chunk": 1}
 MEMORY = {"rows": (2, 2), "branching": 3, "dtype": "bfloat16", "kind": "kv", "layers": (0,), "part": 1}
 
 
