@@ -83,7 +83,7 @@ class TrainingRun:
 
   Attributes:
     model: the anchor and its memory.
-    optimizer: one setting for anchor and bank.
+    optimizer: of anchor and bank.
     steps: length of the run, which also sets the learning-rate schedule.
     batch_size: sequences of a global batch. On a dataset of several lengths it counts sequences of the longest; a batch
       of shorter ones has as many more as keep the number of tokens.
@@ -140,7 +140,7 @@ class TrainingRun:
     """The optimizer of this run's parameters; see `OptimizerConfig.build`.
 
     Raises:
-      InputError: the warmup leaves no step, or `OptimizerConfig.bank_update` does not fit the tree.
+      InputError: a schedule leaves no step, or `OptimizerConfig.bank_update` or `levels` does not fit the tree.
     """
     return self.optimizer.build(
       self.steps, self.model.memory, self.batch_size, frozen_anchor=self.objective.frozen_anchor
