@@ -65,7 +65,7 @@ class Planned:
     elif self.verb == "train":
       yield "train.dataset", given["dataset"]
       if given["validation"] is not None:
-        yield "ValidationConfig.dataset", given["validation"].dataset
+        yield from given["validation"].datasets
       for name in ("init_from", "init_bank_from"):
         if getattr(given["run"], name) is not None:
           yield f"train.{name}", getattr(given["run"], name)

@@ -15,7 +15,7 @@ from hiermem_jax.models import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.models.anchor import init_anchor
 from hiermem_jax.models.bank import RowGradient, sum_rows
 from hiermem_jax.parallel.layout import abstract_arrays, array_layouts
-from hiermem_jax.parallel.mesh import abstract_mesh
+from hiermem_jax.parallel.mesh import MeshConfig, abstract_mesh
 from hiermem_jax.training import OptimizerConfig
 from hiermem_jax.training.optimizer import PartSettings, apply_updates
 from hiermem_jax.training.state import init_state
@@ -218,7 +218,7 @@ def test_state_of_parts_lies_where_their_parameters_lie():
   """Moments are split over devices like what they are of, and settings of parts add no arrays."""
   anchor = AnchorConfig(num_layers=2, width=16, num_heads=2, head_dim=8, mlp_width=32, vocab_size=32)
   model = ModelConfig(anchor=anchor, memory=MemoryConfig(rows=(1, 1), branching=2))
-  mesh = abstract_mesh((1, 4, 2))
+  mesh = abstract_mesh(MeshConfig(model=2).shape(8))
   states = {}
   for name, made in (("common", config()), ("own", with_own_settings())):
     optimizer = made.build(50, model.memory, 4)
