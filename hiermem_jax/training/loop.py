@@ -110,6 +110,7 @@ def train(
       while step < steps:
         if ends_at(step):
           recorder.drain()
+          store.wait()
           if step > (store.latest_step or 0):
             store.save(state, metadata)
           store.wait()

@@ -16,7 +16,7 @@ from hiermem_jax.models.config import MemoryConfig, ModelConfig
 from hiermem_jax.models.losses import anchor_losses
 from hiermem_jax.parallel import batch_sharding, place_batch, with_fetched_block
 from hiermem_jax.parallel.mesh import Rules
-from hiermem_jax.training.checkpoint import DIRECTORY, CheckpointStore
+from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointError
 
 BEST, MAIN = "best", "main"
 LOSS = "loss/validation"  # of what decides which model is the best
@@ -104,21 +104,24 @@ class BestModel:
   """The model with the lowest held-out loss so far, in `RUN_DIR/best`; `load_model` reads it like any run."""
 
   def __init__(self, run_dir: str, metadata: Mapping[str, Any], mode: Mode = "fetched"):
-    """Reads the loss of the best model so far, if the run is resumed.
+    """Reads the loss of the best model so far, if the run is resumed; one that is damaged is set aside.
 
     Args:
       run_dir: of the training.
       metadata: kept with the model.
       mode: in which the main set's loss decides. A best model so far that another one decided counts for nothing.
     """
-    self._directory = os.path.join(run_dir, BEST)
     self._metadata = dict(metadata) | {"validation_set": MAIN, "validation_mode": mode}
-    self._store = CheckpointStore(self._directory, keep=1)
+    self._store = CheckpointStore(os.path.join(run_dir, BEST), keep=1)
     self.loss = float("inf")
-    if os.path.isdir(os.path.join(self._directory, DIRECTORY)) and self._store.latest_step is not None:
-      held = self._store.metadata()
-      if held.get("validation_mode", mode) == mode:
-        self.loss = held["validation_loss"]
+    while self._store.latest_step is not None:
+      try:
+        held = self._store.metadata()
+        if held.get("validation_mode", mode) == mode:
+          self.loss = held["validation_loss"]
+        break
+      except DamagedCheckpointError as error:
+        logging.warning("%s; set aside as %s", str(error).split("; resume", 1)[0], self._store.set_aside())
 
   def offer(self, step: int, params: Any, loss: float) -> None:
     """Keeps the parameters if none before had a lower loss."""

@@ -17,7 +17,7 @@ from hiermem_jax.models.bank import RowGradient
 from hiermem_jax.models.losses import anchor_losses
 from hiermem_jax.pod.peaks import peak_flops
 from hiermem_jax.train import train
-from hiermem_jax.training.checkpoint import CheckpointStore, load_model
+from hiermem_jax.training.checkpoint import CheckpointReader, load_model
 from hiermem_jax.training.config import Objective, TrainingRun, ValidationConfig
 from hiermem_jax.training.telemetry import Losses, step_scalars
 from hiermem_jax.training.validation import BestModel, HeldOut, measured_modes
@@ -243,5 +243,5 @@ def test_a_subtree_reads_its_own_sequences_alone(toy, packed, tmp_path):
   for line in lines:
     assert not {"loss/cluster_00", "loss/generic"} & line.keys()
   assert sum("loss/cluster_01" in line for line in lines) == 6
-  assert CheckpointStore(str(tmp_path), read_only=True).latest_step == 6
+  assert CheckpointReader(str(tmp_path)).latest_step == 6
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_model(str(tmp_path), toy.mesh).params))
