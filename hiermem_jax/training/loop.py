@@ -20,7 +20,7 @@ from hiermem_jax.training.metrics import MetricWriter, NoWriter
 from hiermem_jax.training.preemption import preemption_notice
 from hiermem_jax.training.program import make_program
 from hiermem_jax.training.recorder import Recorder
-from hiermem_jax.training.start import load_start, resume
+from hiermem_jax.training.start import Start, resume
 from hiermem_jax.training.state import TrainState
 from hiermem_jax.training.validation import LOSS, BestModel, HeldOut, make_validation_losses, measured_modes
 
@@ -92,10 +92,9 @@ def train(
     console.say("resuming at step %d of %d", start, steps)
   else:
     fits: dict[str, Any] = {"model": model, "metadata": metadata, "mesh": mesh, "rules": run.mesh.rules}
-    initial = load_start(run.init_from, run.init_bank_from, **fits)
+    initial = Start(run.init_from, run.init_bank_from, **fits)
     state = program.init(init_key)
-    params = {name: tree | initial.get(name, {}) for name, tree in state.params.items()}
-    state = dataclasses.replace(state, params=params)
+    state = dataclasses.replace(state, params=initial.take(state.params))
   step_key = program.replicate(step_key)
   peak = (peak_flops(mesh.local_devices[0]) or 0) * mesh.size
   writer = open_writer(start) if start < steps else NoWriter()  # a finished run has nothing to write
