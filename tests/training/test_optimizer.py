@@ -2,6 +2,8 @@
 
 import functools
 import math
+import pathlib
+import re
 
 import flax.linen as nn
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from hiermem_jax import configuration
 from hiermem_jax.errors import InputError
 from hiermem_jax.models import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.models.anchor import init_anchor
@@ -17,8 +20,11 @@ from hiermem_jax.models.bank import RowGradient, sum_rows
 from hiermem_jax.parallel.layout import abstract_arrays, array_layouts
 from hiermem_jax.parallel.mesh import MeshConfig, abstract_mesh
 from hiermem_jax.training import OptimizerConfig
+from hiermem_jax.training.config import TrainingRun
 from hiermem_jax.training.optimizer import PartSettings, apply_updates
 from hiermem_jax.training.state import init_state
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def config(**changes):
@@ -249,6 +255,27 @@ def test_rates_that_are_reported():
     "learning_rate",
     "learning_rate/anchor",
   }
+
+
+def test_the_example_of_the_manual(tmp_path):
+  """On top of A2, through gin: what the manual says that it does."""
+  manual = (_ROOT / "docs/manual.md").read_text()
+  (example,) = [block for block in re.findall(r"```gin\n(.*?)```", manual, re.DOTALL) if "PartSettings" in block]
+  (tmp_path / "own.gin").write_text(example)
+  configuration.load([str(_ROOT / "gin/runs/a2.gin"), str(tmp_path / "own.gin")], ["train.dataset = 'x'"])
+  assert "deep/PartSettings.beta2 = 0.999" in configuration.dry_run("train", run_dir="r")
+  run = configuration.bound_arguments("train", TrainingRun)
+  run.check()
+  anchor, tables = run.optimizer.for_anchor(), run.optimizer.for_tables(run.model.memory)
+  assert anchor.no_decay == ("norms", "embeddings")
+  assert (anchor.peak_learning_rate, anchor.weight_decay, anchor.beta2) == (1e-4, 1e-3, 0.95)
+  for name, beta2, kind in (("level_1", 0.95, "cosine"), ("level_2", 0.95, "cosine"), ("level_3", 0.999, "constant")):
+    found = tables[name]
+    assert (found.peak_learning_rate, found.weight_decay, found.beta2) == (1e-3, 0.0, beta2)
+    assert found.final_learning_rate == pytest.approx(1e-4) and found.schedule_kind == kind
+  assert run.optimizer.schedules(run.steps, run.model.memory).keys() == {
+    "learning_rate", "learning_rate/level_1", "learning_rate/level_2", "learning_rate/level_3"
+  }  # fmt: skip
 
 
 def test_choice_per_level():
