@@ -71,7 +71,7 @@ def _maker(path: str, earlier: Sequence[Planned], *verbs: str) -> Planned | None
 def _dataset(stage: Planned, earlier: Sequence[Planned]) -> None:
   """The model against the tokenizer and the tree of the dataset that earlier stages make."""
   given = stage.arguments
-  paths = [given["dataset"], *([given["validation"].dataset] if given["validation"] is not None else [])]
+  paths = [given["dataset"], *(path for _, path in (given["validation"].datasets if given["validation"] else ()))]
   for path in paths:
     prepare = _maker(path, earlier, "prepare")
     if prepare is None:
@@ -143,7 +143,7 @@ def _require(stage: Planned, name: str, path: str, run_dir: str | None) -> None:
       raise InputError(
         f"{path}: no cluster tree there{files.beside(path, 'tree.json')}; run cluster first, or bind {name}"
       )
-  elif name in ("train.dataset", "ValidationConfig.dataset", "evaluate.validation"):
+  elif name in ("train.dataset", "ValidationConfig.dataset", "ValidationConfig.others", "evaluate.validation"):
     if not os.path.isdir(path):
       raise InputError(
         f"{path}/manifest.json: No such file or directory{files.beside(path, 'manifest.json')}; give {name} the"

@@ -71,11 +71,11 @@ def register() -> None:
   from hiermem_jax.parallel import MeshConfig
   from hiermem_jax.retrieval.build import TreeConfig
   from hiermem_jax.training.config import CheckpointConfig, Objective, ValidationConfig
-  from hiermem_jax.training.optimizer import OptimizerConfig
+  from hiermem_jax.training.optimizer import OptimizerConfig, PartSettings
 
   gin.config.register_file_reader(config_files.opened, config_files.is_marked)
   models = (ModelConfig, AnchorConfig, MemoryConfig, MeshConfig)
-  training = (OptimizerConfig, Objective, CheckpointConfig, ValidationConfig)
+  training = (OptimizerConfig, PartSettings, Objective, CheckpointConfig, ValidationConfig)
   corpus = (BeamConfig, PackConfig, ReadConfig, TreeConfig, WorldConfig)
   evaluation = (ModelFiles, ScoringConfig, RagConfig, FrequencyConfig, TaskSet)
   for constructor in (*models, *training, *corpus, *evaluation):

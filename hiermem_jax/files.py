@@ -11,9 +11,10 @@ imports this module.
 import contextlib
 import json
 import os
+import time
 import uuid
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from hiermem_jax.errors import InputError, listed
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
   from etils import epath
 
   AnyPath = str | os.PathLike[str]
+
+T = TypeVar("T")
+
+_RETRY_PAUSES = (2.0, 10.0)  # seconds before the second and the third try
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 def as_path(path: "AnyPath") -> "epath.Path":
@@ -102,6 +108,31 @@ def _object(text: bytes, place: str) -> dict[str, Any]:
   except ValueError as error:
     reason = str(error)
   raise InputError(f"{place}: damaged, not a JSON object ({reason}); delete the file, or bring back a whole one")
+
+
+def refuse_pattern(path: "AnyPath") -> None:
+  """Raises InputError when a directory that will hold checkpoints has a name that orbax reads as a pattern."""
+  if odd := sorted(set(os.path.abspath(path)) & set("[]*?\\")):
+    raise InputError(
+      f"{path}: has {' '.join(odd)} in its path, and what is saved there could not be read back; use another directory"
+    )
+
+
+def may_pass(error: BaseException) -> bool:
+  """Whether a file could not be read for a reason that says nothing of what it holds, and may be gone in a while."""
+  return isinstance(error, OSError) and not isinstance(error, _MISSING)
+
+
+def patiently(function: Callable[[], T], again: Callable[[BaseException], bool] = may_pass) -> T:
+  """What `function` gives. As long as `again` is true of what it raises, it is called three times in 12 seconds."""
+  for pause in _RETRY_PAUSES:
+    try:
+      return function()
+    except Exception as error:
+      if not again(error):
+        raise
+    time.sleep(pause)
+  return function()
 
 
 def write_arrays(path: "AnyPath", **arrays: "np.ndarray") -> None:

@@ -67,7 +67,7 @@ class Planned:
     elif self.verb == "train":
       yield "train.dataset", given["dataset"]
       if given["validation"] is not None:
-        yield "ValidationConfig.dataset", given["validation"].dataset
+        yield from given["validation"].datasets
       for name in ("init_from", "init_bank_from"):
         if getattr(given["run"], name) is not None:
           yield f"train.{name}", getattr(given["run"], name)
@@ -89,27 +89,31 @@ class Planned:
     for name, value in self.arguments.items():
       if name != "run_dir":
         default = _text(self.defaults[name]) if name in self.defaults else None
-        _flatten(found, f"{self.verb}.{name}", value, default)
+        _flatten(found, f"{self.verb}.{name}", Setting(_text(value), default, "", (name,)), value)
     return found
 
 
-def _flatten(
-  found: dict[str, Setting], name: str, value: Any, default: str | None, parent: str = "", place: str = ""
-) -> None:
+def _flatten(found: dict[str, Setting], name: str, setting: Setting, value: Any, place: str = "") -> None:
   """Adds a value to `found`; of a dataclass its fields, by its class and, where that is taken, also by its place."""
-  found[f"{place}{name}"] = Setting(_text(value), default, parent)
-  if _is_object(value):
-    kind = type(value).__name__
+  found[f"{place}{name}"] = setting
+  parts: Iterable[tuple[str | int, Any]] = enumerate(value) if isinstance(value, tuple) else [("", value)]
+  for number, part in parts:
+    if not _is_object(part):
+      continue
+    kind, path = type(part).__name__, setting.path if number == "" else (*setting.path, number)
     whole = VERBS.get(name.partition(".")[0])
     own = whole is not None and whole.takes_fields_of == name.partition(".")[2]
-    for field in dataclasses.fields(value):
+    for field in dataclasses.fields(part):
       short = f"{whole.name}.{field.name}" if own and whole else f"{kind}.{field.name}"
-      inside = f"{place}{name}: " if short in found else place
-      _flatten(found, short, getattr(value, field.name), _default(field), f"{place}{name}", inside)
+      inside = f"{place}{name}{number if number == '' else f'[{number}]'}: " if short in found else place
+      held = getattr(part, field.name)
+      _flatten(found, short, Setting(_text(held), _default(field), f"{place}{name}", (*path, field.name)), held, inside)
 
 
 def _text(value: Any) -> str:
   """A value as the record has it."""
+  if isinstance(value, tuple) and any(map(_is_object, value)):
+    return f"({', '.join(map(_text, value))},)"
   return f"@{type(value).__name__}()" if _is_object(value) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
@@ -164,7 +168,7 @@ class Record:
     """Writes down the stages that a command is about to run, after `check`."""
     for stage in stages:
       settings = {name: setting.value for name, setting in stage.settings().items()}
-      finished = self._is_done(stage) and not set(run_identity.PAST) & self._changed(stage).keys()
+      finished = self._is_done(stage) and not any(map(run_identity.is_past, self._changed(stage)))
       about = {"name": stage.name, "made": stage.outputs()[0], "settings": settings}
       self._held[stage.key] = about | {"finished": finished}
     self._write()
@@ -203,8 +207,8 @@ class Record:
     changed = self._changed(stage)
     decisive = next((name for name in changed if not run_identity.is_operation(name)), None)
     if decisive is not None:
-      reason = f"{decisive.rpartition(': ')[2]} decides what it makes"
-    elif past := {name: values[0] for name, values in changed.items() if name in run_identity.PAST}:
+      reason = f"{run_identity.short(decisive)} decides what it makes"
+    elif past := {name: values[0] for name, values in changed.items() if run_identity.is_past(name)}:
       decisive, reason = next(iter(past)), self._other_past(stage, stages, past)
     if decisive is None or not reason:
       return
@@ -223,10 +227,10 @@ class Record:
       stages: all that a command is about to run.
       past: the names of its schedule that are changed, with the values that they had.
     """
-    run, done = stage.arguments["run"], self._steps(stage)
+    run, done, settings = stage.arguments["run"], self._steps(stage), stage.settings()
     if run.steps < done:
       return f"{done} steps are done"
-    if other := run_identity.other_rate(run, past, done):
+    if other := run_identity.other_rate(run, {settings[name].path[1:]: text for name, text in past.items()}, done):
       return "step {} had the learning rate {:.6g} and would have {:.6g}".format(*other)
     for later in self._readers_of(stage, stages)[1:]:
       if run.steps != done and not VERBS[later.verb].replaces and self._is_there(later.outputs()[0]):

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+_SCHEDULE = ("peak_learning_rate", "final_learning_rate", "warmup_steps", "schedule_kind", "decay_steps")
 _FILE = ("pattern", "required", "text_field", "max_shards", "max_records", "max_characters")
 
 IDENTITY: dict[str, tuple[str, ...]] = {
@@ -32,12 +33,16 @@ IDENTITY: dict[str, tuple[str, ...]] = {
   "AnchorConfig": (
     *("num_layers", "width", "num_heads", "head_dim", "mlp_width", "tied_embeddings", "vocab_size"),
     *("norm", "norm_eps", "qk_norm", "rope_base"),
-    "dtype",  # every sum is rounded to it
+    *("dtype", "gradient_dtype"),  # sums are rounded to them
   ),
   "MemoryConfig": ("rows", "branching", "kind", "layers", "part", "dtype"),
-  "OptimizerConfig": ("weight_decay", "beta1", "beta2", "epsilon", "clip_norm", "bank_update", "bank_moment_dtype"),
+  "OptimizerConfig": (
+    *("weight_decay", "beta1", "beta2", "epsilon", "clip_norm", "bank_update", "bank_moment_dtype", "no_decay"),
+    *("anchor", "bank", "levels"),  # whether they have something of their own; see PAST for what that is
+  ),
+  "PartSettings": ("weight_decay", "beta1", "beta2"),
   "Objective": ("generic_probability", "z_loss", "frozen_anchor"),
-  "ValidationConfig": ("sequences",),  # `best/` is chosen by them
+  "ValidationConfig": ("sequences", "modes"),  # `best/` is chosen by them
   "PackConfig": ("length", "buckets", "tails", "num_shards", "seed", "shuffle_leaves"),
   "ReadConfig": ("window_tokens",),
   "TreeConfig": ("branching", "depth", "steps", "batch_size", "balance", "seed"),
@@ -72,18 +77,19 @@ OPERATION: dict[str, tuple[str, ...]] = {
   "train": (
     "dataset",  # a path: checkpoints keep the fingerprint of the dataset
     "steps",  # see PAST
-    *("validation", "profile_steps", "wandb_project", "mesh", "checkpoints", "log_every", "max_skipped"),
+    *("validation", "profile_steps", "wandb_project", "mesh", "microbatches", "checkpoints", "log_every", "max_skipped"),
   ),
   "merge": ("mesh",),
   "evaluate": ("title",),
   "evaluate_tasks": ("title",),
   "AnchorConfig": ("remat", "attention", "logits_chunk"),
-  "OptimizerConfig": ("peak_learning_rate", "final_learning_rate", "warmup_steps"),  # see PAST
+  "OptimizerConfig": _SCHEDULE,  # see PAST
+  "PartSettings": _SCHEDULE,
   "MeshConfig": ("slices", "model", "rules"),
   "CheckpointConfig": ("every", "keep", "keep_every", "skip_damaged"),
   "ValidationConfig": (
     "dataset",  # a path: checkpoints keep the fingerprint of the dataset
-    "every",
+    *("every", "others"),
   ),
   "BeamConfig": ("runner", "options"),
   "ReadConfig": ("max_bad_share",),
@@ -93,11 +99,7 @@ OPERATION: dict[str, tuple[str, ...]] = {
   "SentenceTransformer": ("batch_word_pieces",),
 }
 
-# Of the operation, what the learning rates follow from: it may change as long as no step that is done had another rate.
-PAST = (
-  "train.steps",
-  *(f"OptimizerConfig.{name}" for name in ("peak_learning_rate", "final_learning_rate", "warmup_steps")),
-)
+_PAST = {"train.steps", *(f"{owner}.{name}" for owner in ("OptimizerConfig", "PartSettings") for name in _SCHEDULE)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,17 +110,29 @@ class Setting:
     value: bound to it.
     default: of the code; None where it must be bound.
     parent: the name whose value it is a part of; "" for an argument of a verb.
+    path: where it is: an argument of the verb, and the attribute, or the place in a tuple, at each step further in.
   """
 
   value: str
   default: str | None
   parent: str
+  path: tuple[str | int, ...] = ()
 
 
 def is_operation(name: str) -> bool:
   """Whether a name, e.g. 'train.log_every', only says how a stage is done; a place may stand before it."""
-  owner, _, field = name.rpartition(": ")[2].partition(".")
+  owner, _, field = short(name).partition(".")
   return field in OPERATION.get(owner, ())
+
+
+def is_past(name: str) -> bool:
+  """Whether the learning rates follow from a name: it may change as long as no step that is done had another rate."""
+  return short(name) in _PAST
+
+
+def short(name: str) -> str:
+  """A name without the place before it: 'prepare.validation: WorldSource.split' is WorldSource.split."""
+  return name.rpartition(": ")[2]
 
 
 def changed(held: Mapping[str, str], now: Mapping[str, Setting]) -> dict[str, tuple[str, str]]:
@@ -152,12 +166,12 @@ def same(value: Any, other: Any) -> bool:
   return all(same(getattr(value, name), getattr(other, name)) for name in names)
 
 
-def other_rate(run: Any, before: Mapping[str, str], done: int) -> tuple[int, float, float] | None:
+def other_rate(run: Any, before: Mapping[tuple[str | int, ...], str], done: int) -> tuple[int, float, float] | None:
   """The first step whose learning rate was another one than it would be now.
 
   Args:
     run: the `TrainingRun` as it is now.
-    before: names of PAST with the values, as text, that they had.
+    before: values, as text, that parts of it had, by their paths in it.
     done: steps that are done.
 
   Returns:
@@ -165,19 +179,21 @@ def other_rate(run: Any, before: Mapping[str, str], done: int) -> tuple[int, flo
   """
   import numpy as np
 
-  steps = np.arange(done)
-  was, now = (np.asarray(each.optimizer.schedule(each.steps)(steps)) for each in (_as_before(run, before), run))
-  differs = np.flatnonzero(was != now)
-  return (int(differs[0]) + 1, float(was[differs[0]]), float(now[differs[0]])) if len(differs) else None
+  was = run
+  for path, text in before.items():
+    was = _replaced(was, path, ast.literal_eval(text))
+  schedules = [each.optimizer.schedules(each.steps, each.model.memory) for each in (was, run)]
+  for name in schedules[0].keys() | schedules[1].keys():
+    old, new = (np.broadcast_to(each.get(name, each["learning_rate"])(np.arange(done)), done) for each in schedules)
+    if len(differs := np.flatnonzero(old != new)):
+      return int(differs[0]) + 1, float(old[differs[0]]), float(new[differs[0]])
+  return None
 
 
-def _as_before(value: Any, before: Mapping[str, str], owner: str = "train") -> Any:
-  """A dataclass with the earlier values of its fields, and of those of the dataclasses in it."""
-  changes: dict[str, Any] = {}
-  for field in dataclasses.fields(value):
-    held, name = getattr(value, field.name), f"{owner}.{field.name}"
-    if name in before:
-      changes[field.name] = ast.literal_eval(before[name])
-    elif dataclasses.is_dataclass(held):
-      changes[field.name] = _as_before(held, before, type(held).__name__)
-  return dataclasses.replace(value, **changes)
+def _replaced(value: Any, path: tuple[str | int, ...], new: Any) -> Any:
+  """An object with another value at a path in it."""
+  if not path:
+    return new
+  if isinstance(value, tuple):
+    return tuple(_replaced(part, path[1:], new) if place == path[0] else part for place, part in enumerate(value))
+  return dataclasses.replace(value, **{path[0]: _replaced(getattr(value, path[0]), path[1:], new)})

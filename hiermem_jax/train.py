@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
   from hiermem_jax.data.packed.decomposition import DecomposedDataset
   from hiermem_jax.data.packed.reading import PackedDataset
+  from hiermem_jax.data.packed.selection import HeldOutBatches
   from hiermem_jax.training.loop import LoopData
   from hiermem_jax.training.validation import HeldOut
 
@@ -56,7 +57,7 @@ def train(
     dataset: packed dataset to train on, of one length, or of several (dataset decomposition).
     run: the run. With MemoryConfig.part bound to a level-1 cluster, training is on the sequences below that cluster.
     directory: where this training keeps its checkpoints and metrics.
-    validation: held-out text whose loss is measured during training.
+    validation: held-out text whose losses are measured during training.
     profile_steps: first and last step that jax's profiler records for TensorBoard.
     wandb_project: project of Weights & Biases that the scalars are sent to, too; needs the package wandb.
 
@@ -71,9 +72,9 @@ def train(
   run = _with_absolute_sources(run, run_dir)
   data = _open_data(os.path.join(run_dir, dataset), run, mesh)
   if validation is not None:
-    held_out = _open_held_out(os.path.join(run_dir, validation.dataset), validation, run, mesh)
     measured = _open(os.path.join(run_dir, validation.dataset), run.model)
     metadata = {**data.metadata, "validation_fingerprint": _fingerprint(measured)}
+    held_out = _open_held_out(run_dir, validation, run, mesh)
     data = dataclasses.replace(data, held_out=held_out, metadata=metadata)
   writers.log_parameters(run.model)
   shown = writers.Shown(
@@ -145,26 +146,34 @@ def _open_data(directory: str, run: TrainingRun, mesh: "Mesh") -> "LoopData":
   return LoopData(batches=batches.iterate, origin=batches.origin, metadata=metadata, tokens_per_step=tokens)
 
 
-def _open_held_out(directory: str, config: ValidationConfig, run: TrainingRun, mesh: "Mesh") -> "HeldOut":
-  """The held-out batches, of the sequences that this run's part of the bank is about."""
+def _open_held_out(run_dir: str, config: ValidationConfig, run: TrainingRun, mesh: "Mesh") -> "HeldOut":
+  """All held-out sets."""
+  from hiermem_jax.training.validation import HeldOut
+
+  main, *others = (
+    _held_out_batches(name, os.path.join(run_dir, path), config.sequences, run, mesh) for name, path in config.datasets
+  )
+  named = dict(zip((name for name, _ in config.others), others))
+  return HeldOut(main, config.every, named, config.modes)
+
+
+def _held_out_batches(setting: str, directory: str, count: int, run: TrainingRun, mesh: "Mesh") -> "HeldOutBatches":
+  """The first `count` sequences that this run's part of the bank is about; `setting` is what binds the directory."""
   import numpy as np
 
   from hiermem_jax.data.packed.decomposition import DecomposedDataset
   from hiermem_jax.data.packed.selection import HeldOutBatches, below_cluster
   from hiermem_jax.parallel import local_sequences
-  from hiermem_jax.training.validation import HeldOut
 
   dataset, memory = _open(directory, run.model), run.model.memory
   if isinstance(dataset, DecomposedDataset):
-    raise InputError(f"ValidationConfig.dataset = {directory}: of several lengths; bind one of its datasets")
+    raise InputError(f"{setting} = {directory}: of several lengths; bind one of its datasets")
   sequences = np.arange(len(dataset))
   if memory is not None and isinstance(memory.part, int):
     sequences = below_cluster(dataset, memory.part, memory.branching)
-  batches = HeldOutBatches(
+  return HeldOutBatches(
     dataset,
-    sequences=sequences[: config.sequences],
+    sequences=sequences[:count],
     batch_size=run.batch_size,
     positions=local_sequences(mesh, run.batch_size),
-    leaf=memory.num_leaves if memory is not None and memory.part == "generic" else None,
   )
-  return HeldOut(batches, config.every)

@@ -4,6 +4,7 @@ Importing this module loads neither jax nor TensorFlow, so that the command line
 """
 
 import dataclasses
+from typing import Literal
 
 from hiermem_jax.data.sources import Source
 from hiermem_jax.errors import InputError
@@ -19,11 +20,14 @@ class ModelFiles:
     directory: of its training; `checkpoints/` is in it.
     tree: directory of the cluster tree and its encoder; read where the model has a bank, or documents are retrieved.
     tokenizer: path of the tokenizer.
+    bank_dtype: type that the bank has in memory; None is the one that it is stored in. An anchor that computes in
+      bfloat16 fetches the same bits from a float32 bank and from one in bfloat16, which takes half of the memory.
   """
 
   directory: str = "."
   tree: str = "tree"
   tokenizer: str = "tokenizer.model"
+  bank_dtype: Literal["float32", "bfloat16"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,9 +17,18 @@ def digest(tree: Any) -> str:
   summation. One pass over the arrays, at the speed of memory. Checkpoints hold it: computed in any other way, it would
   make every older one look damaged.
   """
-  # Each is waited for: of several sums in flight, processes with CPU devices may run theirs in different orders.
-  sums = [int(_jitted(getattr(x, "sharding", None))(x)) for x in jax.tree.leaves(tree)]
-  return hashlib.sha256(b"".join(x.to_bytes(4, "little") for x in sums)).hexdigest()[:8]
+  return combined([checksum(x) for x in jax.tree.leaves(tree)])
+
+
+def combined(checksums: Iterable[int]) -> str:
+  """The digest of a tree whose arrays, in the order of its leaves, have these checksums."""
+  return hashlib.sha256(b"".join(x.to_bytes(4, "little") for x in checksums)).hexdigest()[:8]
+
+
+def checksum(x: jax.Array) -> int:
+  """The part of one array in a digest, below 2^32."""
+  # It is waited for: of several sums in flight, processes with CPU devices may run theirs in different orders.
+  return int(_jitted(getattr(x, "sharding", None))(x))
 
 
 @functools.cache

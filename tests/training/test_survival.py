@@ -16,7 +16,7 @@ import pytest
 
 from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.training import loop
-from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointError, load_model
+from hiermem_jax.training.checkpoint import CheckpointReader, CheckpointStore, DamagedCheckpointError, load_model
 from hiermem_jax.training.digest import digest
 from hiermem_jax.training.metrics import Lenient
 
@@ -113,13 +113,11 @@ def test_no_damage_to_any_file_goes_unnoticed(toy, whole, copy, damage):
   for path in [path for path in (copy / "checkpoints/12").rglob("*") if path.is_file() and path.stat().st_size]:
     content = path.read_bytes()
     damage(path)
-    store = CheckpointStore(str(copy), read_only=True)
     try:
-      toy.assert_equal(store.restore(whole[1]), whole[1])
+      toy.assert_equal(CheckpointReader(str(copy)).restore(whole[1]), whole[1])
     except DamagedCheckpointError as error:
       assert "checkpoints/12 is damaged (" in str(error)
       found.add(path.relative_to(copy / "checkpoints/12").parts[0])
-    store.close()
     path.write_bytes(content)
   assert found >= {"anchor", "bank", "optimizer", "metadata"}
 
