@@ -216,7 +216,8 @@ class Record:
     again = [path for path in self._made_of(stage, stages) if os.path.exists(os.path.join(self._run_dir, path))]
     raise InputError(
       f"{self._run_dir}: {stage.name} has been run here with another configuration (there: {before!r}, now: {after!r}):"
-      f" {reason}; bind that again, use another --run_dir, or delete {', '.join(again)} there, which would be made again"
+      f" {reason}; bind that again, use another --run_dir, or delete {', '.join(again)} there, which would be made"
+      " again"
     )
 
   def _other_past(self, stage: Planned, stages: Sequence[Planned], past: Mapping[str, str]) -> str:

@@ -50,7 +50,7 @@ IDENTITY: dict[str, tuple[str, ...]] = {
     *("seed", "domains", "kinds_per_domain", "entities_per_kind", "zipf_exponent", "min_mentions", "max_mentions"),
     *("mean_mentions", "probe_wording", "common_share", "validation_fraction", "max_probes"),
   ),
-  "ModelFiles": ("directory", "tree", "tokenizer"),
+  "ModelFiles": ("directory", "tree", "tokenizer", "bank_dtype"),
   "ScoringConfig": ("max_length",),
   "RagConfig": ("documents", "level"),
   "FrequencyConfig": ("corpus", "buckets"),
@@ -77,7 +77,16 @@ OPERATION: dict[str, tuple[str, ...]] = {
   "train": (
     "dataset",  # a path: checkpoints keep the fingerprint of the dataset
     "steps",  # see PAST
-    *("validation", "profile_steps", "wandb_project", "mesh", "microbatches", "checkpoints", "log_every", "max_skipped"),
+    *(
+      "validation",
+      "profile_steps",
+      "wandb_project",
+      "mesh",
+      "microbatches",
+      "checkpoints",
+      "log_every",
+      "max_skipped",
+    ),
   ),
   "merge": ("mesh",),
   "evaluate": ("title",),

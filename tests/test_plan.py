@@ -79,7 +79,13 @@ def test_settings_of_stages_that_have_not_finished_may_change(tmp_path):
     ("PackConfig.length = 64", ["prepare has", "'PackConfig.length = 128'", "delete packed, anchor/checkpoints there"]),
     (
       "anchor/train.steps = 6",
-      ["anchor/train has", "'train.steps = 5'", "'train.steps = 6'", "step 3 had the learning rate 0.000", "delete anchor"],
+      [
+        "anchor/train has",
+        "'train.steps = 5'",
+        "'train.steps = 6'",
+        "step 3 had the learning rate 0.000",
+        "delete anchor",
+      ],
     ),
     ("anchor/train.steps = 4", ["'train.steps = 4'", "5 steps are done"]),
     ("OptimizerConfig.peak_learning_rate = 0.1", ["peak_learning_rate = 0.001'", "step 2 had", "would have 0.1"]),
@@ -150,15 +156,25 @@ def test_another_schedule_may_follow_until_the_past_differs(tmp_path):
   """Only the warmup's first two steps of ten are done: what comes after the warmup may change."""
   begin(tmp_path, stages("train.steps = 20", "OptimizerConfig.warmup_steps = 10"))
   (tmp_path / "anchor/checkpoints/2").mkdir(parents=True)
-  begin(tmp_path, stages("train.steps = 30", "OptimizerConfig.warmup_steps = 10", "OptimizerConfig.final_learning_rate = 0.0"))
-  with pytest.raises(InputError, match="warmup_steps = 11'.*step 2 had the learning rate 0.0001 and would have 9.09091e-05"):
-    begin(tmp_path, stages("train.steps = 30", "OptimizerConfig.warmup_steps = 11", "OptimizerConfig.final_learning_rate = 0.0"))
+  begin(
+    tmp_path,
+    stages("train.steps = 30", "OptimizerConfig.warmup_steps = 10", "OptimizerConfig.final_learning_rate = 0.0"),
+  )
+  with pytest.raises(
+    InputError, match="warmup_steps = 11'.*step 2 had the learning rate 0.0001 and would have 9.09091e-05"
+  ):
+    begin(
+      tmp_path,
+      stages("train.steps = 30", "OptimizerConfig.warmup_steps = 11", "OptimizerConfig.final_learning_rate = 0.0"),
+    )
 
 
 def test_a_training_that_others_started_from_does_not_go_on(tmp_path):
   begin(tmp_path, planned := stages(CONSTANT))
   finish(tmp_path, planned, "anchor/train", "cotrain/train")
-  with pytest.raises(InputError, match=r"cotrain/train has begun with what it made;.* delete anchor/checkpoints, cotrain/"):
+  with pytest.raises(
+    InputError, match=r"cotrain/train has begun with what it made;.* delete anchor/checkpoints, cotrain/"
+  ):
     begin(tmp_path, stages(CONSTANT, "anchor/train.steps = 60"))
   begin(tmp_path, stages(CONSTANT, "cotrain/train.steps = 60"))  # only `evaluate` reads that, which is done again
 

@@ -50,12 +50,20 @@ def test_a_place_does_not_matter_and_what_is_not_known_is_identity(name, operati
 
 def test_what_has_changed():
   held = {"v.a": "1", "v.memory": "@M()", "M.rows": "(1,)", "v.gone": "7"}
-  now = {"v.a": Setting("1", "0", ""), "v.memory": Setting("@M()", "None", ""), "M.rows": Setting("(1,)", None, "v.memory")}
+  now = {
+    "v.a": Setting("1", "0", ""),
+    "v.memory": Setting("@M()", "None", ""),
+    "M.rows": Setting("(1,)", None, "v.memory"),
+  }
   assert run_identity.changed(held, now) == {}
   assert run_identity.changed(held, now | {"v.new": Setting("2", "2", "")}) == {}
   assert run_identity.changed(held, now | {"v.new": Setting("3", "2", "")}) == {"v.new": ("2", "3")}
   assert run_identity.changed(held, now | {"v.new": Setting("3", None, "")}) == {"v.new": ("nothing", "3")}
-  other = {"v.memory": Setting("@N()", "None", ""), "N.p": Setting("@P()", None, "v.memory"), "P.q": Setting("1", "0", "N.p")}
+  other = {
+    "v.memory": Setting("@N()", "None", ""),
+    "N.p": Setting("@P()", None, "v.memory"),
+    "P.q": Setting("1", "0", "N.p"),
+  }
   assert run_identity.changed(held, other) == {"v.memory": ("@M()", "@N()")}
 
 

@@ -55,8 +55,9 @@ class MeshConfig:
 
   def __post_init__(self):
     """Rejects sizes and rules that no mesh can have."""
-    if self.model < 1 or (self.slices is not None and self.slices < 1):
-      raise InputError(f"MeshConfig: slices = {self.slices}, model = {self.model}; bind positive sizes")
+    for name in ("slices", "model"):
+      if (size := getattr(self, name)) is not None and size < 1:
+        raise InputError(f"MeshConfig.{name} = {size}: bind a positive size")
     for name, axes in self.rules:
       unknown = set((axes,) if isinstance(axes, str) else axes or ()) - set(AXES)
       if unknown:

@@ -134,6 +134,14 @@ class TrainingRun:
   max_skipped: int = 10
   seed: int = 0
 
+  def __post_init__(self):
+    """Rejects numbers that are not positive."""
+    for name in ("steps", "batch_size", "microbatches", "log_every", "max_skipped"):
+      if getattr(self, name) < 1:
+        raise InputError(f"train.{name} = {getattr(self, name)}: bind a positive number")
+    if self.seed < 0:
+      raise InputError(f"train.seed = {self.seed}: bind 0 or a positive number")
+
   def check(self) -> None:
     """Checks what can be known of a run before it starts.
 

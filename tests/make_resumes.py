@@ -1,6 +1,6 @@
-"""Writes what a run of this version leaves in its directory, for later versions to go on from; see test_resumes.py.
+"""Writes what runs of this version leave in their directories, for later versions to go on; see golden/test_resumes.py.
 
-  python tests/golden/make_resumes.py DIRECTORY
+  python tests/make_resumes.py tests/golden/resumes/VERSION
 
 `everything` has the records of a chain that names every constructor, `finished` those of tests/smoke.gin after it has
 run, and `interrupted` is a training that was ended after its third step of six, with its checkpoint.
@@ -13,18 +13,16 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from unittest import mock
 
 import numpy as np
-
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-import conftest
+from absl import flags
 
 from hiermem_jax import cli, configuration, plan
 from hiermem_jax.training import loop
 
-_GOLDEN = pathlib.Path(__file__).parent / "resumes"
+_EVERYTHING = pathlib.Path(__file__).parent / "golden/resumes/everything.gin"
 _RECORDS = ("config.gin", "runs.jsonl", "stages.json")
 _TRAINING = """
 train.dataset = 'packed'
@@ -60,7 +58,7 @@ def main(directory: str) -> None:
 
 def everything(target: pathlib.Path) -> None:
   """The configuration and the record of a chain that has not run."""
-  configuration.load([str(_GOLDEN / "everything.gin")], [])
+  configuration.load([str(_EVERYTHING)], [])
   (target / "config.gin").write_text(configuration.dry_run("run", run_dir=""))
   plan.Record(str(target)).begin(configuration.planned())
 
@@ -68,19 +66,21 @@ def everything(target: pathlib.Path) -> None:
 def finished(target: pathlib.Path) -> None:
   """The records of the chain of tests/smoke.gin."""
   with tempfile.TemporaryDirectory() as run_dir:
-    _call("run", "--gin_file=tests/smoke.gin", f"--run_dir={run_dir}")
+    call("run", "--gin_file=tests/smoke.gin", f"--run_dir={run_dir}")
     _keep(run_dir, target, _RECORDS)
 
 
-def pack(directory: pathlib.Path) -> None:
-  """The dataset of `interrupted`: 32 sequences of 8 tokens that count up."""
-  rng = np.random.default_rng(0)
+def pack(directory: pathlib.Path, write_packed: Callable, seed: int = 0) -> None:
+  """The dataset of `interrupted`, with seed 0: 32 sequences of 8 tokens that count up. `write_packed` is conftest's."""
+  rng = np.random.default_rng(seed)
   sequences = [(leaf % 4, (leaf + np.arange(8)) % 15 + 1, np.ones(8, np.int32)) for leaf in rng.integers(0, 15, 32)]
-  conftest._write_packed(directory, sequences, vocab_size=16, num_leaves=4, tree_fingerprint="feed")
+  write_packed(directory, sequences, vocab_size=16, num_leaves=4, tree_fingerprint="feed")
 
 
 def interrupted(target: pathlib.Path) -> None:
   """A training of a tiny model, told to end after three steps."""
+  import conftest
+
   place, steps = loop.place_batch, []
 
   def place_and_end(*arguments):
@@ -90,9 +90,9 @@ def interrupted(target: pathlib.Path) -> None:
     return place(*arguments)
 
   with tempfile.TemporaryDirectory() as run_dir, mock.patch.object(loop, "place_batch", place_and_end):
-    pack(pathlib.Path(run_dir) / "packed")
+    pack(pathlib.Path(run_dir) / "packed", conftest._write_packed)
     pathlib.Path(run_dir, "own.gin").write_text(_TRAINING)
-    status = _call("train", f"--gin_file={run_dir}/own.gin", f"--run_dir={run_dir}")
+    status = call("train", f"--gin_file={run_dir}/own.gin", f"--run_dir={run_dir}")
     assert status == os.EX_TEMPFAIL, status
     _keep(run_dir, target, (*_RECORDS, "checkpoints"))
 
@@ -111,10 +111,8 @@ def _keep(run_dir: str, target: pathlib.Path, names: Sequence[str]) -> None:
     shutil.rmtree(folder)
 
 
-def _call(verb: str, *arguments: str) -> int:
+def call(verb: str, *arguments: str) -> int:
   """Runs a verb; returns its status."""
-  from absl import flags
-
   values = flags.FlagValues()
   cli.define(cli.VERBS[verb], values)
   try:
