@@ -116,9 +116,10 @@ def _unless_dry(verb: Callable) -> Callable:
         raise InputError(f"{verb.__name__}.{name} = {value}: bind a positive number")
     stage = None
     if "run_dir" in parameters and "stages" not in parameters:
-      defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
       name = "/".join([*gin.current_scope(), verb.__name__])
-      stage = Planned(name, verb.__name__, defaults | arguments, defaults)
+      defaults = {argument: p.default for argument, p in parameters.items() if p.default is not p.empty}
+      given = {argument: (defaults | arguments)[argument] for argument in parameters}
+      stage = Planned(name, verb.__name__, given, defaults)
     if _dry:
       _planned.extend([stage] if stage else [])
       return None

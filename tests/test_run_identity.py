@@ -11,7 +11,7 @@ from hiermem_jax import configuration, run_identity
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.run_identity import IDENTITY, OPERATION, Setting
 from hiermem_jax.training.config import TrainingRun
-from hiermem_jax.training.optimizer import OptimizerConfig
+from hiermem_jax.training.optimizer import OptimizerConfig, PartSettings
 from hiermem_jax.verbs import CONFIGURED
 
 GIVEN = {"run_dir", "as_json"}  # by the command line
@@ -83,16 +83,30 @@ def test_the_first_step_with_another_learning_rate():
 
   def rate(step, steps):
     if step < 4:
-      return 0.1 * step / 4
+      return 0.1 * (step + 1) / 4
     return 0.01 + 0.09 * (1 + np.cos(np.pi * (step - 4) / (steps - 4))) / 2
 
   longer = dataclasses.replace(run, steps=30)
-  assert run_identity.other_rate(longer, {"train.steps": "20"}, done=5) is None  # the peak is that of both
-  step, was, now = run_identity.other_rate(longer, {"train.steps": "20"}, done=6)
+  assert run_identity.other_rate(longer, {("steps",): "20"}, done=5) is None  # the peak is that of both
+  step, was, now = run_identity.other_rate(longer, {("steps",): "20"}, done=6)
   assert step == 6
   np.testing.assert_allclose([was, now], [rate(5, 20), rate(5, 30)], rtol=1e-5)
   higher = dataclasses.replace(run, optimizer=dataclasses.replace(optimizer, peak_learning_rate=0.2))
-  assert run_identity.other_rate(higher, {"OptimizerConfig.peak_learning_rate": "0.1"}, done=1) is None
-  step, was, now = run_identity.other_rate(higher, {"OptimizerConfig.peak_learning_rate": "0.1"}, done=2)
-  assert step == 2
-  np.testing.assert_allclose([was, now], [rate(1, 20), 2 * rate(1, 20)], rtol=1e-5)
+  before = {("optimizer", "peak_learning_rate"): "0.1"}
+  assert run_identity.other_rate(higher, before, done=0) is None
+  step, was, now = run_identity.other_rate(higher, before, done=1)
+  assert step == 1
+  np.testing.assert_allclose([was, now], [rate(0, 20), 2 * rate(0, 20)], rtol=1e-5)
+
+
+def test_the_rates_of_parts_count_too():
+  """A level whose rate is constant, in a run whose common rate is constant: only the level's past is another."""
+  own = PartSettings(peak_learning_rate=0.2, schedule_kind="constant")
+  common = {"peak_learning_rate": 0.1, "final_learning_rate": 0.1, "warmup_steps": 0, "weight_decay": 0.0}
+  optimizer = OptimizerConfig(**common, schedule_kind="constant", levels=(None, own))
+  model = ModelConfig(anchor=ANCHOR, memory=MemoryConfig(rows=(1, 1), branching=2))
+  run = TrainingRun(model=model, optimizer=optimizer, steps=20, batch_size=2)
+  assert run_identity.other_rate(run, {("steps",): "10"}, done=10) is None
+  path = ("optimizer", "levels", 1, "peak_learning_rate")
+  step, was, now = run_identity.other_rate(run, {path: "0.3"}, done=10)
+  np.testing.assert_allclose([step, was, now], [1, 0.3, 0.2], rtol=1e-6)

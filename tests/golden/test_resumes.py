@@ -19,6 +19,7 @@ from hiermem_jax.verbs import CONFIGURED
 
 _RESUMES = pathlib.Path(__file__).parent / "resumes"
 _VERSIONS = sorted(path.name for path in _RESUMES.iterdir() if path.is_dir())
+_LATER = {"PartSettings"}  # than the last of them
 _PRINTS = {name for name, verb in CONFIGURED.items() if not verb.has_run_dir}  # they have no directory to go on in
 
 
@@ -51,7 +52,7 @@ def test_every_constructor_and_verb_is_in_a_configuration_that_is_kept():
   texts = [(_RESUMES / version / "everything/config.gin").read_text() for version in _VERSIONS]
   own = {name for name, made in configuration.constructors().items() if made.__module__.startswith("hiermem_jax")}
   bound = {name for text in texts for name in re.findall(r"^(?:\w+/)?(\w+)\.\w+ =", text, re.MULTILINE)}
-  assert (own | CONFIGURED.keys()) - _PRINTS - bound == set()
+  assert (own | CONFIGURED.keys()) - _PRINTS - bound - _LATER == set()
 
 
 @pytest.mark.parametrize("version", _VERSIONS)
