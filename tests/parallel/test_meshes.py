@@ -73,7 +73,7 @@ def test_anchor_is_gathered_where_it_is_used_and_its_gradient_scattered(findings
   assert all(elements <= 2 * 16 * 12 // 8 for kind, _, elements, _ in sent if kind == "all-reduce")
 
 
-@pytest.mark.parametrize("target, devices", [("2 devices", 2), ("2x2x2", 8), ("loaded", 1)])
+@pytest.mark.parametrize("target, devices", [("2 devices", 2), ("2x2x2", 8), ("loaded", 1), ("by table", 8)])
 def test_checkpoint_is_restored_on_other_meshes(findings, target, devices):
   assert findings["restored"][target] == {"difference": 0, "devices": devices}
 
@@ -93,6 +93,17 @@ def test_kinds_of_memory_and_parts_of_a_bank(findings):
     assert found["bank_moved"] > 1e-3, name
     assert found["anchor_moved"] == 0 if frozen else found["anchor_moved"] > 1e-3, name
     assert found["rows"] == rows.get(name, [4, 28]), name
+
+
+def test_held_out_losses(findings):
+  """In every mode, on eight devices and on one."""
+  alone, many = findings["scoring"]["validation"]
+  assert alone.keys() == {
+    "loss/validation",
+    *(f"loss/validation/main/{mode}" for mode in ("none", "generic", "fetched")),
+  }
+  assert len({round(loss, 3) for loss in alone.values()}) == 3
+  assert many == pytest.approx(alone, rel=1e-5)
 
 
 def test_scoring_and_generation(findings):
