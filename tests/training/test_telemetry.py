@@ -154,6 +154,7 @@ def test_modes_that_a_model_has_the_memory_for(toy):
   alone = dataclasses.replace(toy.memory, part="generic")
   assert measured_modes(modes, alone) == ("none", "generic")
   assert measured_modes(("fetched",), alone) == ("generic",)
+  assert measured_modes(("generic", "none", "fetched"), alone) == ("none", "generic")  # the last one decides
 
 
 def test_a_best_model_by_another_mode_does_not_stand_in_the_way(toy, whole, tmp_path):
