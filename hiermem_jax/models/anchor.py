@@ -5,6 +5,7 @@ mesh axes by rules elsewhere; no mesh axis appears here.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,34 +34,67 @@ class Weight(nn.Module):
 
   Inside `parallel.batch_parallel` a device holds a part of the matrix only, because the rules split it over the data
   axis (FSDP). The module then gathers the parts, so that it always returns the whole matrix. The gradient of a gather
-  is a reduce-scatter: every device ends with the gradient of its own part.
+  is a reduce-scatter: every device ends with the gradient of its own part, summed in `config.gradient_dtype`.
   """
 
   shape: tuple[int, int]
   axes: tuple[str, str]  # logical names
   sigma: float | jax.Array  # of the initial truncated normal, cut at 3 sigma
-  dtype: str
+  config: AnchorConfig
   parameter: str = "kernel"  # name of the variable
 
   @nn.compact
   def __call__(self) -> jax.Array:
-    """Gives the whole weight, of `shape` and `dtype`."""
+    """Gives the whole weight, of `shape` and the anchor's `dtype`."""
+    dtype = self.config.dtype
     if self.is_initializing():
 
       def init(key, shape):
         return jax.random.truncated_normal(key, -3, 3, shape) * self.sigma
 
       initial: Any = self.param(self.parameter, nn.with_logical_partitioning(init, self.axes), self.shape)
-      return initial.astype(self.dtype)
-    weight: Any = self.get_variable("params", self.parameter).astype(self.dtype)  # `param` refuses a part
+      return initial.astype(dtype)
+    weight: Any = self.get_variable("params", self.parameter)  # `param` refuses a part
     names: list[str | None] = list(self.axes)
     running = jax.sharding.get_abstract_mesh().manual_axes
     for axis, mesh_axis in enumerate(nn.logical_to_mesh_axes(self.axes) or ()):
       if mesh_axis in running:
         names[axis] = None
         if jax.lax.axis_size(mesh_axis) > 1:  # a gather of one part would still cost a copy
-          weight = jax.lax.all_gather(weight, mesh_axis, axis=axis, tiled=True)
-    return nn.with_logical_constraint(weight, tuple(names))  # and its gradient: they stay split over the other axes
+          weight = gather(weight, mesh_axis, axis, dtype, self.config.gradient_dtype)
+    return nn.with_logical_constraint(weight.astype(dtype), tuple(names))  # and its gradient: split over other axes
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def gather(part: jax.Array, mesh_axis: str, axis: int, dtype: str, gradient_dtype: str) -> jax.Array:
+  """The whole of an array that is split along one of its axes over a mesh axis, for use inside `jax.shard_map`.
+
+  Its gradient is a reduce-scatter, whose terms, one of each device, are sent and summed in `gradient_dtype`.
+
+  Args:
+    part: [..., n, ...], this device's.
+    mesh_axis: name of the mesh axis, of size d.
+    axis: number of the array's axis.
+    dtype: what is sent forward.
+    gradient_dtype: what is sent and summed backward.
+
+  Returns:
+    [..., d * n, ...] of `dtype`.
+  """
+  return jax.lax.all_gather(part.astype(dtype), mesh_axis, axis=axis, tiled=True)
+
+
+def _gather_forward(part, *how):
+  return gather(part, *how), jnp.zeros((0,), part.dtype)
+
+
+def _gather_backward(mesh_axis, axis, dtype, gradient_dtype, like, gradient):
+  del dtype
+  terms = gradient.astype(gradient_dtype)
+  return (jax.lax.psum_scatter(terms, mesh_axis, scatter_dimension=axis, tiled=True).astype(like.dtype),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
 
 
 @jax.custom_vjp
@@ -168,7 +202,7 @@ class Attention(nn.Module):
     shape, axes, sigma = (c.width, c.attention_width), ("embed", "heads"), c.width**-0.5
 
     def project(name):
-      return with_memory(x @ Weight(shape, axes, sigma, c.dtype, name=name)(), block, name, x, layer)
+      return with_memory(x @ Weight(shape, axes, sigma, c, name=name)(), block, name, x, layer)
 
     q, k, v = (project(name) for name in ("query", "key", "value"))
     if c.qk_norm:
@@ -182,7 +216,7 @@ class Attention(nn.Module):
       k, v = cache
     y = splash(q, k, v, segment_ids) if mask is None else jax.nn.dot_product_attention(q, k, v, mask=mask)
     y = with_memory(y, block, "attention", unrotated, layer).reshape(*x.shape[:2], c.attention_width)
-    out = Weight(shape[::-1], axes[::-1], sigma / jnp.sqrt(2.0 * (layer + 1)), c.dtype, name="out")
+    out = Weight(shape[::-1], axes[::-1], sigma / jnp.sqrt(2.0 * (layer + 1)), c, name="out")
     return with_memory(y @ out(), block, "out", y, layer), cache
 
 
@@ -198,9 +232,9 @@ class FeedForward(nn.Module):
     shape, axes = (c.width, c.mlp_width), ("embed", "mlp")
 
     def project(name):
-      return with_memory(x @ Weight(shape, axes, c.width**-0.5, c.dtype, name=name)(), block, name, x, layer)
+      return with_memory(x @ Weight(shape, axes, c.width**-0.5, c, name=name)(), block, name, x, layer)
 
-    w3 = Weight(shape[::-1], axes[::-1], c.mlp_width**-0.5 / jnp.sqrt(2.0 * (layer + 1)), c.dtype, name="w3")
+    w3 = Weight(shape[::-1], axes[::-1], c.mlp_width**-0.5 / jnp.sqrt(2.0 * (layer + 1)), c, name="w3")
     gate, up = project("w1"), project("w2")
     hidden = nn.silu(gate) * up
     y = with_memory(hidden @ w3(), block, "w3", hidden, layer)
@@ -231,10 +265,10 @@ class Anchor(nn.Module):
   def setup(self):
     """Declares the embedding, the head, the scanned layers and the final norm."""
     c = self.config
-    sigma, dtype = c.width**-0.5, c.dtype
-    self.embed = Weight((c.vocab_size, c.width), ("vocab", "embed"), sigma, dtype, parameter="embedding")
+    sigma = c.width**-0.5
+    self.embed = Weight((c.vocab_size, c.width), ("vocab", "embed"), sigma, c, parameter="embedding")
     if not c.tied_embeddings:
-      self.head = Weight((c.width, c.vocab_size), ("embed", "vocab"), sigma, dtype)
+      self.head = Weight((c.width, c.vocab_size), ("embed", "vocab"), sigma, c)
     layer = Layer
     if c.remat != "none":
       layer = nn.remat(Layer, policy=_REMAT_POLICIES[c.remat], prevent_cse=False)

@@ -33,6 +33,8 @@ class AnchorConfig:
     qk_norm: normalise queries and keys.
     rope_base: base of the rotary embedding's frequencies.
     dtype: of activations and matmuls; parameters are float32.
+    gradient_dtype: in which devices send and sum the gradients of weights that are split over them (FSDP). bfloat16
+      halves the bytes and rounds at every addition.
     remat: what the backward pass keeps: all, the outputs of matmuls, the layers' inputs.
     attention: "splash" is the flash-attention kernel for TPUs.
     logits_chunk: positions whose logits exist at a time in training; None: the whole sequence's.
@@ -50,6 +52,7 @@ class AnchorConfig:
   qk_norm: bool = True
   rope_base: float = 100_000.0
   dtype: Literal["bfloat16", "float32"] = "bfloat16"
+  gradient_dtype: Literal["float32", "bfloat16"] = "float32"
   remat: Literal["none", "dots", "full"] = "none"
   attention: Literal["xla", "splash"] = "xla"
   logits_chunk: int | None = None

@@ -108,6 +108,10 @@ class TrainingRun:
     steps: length of the run, which also sets the learning-rate schedule.
     batch_size: sequences of a global batch. On a dataset of several lengths it counts sequences of the longest; a batch
       of shorter ones has as many more as keep the number of tokens.
+    microbatches: parts that a device's sequences of a batch are split into (gradient accumulation). One part at a time
+      has activations; loss and update are those of the whole batch.
+    steps_per_call: steps that the devices make before the host takes its turn, where no checkpoint or measurement is
+      due between them. Where a step takes a few milliseconds, several save the time between them.
     objective: the loss and what it trains.
     mesh: how the devices are arranged, and what is split over them.
     init_from: run directory whose newest anchor starts this run, with a fresh optimizer. A run that resumes ignores it.
@@ -122,6 +126,8 @@ class TrainingRun:
   optimizer: OptimizerConfig
   steps: int
   batch_size: int
+  microbatches: int = 1
+  steps_per_call: int = 1
   objective: Objective = Objective()
   mesh: MeshConfig = ALL_DEVICES
   init_from: str | None = None
@@ -130,6 +136,12 @@ class TrainingRun:
   log_every: int = 50
   max_skipped: int = 10
   seed: int = 0
+
+  def __post_init__(self):
+    """Rejects counts that are not positive."""
+    for name in ("steps", "batch_size", "microbatches", "steps_per_call", "log_every", "max_skipped"):
+      if getattr(self, name) < 1:
+        raise InputError(f"train.{name} = {getattr(self, name)}: bind a positive number")
 
   def check(self) -> None:
     """Checks what can be known of a run before it starts.

@@ -17,6 +17,8 @@ from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointEr
 from hiermem_jax.training.state import TrainState
 from hiermem_jax.training.stored_model import StoredModel
 
+_HOW = ("dtype", "gradient_dtype", "remat", "attention", "logits_chunk")  # fields of AnchorConfig
+
 
 def resume(
   store: CheckpointStore, run_dir: str, metadata: Mapping[str, Any], abstract: TrainState, skip_damaged: bool
@@ -132,9 +134,9 @@ def _check_bank(source: str, held_model: ModelConfig, model: ModelConfig) -> Non
 def _same_parameters(config: AnchorConfig, other: AnchorConfig) -> bool:
   """Whether two configurations have the same parameters and the same function.
 
-  Fields that say how the function is computed may differ: the type of activations, remat, the attention kernel, chunks.
+  Fields that say how the function and its gradient are computed may differ: types, remat, the attention kernel, chunks.
   """
-  how = {name: getattr(other, name) for name in ("dtype", "remat", "attention", "logits_chunk")}
+  how = {name: getattr(other, name) for name in _HOW}
   return dataclasses.replace(config, **how) == other
 
 
