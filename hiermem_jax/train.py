@@ -58,7 +58,8 @@ def train(
     run: the run. With MemoryConfig.part bound to a level-1 cluster, training is on the sequences below that cluster.
     directory: where this training keeps its checkpoints and metrics.
     validation: held-out text whose losses are measured during training.
-    profile_steps: first and last step that jax's profiler records for TensorBoard.
+    profile_steps: first and last step that jax's profiler records for TensorBoard; with several steps per call, the
+      next whole calls.
     wandb_project: project of Weights & Biases that the scalars are sent to, too; needs the package wandb.
 
   Raises:
@@ -82,7 +83,9 @@ def train(
   )
   open_writer = writers.open_writers(directory, shown)
   with contextlib.ExitStack() as stack:
-    hooks = [] if profile_steps is None else [stack.enter_context(writers.Profiler(directory, *profile_steps))]
+    hooks = []
+    if profile_steps is not None:
+      hooks.append(stack.enter_context(writers.Profiler(directory, *profile_steps, run.steps_per_call)))
     state, scalars = loop.train(run, directory, data, mesh, open_writer=open_writer, hooks=hooks)
   if scalars and distributed.is_first():
     report = {"steps": int(state.step), **scalars}

@@ -110,6 +110,8 @@ class TrainingRun:
       of shorter ones has as many more as keep the number of tokens.
     microbatches: parts that a device's sequences of a batch are split into (gradient accumulation). One part at a time
       has activations; loss and update are those of the whole batch.
+    steps_per_call: steps that the devices make before the host takes its turn, where no checkpoint or measurement is
+      due between them. Where a step takes a few milliseconds, several save the time between them.
     objective: the loss and what it trains.
     mesh: how the devices are arranged, and what is split over them.
     init_from: run directory whose newest anchor starts this run, with a fresh optimizer. A run that resumes ignores it.
@@ -125,6 +127,7 @@ class TrainingRun:
   steps: int
   batch_size: int
   microbatches: int = 1
+  steps_per_call: int = 1
   objective: Objective = Objective()
   mesh: MeshConfig = ALL_DEVICES
   init_from: str | None = None
@@ -135,8 +138,8 @@ class TrainingRun:
   seed: int = 0
 
   def __post_init__(self):
-    """Rejects numbers that are not positive."""
-    for name in ("steps", "batch_size", "microbatches", "log_every", "max_skipped"):
+    """Rejects counts that are not positive, and a negative seed."""
+    for name in ("steps", "batch_size", "microbatches", "steps_per_call", "log_every", "max_skipped"):
       if getattr(self, name) < 1:
         raise InputError(f"train.{name} = {getattr(self, name)}: bind a positive number")
     if self.seed < 0:

@@ -1,6 +1,7 @@
 """The training loop: batches in, checkpoints and scalars out."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -66,7 +67,7 @@ def train(
     data: what it trains on.
     mesh: devices to train on.
     open_writer: from the step that the run starts at to the writer of its scalars.
-    hooks: called with the step after every step.
+    hooks: called with the step after every step; of several steps of one call, after the last.
 
   Returns:
     The final state and the scalars of the last step (empty when no step remained), with the whole run's `seconds`,
@@ -115,19 +116,27 @@ def train(
           store.wait()
           recorder.flush()
           raise Preempted(f"{directory}: told to end after step {step} of {steps}; the same command goes on")
+        count = _steps_of_call(step, run, data.held_out)
         with recorder.waiting("data"):
-          batch = next(stream, None)
-        if batch is None:
+          batches = list(itertools.islice(stream, count))
+        if len(batches) < count:
           recorder.drain()
           raise InputError(
-            f"{directory}: the batches ended after step {step} of {steps}; give more data or bind fewer steps"
+            f"{directory}: the batches ended after step {step + len(batches)} of {steps}; give more data or bind fewer"
+            " steps"
           )
-        step += 1
-        with jax.profiler.StepTraceAnnotation("train", step_num=step):
-          state, metrics = program.step(state, place_batch(batch, mesh), step_key)
-        recorder.step(step, metrics, batch["decoder_target_tokens"].shape[1])
+        for call in _calls(batches):
+          placed = [place_batch(batch, mesh) for batch in call]
+          with jax.profiler.StepTraceAnnotation("train", step_num=step + len(call)):
+            if len(placed) == 1:
+              state, metrics = program.step(state, placed[0], step_key)
+            else:
+              state, metrics = program.steps(state, placed, step_key)
+          step += len(call)
+          recorder.step(step, metrics, call[0]["decoder_target_tokens"].shape[1])
         for hook in hooks:
-          hook(step)
+          for number in range(step + 1 - count, step + 1):
+            hook(number)
         if data.held_out and (step % data.held_out.every == 0 or step == steps):
           recorder.drain()
           with recorder.waiting("validation"):
@@ -151,6 +160,22 @@ def train(
   recorder.flush()
   summary = recorder.summary()
   return state, summary and summary | {"skipped": int(state.skipped), "failed_checkpoints": store.failed}
+
+
+def _steps_of_call(step: int, run: TrainingRun, held_out: HeldOut | None) -> int:
+  """How many steps are made at once after `step`.
+
+  It follows from the numbers of the steps alone, so that a run that resumes groups them as the first one did.
+  """
+  ends = [run.steps_per_call, run.checkpoints.every, *([held_out.every] if held_out else [])]
+  until = min(run.steps - step, *(end - step % end for end in ends))
+  return until if step % run.steps_per_call == 0 and until == run.steps_per_call else 1
+
+
+def _calls(batches: list[Mapping[str, np.ndarray]]) -> list[list[Mapping[str, np.ndarray]]]:
+  """Batches of one shape together; those of several lengths one by one."""
+  shapes = {batch["decoder_target_tokens"].shape for batch in batches}
+  return [batches] if len(shapes) == 1 else [[batch] for batch in batches]
 
 
 def _require_last(store: CheckpointStore, state: TrainState, metadata: Mapping[str, Any], directory: str) -> None:

@@ -22,9 +22,9 @@ from hiermem_jax.training.step import make_train_step
 
 @flax.struct.dataclass
 class Scalars:
-  """Named float32 scalars in one array: a step then has one output for all of them."""
+  """Named float32 scalars in one array: a call then has one output for all of them."""
 
-  values: jax.Array  # float32 [n]
+  values: jax.Array  # float32 [n], of several steps [steps, n]
   names: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
   @classmethod
@@ -33,12 +33,12 @@ class Scalars:
     return cls(jnp.stack([jnp.float32(value) for value in scalars.values()]), tuple(scalars))
 
   def __getitem__(self, name: str) -> jax.Array:
-    """One of them, float32 []."""
-    return self.values[self.names.index(name)]
+    """One of them, float32 [] or [steps]."""
+    return self.values[..., self.names.index(name)]
 
-  def read(self) -> dict[str, float]:
-    """All of them, as soon as they have been computed."""
-    return dict(zip(self.names, np.asarray(self.values).tolist()))
+  def read(self) -> list[dict[str, float]]:
+    """Those of each step, as soon as they have been computed."""
+    return [dict(zip(self.names, row)) for row in np.asarray(self.values).reshape(-1, len(self.names)).tolist()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Program:
   batch_size: int
   abstract_state: TrainState  # shapes, types and shardings
   step: Any  # jitted (state, batch, key) -> (state, `Scalars`), see `make_train_step`; the state given is consumed
+  steps: Any  # the same of a sequence of batches of one shape, one step for each, in one call
   _init: Any
 
   def init(self, key: jax.Array) -> TrainState:
@@ -119,10 +120,17 @@ def make_program(run: TrainingRun, mesh: Mesh) -> Program:
     state, metrics = train_step(state, batch, key)
     return state, Scalars.pack(metrics)
 
+  def steps(state, batches, key):
+    def one(state, batch):
+      state, metrics = step(state, batch, key)
+      return jax.lax.with_sharding_constraint(state, shardings), metrics
+
+    return jax.lax.scan(one, state, jax.tree.map(lambda *arrays: jnp.stack(arrays), *batches))
+
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
+  jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
   init = functools.partial(init_state, model=run.model, optimizer=optimizer)
-  return Program(run.model, mesh, run.batch_size, abstract_state, step, init)
+  return Program(run.model, mesh, run.batch_size, abstract_state, jit(step), jit(steps), init)
 
 
 def abstract_train_state(run: TrainingRun, mesh: Mesh | AbstractMesh) -> TrainState:

@@ -18,7 +18,7 @@ from hiermem_jax.training.config import TrainingRun
 from hiermem_jax.training.metrics import JsonlWriter, MetricWriter
 from hiermem_jax.training.program import Scalars
 
-_BEHIND = 8  # steps whose metrics may be unread, so that the device always has work while the loop goes on
+_BEHIND = 8  # steps whose metrics may be unread, so that the device always has work while the loop goes on; or a call
 
 
 class Recorder:
@@ -74,18 +74,20 @@ class Recorder:
       self._waits[what] = self._waits.get(what, 0.0) + time.monotonic() - start
 
   def step(self, step: int, metrics: Scalars, length: int) -> None:
-    """Takes the metrics of a step that was just dispatched, and reads those of earlier steps that are computed by now.
+    """Takes the metrics of a call that was just dispatched, and reads those of earlier ones that are computed by now.
 
     Args:
-      step: its number, from 1.
-      metrics: of the step; reading them would wait for the device.
+      step: number of the call's last step, from 1.
+      metrics: of its steps; reading them would wait for the device.
       length: tokens of a sequence.
 
     Raises:
       FloatingPointError: too many batches in a row were not finite.
     """
     self._pending.append((step, metrics, length))
-    while len(self._pending) > _BEHIND or (self._pending and _is_ready(self._pending[0][1])):
+    while len(self._pending) > max(_BEHIND // self._run.steps_per_call, 1) or (
+      self._pending and _is_ready(self._pending[0][1])
+    ):
       self._read(*self._pending.popleft())
 
   def drain(self) -> None:
@@ -98,8 +100,12 @@ class Recorder:
       self._read(*self._pending.popleft())
 
   def _read(self, step: int, metrics: Scalars, length: int) -> None:
+    rows = metrics.read()
+    for number, values in enumerate(rows, step + 1 - len(rows)):
+      self._read_step(number, values, length)
+
+  def _read_step(self, step: int, values: dict[str, float], length: int) -> None:
     due = step % self._run.log_every == 0 or step in (self._start + 1, self._run.steps)
-    values = metrics.read()
     self._tokens += values["tokens"]
     self._flops_done += values["tokens"] * self._run.flops_per_token(length)
     self.progress.update(step, f"loss {values['loss']:.2f}", amount=values["tokens"], of="tokens")

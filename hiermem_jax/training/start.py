@@ -72,7 +72,8 @@ class Start:
     Raises:
       InputError: there is no checkpoint, or it does not fit; both sides are named.
     """
-    self._anchor = self._bank = None
+    self._anchor: StoredModel | None = None
+    self._bank: StoredModel | None = None
     if init_from is not None:
       self._anchor = StoredModel(init_from, mesh, rules, bank=False, setting="train.init_from")
       held = self._anchor.config.anchor

@@ -49,12 +49,15 @@ class HeldOut(NamedTuple):
 
 
 def measured_modes(modes: Sequence[Mode], memory: MemoryConfig | None) -> tuple[Mode, ...]:
-  """Those of some modes that a model has the memory for: without a bank none, and of a generic part no path."""
+  """Those of some modes that a model has the memory for: without a bank none, and of a generic part no path.
+
+  Each is there once, so that the last one stays the last.
+  """
   if memory is None:
     return ("none",)
   if memory.part == "generic":
     modes = ["generic" if mode == "fetched" else mode for mode in modes]
-  return tuple(dict.fromkeys(modes))
+  return tuple(reversed(dict.fromkeys(reversed(modes))))
 
 
 def make_validation_losses(
@@ -92,8 +95,8 @@ def make_validation_losses(
       for batch in batches():
         placed = place_batch(batch, mesh)
         leaves = place_batch({mode: leaf(batch["memory_leaf"], mode) for mode in modes}, mesh)
-        found = [sums(params, leaves[mode], placed) for mode in modes]
-        totals += np.stack([np.asarray(each, np.float64) for each in found])
+        # Each is waited for: of several in flight, processes with CPU devices may run theirs in different orders.
+        totals += [np.asarray(sums(params, leaves[mode], placed), np.float64) for mode in modes]
       result |= {f"{LOSS}/{name}/{mode}": float(loss / tokens) for mode, (loss, tokens) in zip(modes, totals)}
     return {LOSS: result[f"{LOSS}/{MAIN}/{modes[-1]}"]} | result
 

@@ -218,6 +218,8 @@ def test_what_has_no_decay(tied):
   assert everything - moved(no_decay=("embeddings",)) == {"embed/embedding"}
   assert everything - moved(no_decay=("embeddings", "norms")) == norms | {"embed/embedding"}
   assert ("head/kernel" in everything) != tied
+  frozen = config(no_decay=("norms",)).build(4, frozen_anchor=True)
+  assert frozen.update({"anchor": {}}, frozen.init(params), params)[0] == {"anchor": {}}
 
 
 def test_state_of_parts_lies_where_their_parameters_lie():

@@ -154,18 +154,19 @@ def test_modes_that_a_model_has_the_memory_for(toy):
   alone = dataclasses.replace(toy.memory, part="generic")
   assert measured_modes(modes, alone) == ("none", "generic")
   assert measured_modes(("fetched",), alone) == ("generic",)
+  assert measured_modes(("generic", "none", "fetched"), alone) == ("none", "generic")  # the last one decides
 
 
 def test_a_best_model_by_another_mode_does_not_stand_in_the_way(toy, whole, tmp_path):
-  params = whole[1].params
-  best = BestModel(str(tmp_path), {}, "fetched")
+  params, metadata = whole[1].params, toy.model.to_json()
+  best = BestModel(str(tmp_path), metadata, "fetched")
   best.offer(1, params, 0.5)
   best.close()
-  assert BestModel(str(tmp_path), {}, "fetched").loss == 0.5
-  other = BestModel(str(tmp_path), {}, "none")
+  assert BestModel(str(tmp_path), metadata, "fetched").loss == 0.5
+  other = BestModel(str(tmp_path), metadata, "none")
   other.offer(2, params, 0.7)
   other.close()
-  assert BestModel(str(tmp_path), {}, "none").loss == 0.7
+  assert BestModel(str(tmp_path), metadata, "none").loss == 0.7
   assert load_model(str(tmp_path / "best"), toy.mesh).metadata["step"] == 2
 
 

@@ -144,6 +144,19 @@ def test_a_run_that_resumes_between_the_profiled_steps_records_what_is_left(tmp_
   assert tuple(calls) == traced
 
 
+@pytest.mark.parametrize("window, traced", [((2, 5), (10, 20)), ((11, 20), (10, 20)), ((12, 31), (20, 40))])
+def test_of_calls_of_several_steps_whole_ones_are_recorded(tmp_path, monkeypatch, window, traced):
+  """The hook is called for all ten steps of a call after the call."""
+  calls = []
+  monkeypatch.setattr("jax.profiler.start_trace", lambda directory: calls.append(done))
+  monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append(done))
+  profiler = writers.Profiler(str(tmp_path), *window, 10)
+  for done in range(10, 60, 10):
+    for step in range(done - 9, done + 1):
+      profiler(step)
+  assert tuple(calls) == traced
+
+
 def _profiled_steps(directory):
   """Numbers of the annotated steps in the profile that was written."""
   (path,) = directory.rglob("*.xplane.pb")
