@@ -77,16 +77,8 @@ OPERATION: dict[str, tuple[str, ...]] = {
   "train": (
     "dataset",  # a path: checkpoints keep the fingerprint of the dataset
     "steps",  # see PAST
-    *(
-      "validation",
-      "profile_steps",
-      "wandb_project",
-      "mesh",
-      "microbatches",
-      "checkpoints",
-      "log_every",
-      "max_skipped",
-    ),
+    *("validation", "profile_steps", "wandb_project", "mesh", "microbatches", "steps_per_call"),
+    *("checkpoints", "log_every", "max_skipped"),
   ),
   "merge": ("mesh",),
   "evaluate": ("title",),

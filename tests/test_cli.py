@@ -376,7 +376,9 @@ def test_run_directory_of_another_configuration(chain, run, fails, tmp_path):
   assert (tmp_path / "run/config.gin").read_text() == before
   assert run(*arguments)[0] == 0
   assert "has been run here" in fails(*arguments, "--gin_bindings=train.seed = 3")
-  assert run(*arguments, "--gin_bindings=train.steps = 3", "--gin_bindings=train.log_every = 2")[0] == 0  # the same past
+  assert (
+    run(*arguments, "--gin_bindings=train.steps = 3", "--gin_bindings=train.log_every = 2")[0] == 0
+  )  # the same past
   assert "train.log_every = 2\n" in (tmp_path / "run/config.gin").read_text()
   assert json.loads((tmp_path / "run/stages.json").read_text())["train ."]["finished"]
   changed = json.loads((tmp_path / "run/runs.jsonl").read_text().splitlines()[-1])["changed"]
