@@ -38,7 +38,7 @@ IDENTITY: dict[str, tuple[str, ...]] = {
   "MemoryConfig": ("rows", "branching", "kind", "layers", "part", "dtype"),
   "OptimizerConfig": (
     *("weight_decay", "beta1", "beta2", "epsilon", "clip_norm", "bank_update", "bank_moment_dtype", "no_decay"),
-    *("anchor", "bank", "levels"),  # whether they have something of their own; see PAST for what that is
+    *("anchor", "bank", "levels"),  # whether they have something of their own; see `is_past` for what that is
   ),
   "PartSettings": ("weight_decay", "beta1", "beta2"),
   "Objective": ("generic_probability", "z_loss", "frozen_anchor"),
@@ -76,7 +76,7 @@ OPERATION: dict[str, tuple[str, ...]] = {
   "run": ("stages",),
   "train": (
     "dataset",  # a path: checkpoints keep the fingerprint of the dataset
-    "steps",  # see PAST
+    "steps",  # see `is_past`
     *("validation", "profile_steps", "wandb_project", "mesh", "microbatches", "steps_per_call"),
     *("checkpoints", "log_every", "max_skipped"),
   ),
@@ -84,7 +84,7 @@ OPERATION: dict[str, tuple[str, ...]] = {
   "evaluate": ("title",),
   "evaluate_tasks": ("title",),
   "AnchorConfig": ("remat", "attention", "logits_chunk"),
-  "OptimizerConfig": _SCHEDULE,  # see PAST
+  "OptimizerConfig": _SCHEDULE,  # see `is_past`
   "PartSettings": _SCHEDULE,
   "MeshConfig": ("slices", "model", "rules"),
   "CheckpointConfig": ("every", "keep", "keep_every", "skip_damaged"),

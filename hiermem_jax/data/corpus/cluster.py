@@ -94,11 +94,12 @@ def _finished(directory: str, inputs: dict[str, Any], config: TreeConfig) -> Clu
   """
   if not (files.as_path(directory) / "report.json").exists():
     return None
+  defaults = ReadConfig().identity() | _level_inputs(TreeConfig())
   for folder, wanted in (("embeddings", inputs), ("levels", _level_inputs(config))):
     path = files.as_path(directory) / folder / "inputs.json"
     if path.exists():
       held = files.read_json(path)
-      require_same_inputs(directory, {name: held.get(name) for name in wanted}, wanted)
+      require_same_inputs(directory, {name: held[name] for name in wanted if name in held}, wanted, defaults)
   tree = ClusterTree.load(directory)
   require_same_inputs(directory, {"depth": tree.depth}, {"depth": config.depth})
   console.say("%s holds this tree already (%d leaves): reusing it", directory, tree.num_leaves)
