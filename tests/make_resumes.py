@@ -9,6 +9,7 @@ run, and `interrupted` is a training that was ended after its third step of six,
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import sys
@@ -21,6 +22,7 @@ from absl import flags
 
 from hiermem_jax import cli, configuration, plan
 from hiermem_jax.training import loop
+from hiermem_jax.verbs import CONFIGURED, VERBS
 
 _EVERYTHING = pathlib.Path(__file__).parent / "golden/resumes/everything.gin"
 _RECORDS = ("config.gin", "runs.jsonl", "stages.json")
@@ -59,7 +61,10 @@ def main(directory: str) -> None:
 def everything(target: pathlib.Path) -> None:
   """The configuration and the record of a chain that has not run."""
   configuration.load([str(_EVERYTHING)], [])
-  (target / "config.gin").write_text(configuration.dry_run("run", run_dir=""))
+  (target / "config.gin").write_text(text := configuration.dry_run("run", run_dir=""))
+  bound = set(re.findall(r"^(?:\w+/)?(\w+)\.\w+ =", text, re.MULTILINE))
+  missing = configuration.constructors().keys() | {name for name, verb in CONFIGURED.items() if verb.has_run_dir}
+  assert missing <= bound, f"{_EVERYTHING} leaves out {sorted(missing - bound)}"
   plan.Record(str(target)).begin(configuration.planned())
 
 
@@ -114,9 +119,9 @@ def _keep(run_dir: str, target: pathlib.Path, names: Sequence[str]) -> None:
 def call(verb: str, *arguments: str) -> int:
   """Runs a verb; returns its status."""
   values = flags.FlagValues()
-  cli.define(cli.VERBS[verb], values)
+  cli.define(VERBS[verb], values)
   try:
-    cli.run(cli.VERBS[verb], cli.parse(cli.VERBS[verb], [verb, *arguments], values), values)
+    cli.run(VERBS[verb], cli.parse(VERBS[verb], [verb, *arguments], values), values)
   except SystemExit as stop:
     return stop.code
   return 0

@@ -19,18 +19,13 @@ from hiermem_jax.verbs import CONFIGURED
 
 GIN_FILE = "tests/bindings.gin"
 GIVEN = {"run_dir", "as_json"}  # by the command line
-# A verb that constructs it, and what must be bound for that.
-USERS = {
+# By a constructor that is no source and no encoder, a verb that calls it, and what must be bound for that.
+USERS: dict[str, tuple[str, tuple[str, ...]]] = {
   **dict.fromkeys(("ModelConfig", "AnchorConfig", "MemoryConfig", "MeshConfig", "OptimizerConfig"), ("train", ())),
   "PartSettings": ("train", ("OptimizerConfig.bank = @PartSettings()",)),
   **dict.fromkeys(("Objective", "CheckpointConfig", "ValidationConfig"), ("train", ())),
-  **dict.fromkeys(("BeamConfig", "ReadConfig", "TreeConfig", "LsaEncoder", "JsonlSource"), ("cluster", ())),
-  "SentenceTransformer": ("cluster", ("cluster.encoder = @SentenceTransformer()",)),
+  **dict.fromkeys(("BeamConfig", "ReadConfig", "TreeConfig"), ("cluster", ())),
   "PackConfig": ("prepare", ()),
-  **{
-    name: ("train_tokenizer", (f"train_tokenizer.corpus = @{name}()",))
-    for name in ("ParquetSource", "TextSource", "TfdsSource", "WorldSource")
-  },
   "WorldConfig": ("train_tokenizer", ("train_tokenizer.corpus = @WorldSource()",)),
   **dict.fromkeys(("ModelFiles", "ScoringConfig", "RagConfig"), ("evaluate", ())),
   **dict.fromkeys(("FrequencyConfig", "TaskSet"), ("evaluate_tasks", ())),
@@ -95,9 +90,19 @@ def example(hint) -> str:
   return BY_TYPE.get(kind, f"@{kind.__name__}()")
 
 
+def user(owner: str) -> tuple[str, tuple[str, ...]]:
+  """A verb that reads what is bound to an owner of names, and what must be bound for that."""
+  if owner in CONFIGURED:
+    return owner, ()
+  made = configuration.constructors()[owner]
+  if issubclass(made, Source):
+    return "train_tokenizer", (f"train_tokenizer.corpus = @{owner}()",)
+  return ("cluster", (f"cluster.encoder = @{owner}()",)) if issubclass(made, EncoderConfig) else USERS[owner]
+
+
 def resolved(owner: str, *bindings: str) -> str:
-  """The configuration of a verb that reads what is bound to an owner of names."""
-  verb, needed = (owner, ()) if owner in CONFIGURED else USERS[owner]
+  """The configuration of such a verb."""
+  verb, needed = user(owner)
   configuration.load([GIN_FILE], [*needed, *bindings])
   return configuration.dry_run(verb, **({"run_dir": ""} if CONFIGURED[verb].has_run_dir else {"as_json": True}))
 

@@ -71,7 +71,8 @@ def cluster_corpus(
     return finished
   task = EmbedPart(source, tokenizer.path, directory, read, sample)
   parts = list(enumerate(source.parts()))
-  claim(os.path.join(directory, "embeddings"), inputs | {"parts": parts_fingerprint([part for _, part in parts])})
+  claimed = inputs | {"parts": parts_fingerprint([part for _, part in parts])}
+  claim(os.path.join(directory, "embeddings"), claimed, ReadConfig().identity())
   missing = [part for part in parts if not task.done(part[0])]
   logging.info("embedding the windows of %d of %d parts of the corpus", len(missing), len(parts))
   if missing:
@@ -115,7 +116,7 @@ def _build(
   embedded: Sequence[str], config: TreeConfig, encoder: Encoder, directory: str, beam_config: BeamConfig
 ) -> ClusterTree:
   """Learns the levels that are not in `directory` yet, with one pipeline each."""
-  claim(directory, _level_inputs(config) | {"embeddings": len(embedded)})
+  claim(directory, _level_inputs(config) | {"embeddings": len(embedded)}, _level_inputs(TreeConfig()))
   levels: list[np.ndarray] = []
   for level in range(1, config.depth + 1):
     path = os.path.join(directory, f"level_{level}.npz")
