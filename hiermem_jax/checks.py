@@ -77,9 +77,9 @@ def _maker(path: str, earlier: Sequence[Planned], *verbs: str) -> Planned | None
 
 
 def _datasets(stage: Planned) -> list[str]:
-  """What a training reads: the dataset that it trains on, and the one that is held out."""
+  """What a training reads: the dataset that it trains on, and those that are held out."""
   given = stage.arguments
-  return [given["dataset"], *([given["validation"].dataset] if given["validation"] is not None else [])]
+  return [given["dataset"], *(path for _, path in (given["validation"].datasets if given["validation"] else ()))]
 
 
 def _dataset(stage: Planned, earlier: Sequence[Planned]) -> None:
@@ -156,7 +156,7 @@ def _require(stage: Planned, name: str, path: str, run_dir: str | None) -> None:
       raise InputError(
         f"{path}: no cluster tree there{files.beside(path, 'tree.json')}; run cluster first, or bind {name}"
       )
-  elif name in ("train.dataset", "ValidationConfig.dataset", "evaluate.validation"):
+  elif name in ("train.dataset", "ValidationConfig.dataset", "ValidationConfig.others", "evaluate.validation"):
     if not os.path.isdir(path):
       raise InputError(
         f"{path}/manifest.json: No such file or directory{files.beside(path, 'manifest.json')}; give {name} the"

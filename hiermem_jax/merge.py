@@ -27,7 +27,9 @@ def merge(
   directory: str = "merged",
   mesh: MeshConfig = ALL_DEVICES,
 ) -> None:
-  """Puts the newest checkpoints of the parts together; the devices must hold the whole bank twice.
+  """Puts the newest checkpoints of the parts together.
+
+  The devices must hold the whole bank, and beside it the largest table of one part.
 
   Args:
     run_dir: where relative paths start.

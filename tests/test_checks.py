@@ -46,6 +46,11 @@ def check(*bindings, verb="run", run_dir=None, gin_file="tests/smoke.gin"):
     (["evaluate.modes = ('rag none',)"], "mode 'rag none': without documents"),
     (JSONL, "no file matches /none/"),
     (["evaluate.rag = @RagConfig()", "RagConfig.documents = @JsonlSource()", JSONL[1]], "no file matches /none/"),
+    (
+      ["train.validation = @ValidationConfig()", "ValidationConfig.dataset = 'packed/train'",
+       "ValidationConfig.others = (('b', '/none/b'),)"],
+      "^/none/b/manifest.json: No such file or directory; give ValidationConfig.others",
+    ),
     (["train.dataset = '/none/train'"], "^/none/train/manifest.json: No such file or directory; give train.dataset"),
     (["prepare.tokenizer = '/none/t.model'"], "^/none/t.model: no such tokenizer; bind prepare.tokenizer"),
     (["prepare.tree = '/none/tree'"], "^/none/tree: no cluster tree there; run cluster first"),

@@ -1,6 +1,7 @@
 """`compile_pod`: a small run compiled for TPU slices on a machine that has none."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -61,15 +62,17 @@ def compile_run(gin_file, capsys):
   return run
 
 
-def command(*flags):
+def command(*flags, **variables):
   return subprocess.run(
-    [sys.executable, "-m", "hiermem_jax.compile_pod", *flags], capture_output=True, text=True, cwd=_ROOT, check=False
+    [sys.executable, "-m", "hiermem_jax.compile_pod", *flags],
+    **{"capture_output": True, "text": True, "cwd": _ROOT, "check": False, "env": os.environ | variables},
   )
 
 
-def test_page(gin_file):
-  result = command("--topology=v5e:2x2", f"--gin_file={gin_file}")
+def test_page(gin_file, tmp_path):
+  result = command("--topology=v5e:2x2", f"--gin_file={gin_file}", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
   assert result.returncode == 0, result.stderr
+  assert not list(tmp_path.glob("cache/jit_step*")) and "compilation cache" not in result.stderr
   page = result.stdout
   assert page.startswith("v5e:2x2: 4 devices, mesh replica 1, data 4, model 1; 16 sequences of 128 tokens per step\n")
   assert "of 15.75 that a program may use (16 published): fits" in page

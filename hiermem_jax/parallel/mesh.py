@@ -61,9 +61,9 @@ class MeshConfig:
 
   def __post_init__(self):
     """Rejects sizes and rules that no mesh can have."""
-    if min(self.context, self.model, 1 if self.slices is None else self.slices) < 1:
-      sizes = f"slices = {self.slices}, context = {self.context}, model = {self.model}"
-      raise InputError(f"MeshConfig: {sizes}; bind positive sizes")
+    for name in ("slices", "context", "model"):
+      if (size := getattr(self, name)) is not None and size < 1:
+        raise InputError(f"MeshConfig.{name} = {size}: bind a positive size")
     allowed = (*BATCH_AXES, MODEL_AXIS)
     for name, axes in self.rules:
       unknown = set((axes,) if isinstance(axes, str) else axes or ()) - set(allowed)

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
+from hiermem_jax import compilation_cache
 from hiermem_jax.models.bank import table_shapes
 from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.parallel.layout import bytes_per_device
@@ -87,7 +88,8 @@ def _compile(
   if arguments > hbm["usable"]:  # no need to ask the compiler, which may take very long over such arrays
     return None, hbm
   try:
-    compiled = program.lower(length).compile()
+    with compilation_cache.bypassed():
+      compiled = program.lower(length).compile()
   except jax.errors.JaxRuntimeError as error:
     if (sizes := out_of_memory(error)) is None:
       raise

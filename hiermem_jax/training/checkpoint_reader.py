@@ -24,7 +24,7 @@ from hiermem_jax.models.model import Model, init_params
 from hiermem_jax.parallel import agreement, distributed
 from hiermem_jax.parallel.layout import abstract_arrays, bytes_per_device, check_mesh
 from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
-from hiermem_jax.training.digest import array_digests, of_arrays
+from hiermem_jax.training.digest import array_digests, combined
 from hiermem_jax.training.state import TrainState
 
 T = TypeVar("T")
@@ -70,6 +70,18 @@ class CheckpointReader:
 
     step = distributed.from_first(self._agreed(self._directory, newest))
     return None if step < 0 else step
+
+  def require_step(self, setting: str) -> int:
+    """Step of the newest complete checkpoint; `setting` is what to bind where this is the wrong directory.
+
+    Raises:
+      InputError: there is none. The message names the trainings in and beside the directory.
+    """
+    if (step := self.latest_step) is not None:
+      return step
+    complete = "complete " if os.path.isdir(self._directory) else ""
+    trained = files.beside(self._run_dir, DIRECTORY)
+    raise InputError(f"{self._run_dir}: no {complete}checkpoint there{trained}; train it first or bind {setting}")
 
   def metadata(self) -> dict[str, Any]:
     """The metadata of the newest checkpoint.
@@ -134,15 +146,22 @@ class CheckpointReader:
     def read() -> dict[str, Any]:
       return {name: self._read(step, name, ocp.args.StandardRestore(tree)) for name, tree in abstract.items()}
 
-    size = bytes_per_device(abstract) * jax.local_device_count()
-    restored = self._agreed(self._path(step), read, READ_SECONDS + size / _SLOWEST)
+    restored = self._agreed(self._path(step), read, self._seconds(abstract))
     for name in abstract:  # all processes have all of it, and compute the same
-      sums, saved = array_digests(restored[name]), metadata.get("array_digests", {}).get(name, {})
-      if of_arrays(sums) != metadata["digests"][name]:
-        wrong = [array for array, value in sums.items() if value != saved.get(array, value)]
-        reason = f"item {name}{f', array {wrong[0]},' if wrong else ''} is not what was saved"
-        raise DamagedCheckpointError(_damaged(self._path(step), reason))
+      self._require_digest(step, name, array_digests(restored[name]), metadata)
     return restored
+
+  def _seconds(self, abstract: Any) -> float:
+    """How long reading these arrays may take."""
+    return READ_SECONDS + bytes_per_device(abstract) * jax.local_device_count() / _SLOWEST
+
+  def _require_digest(self, step: int | None, item: str, found: dict[str, str], metadata: dict[str, Any]) -> None:
+    """Raises DamagedCheckpointError where an item's digest, of its arrays', is another than when it was saved."""
+    if combined(found.values()) != metadata["digests"][item]:
+      saved = metadata.get("array_digests", {}).get(item, {})
+      wrong = [array for array, value in found.items() if value != saved.get(array, value)]
+      reason = f"item {item}{f', array {wrong[0]},' if wrong else ''} is not what was saved"
+      raise DamagedCheckpointError(_damaged(self._path(step), reason))
 
   def _read(self, step: int | None, item: str, how: ocp.args.CheckpointArgs) -> Any:
     """One item, in this process, whatever the others do."""
@@ -267,8 +286,5 @@ def load_model(
     InputError: there is no checkpoint there, or it is damaged. The message names the trainings in and beside it.
   """
   reader = CheckpointReader(run_dir)
-  if reader.latest_step is None:
-    complete = "complete " if os.path.isdir(os.path.join(run_dir, DIRECTORY)) else ""
-    trained = files.beside(run_dir, DIRECTORY)
-    raise InputError(f"{run_dir}: no {complete}checkpoint there{trained}; train it first or bind {setting}")
+  reader.require_step(setting)
   return reader.load_model(mesh, rules, bank=bank)

@@ -24,9 +24,10 @@ _BEHIND = 8  # steps whose metrics may be unread, so that the device always has 
 class Recorder:
   """Reads the metrics of each step once the device has computed them, and writes those that are due.
 
-  Besides the step's own metrics a line has `learning_rate` and, since the line before: `tokens_per_second`, `mfu`
-  (model FLOPs utilisation, where the devices' peak is known), `data_wait`, `checkpoint_wait` and `validation_wait`
-  (shares of the time), and `device_memory_gib` (the most that the first device has held, where it says so).
+  Besides the step's own metrics a line has `learning_rate` (also `learning_rate/PART`, where a part has its own) and,
+  since the line before: `tokens_per_second`, `mfu` (model FLOPs utilisation, where the devices' peak is known),
+  `data_wait`, `checkpoint_wait` and `validation_wait` (shares of the time), and `device_memory_gib` (the most that the
+  first device has held, where it says so).
   """
 
   def __init__(
@@ -51,7 +52,7 @@ class Recorder:
     """
     self.progress = console.Progress("step", run.steps, start)
     self._run, self._writer, self._start = run, writer, start
-    self._schedule = run.optimizer.schedule(run.steps)
+    self._schedules = run.optimizer.schedules(run.steps, run.model.memory)
     self._peak, self._batch_origin = peak_flops, batch_origin
     self._skipped_path = os.path.join(directory, "skipped.jsonl")
     self._skipped_writer: JsonlWriter | None = None
@@ -110,7 +111,8 @@ class Recorder:
     self.progress.update(step, f"loss {values['loss']:.2f}", amount=values["tokens"], of="tokens")
     finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
     if due:
-      values["learning_rate"] = float(self._schedule(step - 1 - int(values["skipped"])))
+      updates = step - 1 - int(values["skipped"])
+      values |= {name: float(schedule(updates)) for name, schedule in self._schedules.items()}
       self._write_due(step, values)
     self._in_a_row = 0 if finite else self._in_a_row + 1
     if not finite:

@@ -25,6 +25,8 @@ from hiermem_jax.parallel.layout import abstract_arrays
 from hiermem_jax.training.checkpoint import CheckpointStore, load_model
 from hiermem_jax.training.config import Objective, TrainingRun
 from hiermem_jax.training.program import make_program
+from hiermem_jax.training.stored_model import load_model_as
+from hiermem_jax.training.validation import HeldOut, make_validation_losses
 
 SHAPES = table_shapes(MODEL)
 Z_LOSS = 1e-2
@@ -215,20 +217,30 @@ def check_checkpoint(findings, state, run_dir):
   store.close()
   loaded = load_model(run_dir, config_and_mesh(1, 1, 1)[1])
   findings["restored"]["loaded"] = {"difference": largest_difference(loaded.params, state.params), "devices": 1}
+  by_table = load_model_as("float32", run_dir, config_and_mesh(2, 2)[1])
+  findings["restored"]["by table"] = {
+    "difference": largest_difference(by_table.params, state.params),
+    "devices": len(by_table.params["bank"]["level_3"].sharding.device_set),
+  }
 
 
 def check_scoring(params):
-  """Log-likelihoods and greedy generation on eight devices and on one; some sequences end early, others do not."""
+  """Log-likelihoods, greedy generation and held-out losses on eight devices and on one.
+
+  Some sequences end early, others do not.
+  """
   rng = np.random.default_rng(5)
   params["bank"] = {name: rng.standard_normal(table.shape).astype(np.float32) for name, table in params["bank"].items()}
   prompts = [rng.integers(0, ANCHOR.vocab_size, length).tolist() for length in rng.integers(0, 20, 11)]
   continuations = [rng.integers(0, ANCHOR.vocab_size, length).tolist() for length in rng.integers(1, 4, 11)]
   leaf = rng.integers(-1, GENERIC + 1, 11).astype(np.int32)
-  results, stop = [], []
+  held_out = HeldOut(lambda: [batch(0)], every=1, modes=("none", "generic", "fetched"))
+  results, stop, validation = [], [], []
   for slices, model, devices in ((1, 1, 1), (2, 2, 8)):
     config, mesh = config_and_mesh(slices, model, devices)
     abstract = abstract_arrays(lambda: init_params(jax.random.key(0), MODEL), mesh, config.rules)
     placed = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), params, abstract)
+    validation.append(make_validation_losses(held_out, MODEL, mesh, config.rules)(placed))
     scorer = Scorer(Model(MODEL, placed, {}), mesh, batch_size=4, rules=config.rules)
     scores, _ = scorer.score_continuations(prompts, continuations, leaf)
     if not stop:  # the first sequence, and with it its device, is done after one token
@@ -237,6 +249,7 @@ def check_scoring(params):
   (scores, text), (other_scores, other_text) = results
   return {
     "score_difference": float(np.abs(scores - other_scores).max()),
+    "validation": validation,
     "same_text": text == other_text,
     "distinct": len({tuple(tokens) for tokens in text}),
     "lengths": [len(tokens) for tokens in text],

@@ -60,7 +60,8 @@ def test_devices_that_do_not_divide():
 
 @pytest.mark.parametrize("sizes", [{"slices": 0}, {"model": 0}, {"model": -2}, {"context": 0}])
 def test_sizes_that_no_mesh_has(sizes):
-  fails(lambda: MeshConfig(**sizes), "MeshConfig: slices = ", "bind positive sizes")
+  (name, size), *_ = sizes.items()
+  fails(lambda: MeshConfig(**sizes), f"MeshConfig.{name} = {size}: bind a positive size")
 
 
 def test_rules_that_no_mesh_has():

@@ -79,7 +79,7 @@ def test_gradients_of_weights_are_summed_in_float32(findings):
   assert findings["wire"]["reduce_scatter, bfloat16"] == ["bf16"] * 9
 
 
-@pytest.mark.parametrize("target, devices", [("2 devices", 2), ("2x2x2", 8), ("loaded", 1)])
+@pytest.mark.parametrize("target, devices", [("2 devices", 2), ("2x2x2", 8), ("loaded", 1), ("by table", 8)])
 def test_checkpoint_is_restored_on_other_meshes(findings, target, devices):
   assert findings["restored"][target] == {"difference": 0, "devices": devices}
 
@@ -99,6 +99,17 @@ def test_kinds_of_memory_and_parts_of_a_bank(findings):
     assert found["bank_moved"] > 1e-3, name
     assert found["anchor_moved"] == 0 if frozen else found["anchor_moved"] > 1e-3, name
     assert found["rows"] == rows.get(name, [4, 28]), name
+
+
+def test_held_out_losses(findings):
+  """In every mode, on eight devices and on one."""
+  alone, many = findings["scoring"]["validation"]
+  assert alone.keys() == {
+    "loss/validation",
+    *(f"loss/validation/main/{mode}" for mode in ("none", "generic", "fetched")),
+  }
+  assert len({round(loss, 3) for loss in alone.values()}) == 3
+  assert many == pytest.approx(alone, rel=1e-5)
 
 
 def test_scoring_and_generation(findings):
