@@ -29,7 +29,7 @@ _GIB = 2**30
 _OF_LENGTH = ("length", "batch_size", "hbm", "fits", "seconds", "bound_by", "mfu_bound")
 _BOUNDS = {
   "flops": "compute",
-  "hbm": "HBM bandwidth",
+  "hbm": "HBM bandwidth, least bytes",
   "ici": "the network inside a slice",
   "dcn": "the network between slices",
 }
@@ -102,7 +102,7 @@ def as_text(report: dict) -> str:
   if len(report["lengths"]) > 1:
     lines += ["", *_lengths(report["lengths"])]
   if "flops" in report:
-    lines += ["", *_work(report), "", *_collectives(report["collectives"])]
+    lines += ["", *_work(report), "", *_traffic(report["hbm_traffic"]), "", *_collectives(report["collectives"])]
     lines += ["", *_exchange(report["exchange"])] if report["exchange"] else []
     lines += ["", *_time(report)]
   return "\n".join(lines)
@@ -152,6 +152,21 @@ def _work(report: dict) -> list[str]:
   ]
 
 
+def _traffic(traffic: dict) -> list[str]:
+  least = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in traffic["least"].items())
+  lines = [
+    "GB of HBM read and written per device and step",
+    f"  least                     {sum(traffic['least'].values()) / 1e9:>9.3f}  {least}",
+    f"  compiled                  {traffic['counted'] / 1e9:>9.3f}  {traffic['ratio']:.2f} times the least; tiles with"
+    " their padding; the largest:",
+  ]
+  lines += [
+    f"    {row['bytes'] / 1e9:>9.3f}  {row['count']:>5}  {row['kind']:<20.20}  {row['name'][:70]}"
+    for row in traffic["largest"]
+  ]
+  return lines
+
+
 def _collectives(rows: list[dict]) -> list[str]:
   total = sum(row["bytes"] for row in rows)
   lines = [
@@ -186,7 +201,9 @@ def _time(report: dict) -> list[str]:
   seconds = report["seconds"]
   lines = ["Time of a step if nothing else took any, at the chip's published peaks, ms"]
   lines += [f"  {_BOUNDS[name]:<26}{1e3 * value:>9.3f}" for name, value in seconds.items()]
-  lines.append(
-    f"Bound by {_BOUNDS[report['bound_by']]}: at most {report['mfu_bound']:.1%} of the peak goes into the model (MFU)"
-  )
+  lines += [
+    f"Bound by {_BOUNDS[report['bound_by']]}: at most {report['mfu_bound']:.1%} of the peak goes into the model (MFU)",
+    f"Moving the compiled step's bytes takes {1e3 * report['compiled_hbm_seconds']:.3f} ms of HBM: of this program"
+    f" {report['compiled_mfu']:.1%}, as counted",
+  ]
   return lines

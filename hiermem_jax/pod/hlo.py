@@ -246,10 +246,7 @@ def _parse(line: str) -> Instruction | None:
   opcode = line[end:opening].strip()
   close = _closing(line, opening)
   arguments = line[opening + 1 : close - 1]
-  arrays = tuple(
-    Array(dtype, _numbers(dims), *_layout(layout))
-    for dtype, dims, layout in _ARRAY.findall(types)
-  )
+  arrays = tuple(Array(dtype, _numbers(dims), *_layout(layout)) for dtype, dims, layout in _ARRAY.findall(types))
   operands = () if opcode in ("constant", "parameter") else tuple(re.findall(r"%([\w.\-]+)", arguments))
   return Instruction(head[2], opcode, arrays, operands, arguments, line[close:], bool(head[1]))
 
