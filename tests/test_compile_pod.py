@@ -111,6 +111,24 @@ def test_numbers(compile_run):
   assert 0 < report["mfu_bound"] <= 1
 
 
+def test_every_length_that_the_run_trains_on(compile_run):
+  """Each with as many sequences as make the same tokens; the page is about the largest peak, here the longest's."""
+  run = ("PackConfig.buckets = (128, 256)", "ModelConfig.memory = None", "prepare.tree = None")
+  report = compile_run("compile_pod.length = None", *run, topology="v5e:2x2")
+  lengths = report["lengths"]
+  assert [(each["length"], each["batch_size"]) for each in lengths] == [(256, 16), (128, 32)]
+  assert (report["length"], report["batch_size"]) == (256, 16)
+  longer, shorter = (each["hbm"]["temporaries"] for each in lengths)
+  assert longer > shorter and report["hbm"]["temporaries"] == longer
+  page = compile_pod.as_text(report)
+  assert (
+    "Lengths of sequences that the run trains on" in page and f"     128         32  {shorter / GIB:>15.3f}" in page
+  )
+
+  alone = compile_run("compile_pod.length = 128", *run, topology="v5e:2x2")
+  assert alone["batch_size"] == 32 and alone["hbm"] == lengths[1]["hbm"]
+
+
 def test_two_slices(compile_run):
   report = compile_run(topology="v5e:2x2", num_slices=2)
   assert (report["devices"], report["mesh"]) == (8, {"replica": 2, "data": 4, "context": 1, "model": 1})

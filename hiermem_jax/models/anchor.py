@@ -11,16 +11,39 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from hiermem_jax.models import context
-from hiermem_jax.models.anchor_config import AnchorConfig
+from hiermem_jax.models.anchor_config import ON_HOST, AnchorConfig
 from hiermem_jax.models.attention import document_mask, splash
 from hiermem_jax.models.memory import Block, with_memory
 
-_REMAT_POLICIES = {
-  "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-  "full": jax.checkpoint_policies.nothing_saveable,
-}
+# Primitives that make a whole weight of its parts.
+_GATHERING = ("all_gather", "sharding_constraint")
+
+
+def _all_but_gathered(primitive, *_, **__) -> bool:
+  """What the backward pass keeps without remat: everything, except that weights are gathered again."""
+  return primitive.name not in _GATHERING
+
+
+def _remat_policy(config: AnchorConfig):
+  """What the backward pass keeps of a layer, as `jax.checkpoint` takes it; None: all, there is nothing to say."""
+  if isinstance(config.remat, tuple):
+    on_host = [point.removesuffix(ON_HOST) for point in config.remat if point.endswith(ON_HOST)]
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[point for point in config.remat if not point.endswith(ON_HOST)],
+      names_which_can_be_offloaded=on_host,
+      offload_src="device",
+      offload_dst="pinned_host",
+    )
+  if config.remat == "none":
+    mesh = jax.sharding.get_abstract_mesh()
+    return _all_but_gathered if any(mesh.shape[axis] > 1 for axis in mesh.manual_axes) else None
+  return {
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": jax.checkpoint_policies.nothing_saveable,
+  }[config.remat]
 
 
 class KVCache(NamedTuple):
@@ -35,7 +58,8 @@ class Weight(nn.Module):
 
   Inside `parallel.batch_parallel` a device holds a part of the matrix only, because the rules split it over the data
   axis (FSDP). The module then gathers the parts, so that it always returns the whole matrix. The gradient of a gather
-  is a reduce-scatter: every device ends with the gradient of its own part, summed in `config.gradient_dtype`.
+  is a reduce-scatter: every device ends with the gradient of its own part, summed in `config.gradient_dtype`. The whole
+  weight of a layer is never kept for the backward pass, which gathers it again.
   """
 
   shape: tuple[int, int]
@@ -204,7 +228,8 @@ class Attention(nn.Module):
     shape, axes, sigma = (c.width, c.attention_width), ("embed", "heads"), c.width**-0.5
 
     def project(name):
-      return with_memory(x @ Weight(shape, axes, sigma, c, name=name)(), block, name, x, layer)
+      projected = x @ Weight(shape, axes, sigma, c, name=name)()
+      return checkpoint_name(with_memory(projected, block, name, x, layer), name)
 
     q, k, v = (project(name) for name in ("query", "key", "value"))
     if c.qk_norm:
@@ -217,11 +242,14 @@ class Attention(nn.Module):
       cache = KVCache(cache.key.at[here].set(k), cache.value.at[here].set(v))
       k, v = cache
     q, k, v = map(context.to_heads, (q, k, v))
-    y = splash(q, k, v, segment_ids) if mask is None else jax.nn.dot_product_attention(q, k, v, mask=mask)
+    if mask is None:
+      y = splash(q, k, v, segment_ids)
+    else:
+      y = checkpoint_name(jax.nn.dot_product_attention(q, k, v, mask=mask), "attention")
     y = with_memory(context.to_positions(y), block, "attention", unrotated, layer)
     y = y.reshape(*x.shape[:2], c.attention_width)
     out = Weight(shape[::-1], axes[::-1], sigma / jnp.sqrt(2.0 * (layer + 1)), c, name="out")
-    return with_memory(y @ out(), block, "out", y, layer), cache
+    return checkpoint_name(with_memory(y @ out(), block, "out", y, layer), "out"), cache
 
 
 class FeedForward(nn.Module):
@@ -236,7 +264,8 @@ class FeedForward(nn.Module):
     shape, axes = (c.width, c.mlp_width), ("embed", "mlp")
 
     def project(name):
-      return with_memory(x @ Weight(shape, axes, c.width**-0.5, c, name=name)(), block, name, x, layer)
+      projected = x @ Weight(shape, axes, c.width**-0.5, c, name=name)()
+      return checkpoint_name(with_memory(projected, block, name, x, layer), name)
 
     w3 = Weight(shape[::-1], axes[::-1], c.mlp_width**-0.5 / jnp.sqrt(2.0 * (layer + 1)), c, name="w3")
     gate, up = project("w1"), project("w2")
@@ -273,9 +302,8 @@ class Anchor(nn.Module):
     self.embed = Weight((c.vocab_size, c.width), ("vocab", "embed"), sigma, c, parameter="embedding")
     if not c.tied_embeddings:
       self.head = Weight((c.width, c.vocab_size), ("embed", "vocab"), sigma, c)
-    layer = Layer
-    if c.remat != "none":
-      layer = nn.remat(Layer, policy=_REMAT_POLICIES[c.remat], prevent_cse=False)
+    policy = _remat_policy(c)
+    layer = Layer if policy is None else nn.remat(Layer, policy=policy, prevent_cse=False)
     self.layers = nn.scan(
       layer,
       variable_axes={"params": 0},

@@ -1,9 +1,14 @@
 """Configuration of the anchor, and the arithmetic on it. Pure Python."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from hiermem_jax.errors import InputError
+
+# What the backward pass may keep of a layer: outputs of the attention's and the MLP's steps.
+REMAT_POINTS = ("query", "key", "value", "attention", "out", "w1", "w2")
+ON_HOST = "@host"  # ends the name of a point whose values wait in the host's memory
 
 
 def require_positive(owner: object, *names: str) -> None:
@@ -35,7 +40,10 @@ class AnchorConfig:
     dtype: of activations and matmuls; parameters are float32.
     gradient_dtype: in which devices send and sum the gradients of weights that are split over them (FSDP). bfloat16
       halves the bytes and rounds at every addition.
-    remat: what the backward pass keeps: all, the outputs of matmuls, the layers' inputs.
+    remat: what the backward pass keeps. "none" computes nothing again, and keeps all but gathered weights; "dots" keeps
+      the outputs of matmuls, "full" the layers' inputs. Or names of points whose outputs are kept beside the layers'
+      inputs, e.g. ("attention", "w1", "w2@host"): query, key, value, attention, out, w1, w2. Those that end in "@host"
+      wait in the host's memory.
     attention: "splash" is the flash-attention kernel for TPUs.
     logits_chunk: positions whose logits exist at a time in training; None: the whole sequence's.
   """
@@ -53,7 +61,7 @@ class AnchorConfig:
   rope_base: float = 100_000.0
   dtype: Literal["bfloat16", "float32"] = "bfloat16"
   gradient_dtype: Literal["float32", "bfloat16"] = "float32"
-  remat: Literal["none", "dots", "full"] = "none"
+  remat: Literal["none", "dots", "full"] | tuple[str, ...] = "none"
   attention: Literal["xla", "splash"] = "xla"
   logits_chunk: int | None = None
 
@@ -63,8 +71,23 @@ class AnchorConfig:
     require_positive(self, "rope_base")
     if self.head_dim % 2:
       raise InputError(f"AnchorConfig.head_dim = {self.head_dim}: RoPE rotates pairs; bind an even number")
+    if not isinstance(self.remat, str):
+      points = [point.removesuffix(ON_HOST) for point in self.remat]
+      if not set(points) <= set(REMAT_POINTS) or len(set(points)) < len(points) or not points:
+        raise InputError(
+          f"AnchorConfig.remat = {self.remat}: bind 'none', 'dots', 'full' or a tuple of points, each once:"
+          f" {', '.join(REMAT_POINTS)}, or e.g. 'attention{ON_HOST}'"
+        )
     if self.logits_chunk is not None:
       require_positive(self, "logits_chunk")
+
+  @classmethod
+  def from_json(cls, stored: Mapping[str, Any]) -> "AnchorConfig":
+    """The configuration whose fields JSON holds, tuples as lists. A field that `stored` lacks gets its default."""
+    fields: dict[str, Any] = {
+      name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
+    }
+    return cls(**fields)
 
   @property
   def attention_width(self) -> int:

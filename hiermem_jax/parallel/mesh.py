@@ -188,12 +188,7 @@ def local_sequences(mesh: Mesh, batch_size: int) -> np.ndarray:
   Raises:
     InputError: the mesh does not divide the batch.
   """
-  if batch_size % batch_shards(mesh):
-    shards = batch_shards(mesh)
-    raise InputError(
-      f"train.batch_size = {batch_size}: cannot be split over {shards} devices; bind a multiple, or more to"
-      " MeshConfig.context"
-    )
+  check_batch(mesh, batch_size)
   slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
   return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
 
@@ -216,25 +211,46 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
   return {name: place(array) for name, array in batch.items()}
 
 
+def check_batch(mesh: Mesh | AbstractMesh, batch_size: int) -> None:
+  """Raises InputError when a batch cannot be split over the devices of a mesh."""
+  if batch_size % (shards := batch_shards(mesh)):
+    raise InputError(
+      f"train.batch_size = {batch_size}: cannot be split over {shards} devices; bind a multiple, or more to"
+      " MeshConfig.context"
+    )
+
+
 def state_shardings(boxed, mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RULES):
   """Shardings of a tree whose leaves may be boxed with logical axis names; unnamed leaves are replicated.
 
   Raises:
     InputError: an axis is not a multiple of the devices it would be split over.
   """
-  rules = (*rules, ("bank_row", ROW_AXES))
+  logical = nn.get_partition_spec(boxed)
   any_mesh: Any = mesh  # flax's annotation leaves AbstractMesh out
-  shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), any_mesh, rules)
+  shardings = nn.logical_to_mesh_sharding(logical, any_mesh, (*rules, ("bank_row", ROW_AXES)))
 
-  def check(path, leaf, sharding):
-    for size, axes in zip(leaf.shape, sharding.spec):
+  def check(path, leaf, names, sharding):
+    for size, name, axes in zip(leaf.shape, names, sharding.spec):
       parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
       if size % parts:
         keys = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
         raise InputError(
-          f"{keys} {leaf.shape}: {size} cannot be split over {parts} devices (mesh axes {axes}); use a mesh that"
-          " divides it, or change the model's size"
+          f"{keys} {leaf.shape}: {size} ({name}) cannot be split over {parts} devices (mesh axes {axes});"
+          f" {_remedy(mesh, size, name, axes)}"
         )
 
-  jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), shardings)
+  jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), logical, shardings)
   return shardings
+
+
+def _remedy(mesh: Mesh | AbstractMesh, size: int, name: str, axes: str | tuple[str, ...]) -> str:
+  """What to bind where the axes of a mesh do not divide an array's axis of logical name `name`."""
+  if name == "bank_row":
+    return "use slices with a number of devices that divides it, or bind other MemoryConfig.rows"
+  whole = f"or keep it whole: ({name!r}, None) in MeshConfig.rules"
+  if axes != DATA_AXIS:
+    return f"bind MeshConfig.model to a divisor of {size}, {whole}"
+  data = math.gcd(size, mesh.shape[DATA_AXIS])
+  model = mesh.shape[MODEL_AXIS] * mesh.shape[DATA_AXIS] // data
+  return f"bind MeshConfig.model = {model}, which leaves data {data}, {whole}, as gin/pods/whole_weights.gin does"

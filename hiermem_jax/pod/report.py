@@ -12,7 +12,10 @@ from hiermem_jax.parallel.layout import bytes_per_device
 from hiermem_jax.parallel.mesh import CONTEXT_AXIS, DATA_AXIS, MODEL_AXIS, REPLICA_AXIS
 from hiermem_jax.pod.collectives import Collective, collectives
 from hiermem_jax.pod.cost import cost
+from hiermem_jax.pod.least import least_bytes
 from hiermem_jax.pod.topology import GIB, Topology, out_of_memory
+
+_LARGEST = 10  # consumers of HBM bytes that a report lists
 
 
 class StepProgram(Protocol):
@@ -22,7 +25,7 @@ class StepProgram(Protocol):
     model: shapes of the anchor and of the memory.
     mesh: devices of the topology.
     batch_size: sequences of a global batch.
-    abstract_state: shapes, types and shardings of the state; has `params`.
+    abstract_state: shapes, types and shardings of the state; has `params` and `opt_state`.
   """
 
   @property
@@ -39,7 +42,7 @@ class StepProgram(Protocol):
 
   @property
   def abstract_state(self) -> Any:
-    """Shapes, types and shardings of the state; has `params`."""
+    """Shapes, types and shardings of the state; has `params` and `opt_state`."""
 
   def abstract_batch(self, length: int) -> Any:
     """Shapes, types and shardings of a batch of sequences of `length` tokens."""
@@ -73,7 +76,7 @@ def pod_report(program: StepProgram, *, topology: Topology, length: int) -> dict
   report["reason"] = None if report["fits"] else _reason(report, program)
   report["remedies"] = [] if report["fits"] else remedies(report, program.model)
   if compiled is not None:
-    report |= _traffic(compiled, report, program.model, topology)
+    report |= _traffic(compiled, report, program, topology)
   return report
 
 
@@ -117,14 +120,19 @@ def _reason(report: dict, program: StepProgram) -> str:
   )
 
 
-def _traffic(compiled: jax.stages.Compiled, report: dict, model: ModelConfig, topology: Topology) -> dict:
-  text, analysis = compiled.as_text() or "", dict(compiled.cost_analysis() or {})
+def _traffic(compiled: jax.stages.Compiled, report: dict, program: StepProgram, topology: Topology) -> dict:
+  text, analysis, model = compiled.as_text() or "", dict(compiled.cost_analysis() or {}), program.model
   found, counted = collectives(text, topology.devices_per_slice), cost(text)
-  model_flops = (
-    3 * model.flops_per_token(report["length"]) * report["batch_size"] * report["length"] / report["devices"]
+  tokens = report["batch_size"] * report["length"] / report["devices"]
+  model_flops = 3 * model.flops_per_token(report["length"]) * tokens
+  least = least_bytes(
+    model, program.mesh, program.abstract_state, batch_size=report["batch_size"], length=report["length"]
   )
-  seconds = step_seconds(max(model_flops, counted.flops), counted.hbm_bytes, found, topology)
+  flops = max(model_flops, counted.flops)
+  seconds = step_seconds(flops, sum(least.values()), found, topology)
+  compiled_seconds = step_seconds(flops, counted.hbm_bytes, found, topology)
   slowest = max(seconds, key=lambda name: seconds[name])
+  model_seconds = model_flops / (topology.chip.peak_flops / topology.chip.devices)
   return {
     "flops": {
       "model": model_flops,  # forward, and twice that backward
@@ -132,12 +140,19 @@ def _traffic(compiled: jax.stages.Compiled, report: dict, model: ModelConfig, to
       "cost_analysis": analysis["flops"],  # as XLA counts: the body of a loop once
       "kernels": counted.kernels,  # custom kernels that run, whose FLOPs nothing of this counts
     },
-    "hbm_traffic": counted.hbm_bytes,
+    "hbm_traffic": {
+      "counted": counted.hbm_bytes,  # as `cost` reads the compiled step
+      "least": least,
+      "ratio": counted.hbm_bytes / sum(least.values()),
+      "largest": [consumer._asdict() for consumer in counted.consumers[:_LARGEST]],
+    },
     "collectives": [vars(collective) for collective in found],
     "exchange": exchange_ratios(found, report, model),
     "seconds": seconds,
     "bound_by": slowest,
-    "mfu_bound": model_flops / (topology.chip.peak_flops / topology.chip.devices) / seconds[slowest],
+    "mfu_bound": model_seconds / seconds[slowest],
+    "compiled_hbm_seconds": compiled_seconds["hbm"],
+    "compiled_mfu": model_seconds / max(compiled_seconds.values()),  # were the counted bytes moved at the peak
   }
 
 

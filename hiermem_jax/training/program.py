@@ -15,6 +15,7 @@ from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.parallel import batch_sharding, batch_shards, token_sharding
 from hiermem_jax.parallel.layout import abstract_arrays, bytes_per_device, check_mesh
+from hiermem_jax.parallel.mesh import check_batch
 from hiermem_jax.training.config import TrainingRun
 from hiermem_jax.training.state import TrainState, init_state
 from hiermem_jax.training.step import make_train_step
@@ -46,7 +47,7 @@ class Program:
   """A jitted training step, and shapes, types and shardings of its arguments; see `make_program`."""
 
   model: ModelConfig
-  mesh: Mesh
+  mesh: Mesh  # where nothing but `trace` is needed, an AbstractMesh will do
   batch_size: int
   abstract_state: TrainState  # shapes, types and shardings
   step: Any  # jitted (state, batch, key) -> (state, `Scalars`), see `make_train_step`; the state given is consumed
@@ -80,11 +81,19 @@ class Program:
     batch["memory_leaf"] = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=batch_sharding(self.mesh))
     return batch
 
-  def lower(self, length: int) -> jax.stages.Lowered:
-    """The step lowered for abstract arguments, which needs no device."""
+  def trace(self, length: int) -> jax.stages.Traced:
+    """The step traced for abstract arguments; the mesh may be an abstract one.
+
+    Raises:
+      InputError: the model cannot take sequences of this length.
+    """
     key = jax.eval_shape(jax.random.key, 0)
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
-    return self.step.lower(self.abstract_state, self.abstract_batch(length), key)
+    return self.step.trace(self.abstract_state, self.abstract_batch(length), key)
+
+  def lower(self, length: int) -> jax.stages.Lowered:
+    """The step lowered for abstract arguments, which needs no device; raises as `trace` does."""
+    return self.trace(length).lower()
 
   def _check_memory(self) -> None:
     stats = self.mesh.local_devices[0].memory_stats() or {}
@@ -106,12 +115,8 @@ def make_program(run: TrainingRun, mesh: Mesh) -> Program:
     InputError: the mesh does not divide the batch, the heads, the memory units or a weight, or the microbatches do not
       divide a device's sequences.
   """
+  check_batch(mesh, run.batch_size)
   shards = batch_shards(mesh)
-  if run.batch_size % shards:
-    raise InputError(
-      f"train.batch_size = {run.batch_size}: cannot be split over {shards} devices; bind a multiple, or more to"
-      " MeshConfig.context"
-    )
   if run.batch_size % (shards * run.microbatches):
     raise InputError(
       f"train.microbatches = {run.microbatches}: does not divide the {run.batch_size // shards} sequences that each of"

@@ -186,7 +186,7 @@ def test_remat_changes_no_gradient(random_anchor):
 
   expected = gradients("none")
   assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected))
-  for remat in ("dots", "full"):
+  for remat in ("dots", "full", ("attention", "w1"), ("query", "key", "value", "out", "w2@host")):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), gradients(remat), expected)
 
 

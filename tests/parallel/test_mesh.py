@@ -20,11 +20,12 @@ MEMORY = MemoryConfig(rows=(4, 0, 4), branching=2)
 OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=0, weight_decay=0.0)
 
 
-def program(mesh, batch_size=16, **anchor):
+def program(mesh, batch_size=16, rules=DEFAULT_RULES, **anchor):
   model = ModelConfig(anchor=dataclasses.replace(ANCHOR, **anchor), memory=MEMORY)
-  return make_program(
-    TrainingRun(model=model, optimizer=OPTIMIZER, steps=1, batch_size=batch_size), abstract_mesh(mesh)
+  run = TrainingRun(
+    model=model, optimizer=OPTIMIZER, steps=1, batch_size=batch_size, mesh=MeshConfig(model=mesh[2], rules=rules)
   )
+  return make_program(run, abstract_mesh(mesh))
 
 
 @pytest.mark.parametrize(
@@ -117,14 +118,34 @@ def test_neurons_of_the_bank_that_do_not_divide():
     (
       (1, 16, 1, 1),
       {"width": 24, "num_layers": 1},
-      ["params/anchor/", "24 cannot be split over 16 devices (mesh axes data)"],
+      [
+        "params/anchor/",
+        "24 (embed) cannot be split over 16 devices (mesh axes data); bind MeshConfig.model = 2, which leaves data 8, or"
+        " keep it whole: ('embed', None) in MeshConfig.rules, as gin/pods/whole_weights.gin does",
+      ],
     ),
-    ((1, 1, 1, 4), {"mlp_width": 6}, ["feed_forward/w", "6 cannot be split over 4 devices (mesh axes model)"]),
-    ((1, 1, 1, 4), {"vocab_size": 10}, ["10 cannot be split over 4 devices (mesh axes model)"]),
+    (
+      (1, 1, 1, 4),
+      {"mlp_width": 6},
+      [
+        "feed_forward/w",
+        "6 (mlp) cannot be split over 4 devices (mesh axes model); bind MeshConfig.model to a divisor of 6, or keep it"
+        " whole: ('mlp', None) in MeshConfig.rules",
+      ],
+    ),
+    ((1, 1, 1, 4), {"vocab_size": 10}, ["10 (vocab) cannot be split over 4 devices (mesh axes model)"]),
   ],
 )
 def test_weights_that_do_not_divide(mesh, sizes, parts):
-  fails(lambda: program(mesh, **sizes), *parts, "use a mesh that divides it, or change the model's size")
+  fails(lambda: program(mesh, **sizes), *parts)
+
+
+def test_remedies_of_a_width_that_does_not_divide_work():
+  """As the message of the first case above says."""
+  program((1, 8, 2), width=24, num_layers=1)
+  rules = (("batch", ("replica", "data")), ("embed", None), *DEFAULT_RULES[2:])
+  weights = program((1, 16, 1), width=24, num_layers=1, rules=rules).abstract_state.params["anchor"]
+  assert all(x.sharding.shard_shape(x.shape) == x.shape for x in jax.tree.leaves(weights))
 
 
 def test_rows_of_the_bank_that_do_not_divide():
@@ -134,7 +155,8 @@ def test_rows_of_the_bank_that_do_not_divide():
   run = TrainingRun(model=model, optimizer=OPTIMIZER, steps=1, batch_size=32, mesh=mesh)
   fails(
     lambda: make_program(run, abstract_mesh((1, 32, 1, 1))),
-    "params/bank/level_1 (3, 48): 48 cannot be split over 32 devices (mesh axes ('model', 'data'))",
+    "params/bank/level_1 (3, 48): 48 (bank_row) cannot be split over 32 devices (mesh axes ('model', 'data'))",
+    "use slices with a number of devices that divides it, or bind other MemoryConfig.rows",
   )
 
 
