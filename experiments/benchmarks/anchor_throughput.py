@@ -97,7 +97,7 @@ def peers_of(flags: argparse.Namespace) -> dict[str, tuple[pathlib.Path, str]]:
 
 
 def load_peer(path: pathlib.Path, folder: str) -> Callable:
-  """`training_step` of a peer's file. The modules of its folder are not left to the next peer, which may have the same names."""
+  """`training_step` of a peer's file. The next peer's modules may have the names of its own: they are forgotten."""
   before = set(sys.modules)
   sys.path.insert(0, folder)
   try:
@@ -128,14 +128,14 @@ def packed_batch(flags: argparse.Namespace) -> dict[str, np.ndarray]:
   return batch
 
 
-def training_step(flags: argparse.Namespace, batch: dict[str, np.ndarray]) -> Callable[[], object]:
+def training_step(anchor: AnchorConfig, batch: dict[str, np.ndarray]) -> Callable[[], object]:
   """A function that starts one more of our training steps on the batch, and returns its results."""
   mesh = make_mesh(MeshConfig(), jax.devices())
   run = TrainingRun(
-    model=ModelConfig(anchor=anchor_config(flags)),
+    model=ModelConfig(anchor=anchor),
     optimizer=OptimizerConfig(peak_learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=100, weight_decay=0.1),
     steps=10_000,
-    batch_size=flags.batch,
+    batch_size=len(batch["memory_leaf"]),
     objective=Objective(z_loss=1e-4),
   )
   program = make_program(run, mesh)
@@ -156,7 +156,7 @@ def measure(flags: argparse.Namespace) -> dict:
   peers = {name: load_peer(*peer) for name, peer in peers_of(flags).items()}
   peak, source = peak_flops(flags, devices[0])
   batch = packed_batch(flags)
-  steps = {name: training_step(flags, batch) for name in SIDES}
+  steps = {name: training_step(anchor, batch) for name in SIDES}
   steps |= {name: make(flags, batch) for name, make in peers.items()}
   times = in_rotated_turns(steps, flags.rounds)
   tokens = flags.batch * flags.length

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hiermem_jax.models.anchor_config import AnchorConfig
-from hiermem_jax.models.attention import document_mask, splash
+from hiermem_jax.models.attention import attend
 from hiermem_jax.models.memory import Block, with_memory
 
 _REMAT_POLICIES = {
@@ -104,12 +104,16 @@ def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
   Returns:
     [B, S, N, H] of x's dtype; the rotation itself is computed in float32.
   """
-  half = x.shape[-1] // 2
-  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions[..., None, None].astype(jnp.float32) * frequency  # [B, S, 1, H/2]
-  sin, cos = jnp.sin(angle), jnp.cos(angle)
-  x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
+  width, half = x.shape[-1], x.shape[-1] // 2
+  frequency = base ** (-(jnp.arange(width) % half).astype(jnp.float32) / half)  # of both halves
+  angle = positions[..., None, None].astype(jnp.float32) * frequency  # [B, S, 1, H]
+  x32 = x.astype(jnp.float32)
+
+  def shift(by):  # along the heads' width, zeros come in; no array of half the width, which TPUs pad to their lanes
+    return jax.lax.pad(x32, jnp.float32(0), [(0, 0, 0)] * (x.ndim - 1) + [(by, -by, 0)])
+
+  rotated = shift(half) - shift(-half)  # (-x2, x1)
+  return (x32 * jnp.cos(angle) + rotated * jnp.sin(angle)).astype(x.dtype)
 
 
 class Norm(nn.Module):
@@ -154,7 +158,7 @@ class Attention(nn.Module):
     Args:
       x: [B, S, D].
       block: this layer's vectors [B, R, width], or None.
-      mask: bool [B, 1, S, S] ([B, 1, S, T] with a cache); None: the flash-attention kernel.
+      mask: bool [B, 1, S, T], positions of the cache that each position sees; None without a cache.
       segment_ids: int32 [B, S].
       positions: int32 [B, S].
       cache: keys and values [B, T, N, H], or None.
@@ -180,7 +184,10 @@ class Attention(nn.Module):
       here = jnp.arange(len(x))[:, None], positions
       cache = KVCache(cache.key.at[here].set(k), cache.value.at[here].set(v))
       k, v = cache
-    y = splash(q, k, v, segment_ids) if mask is None else jax.nn.dot_product_attention(q, k, v, mask=mask)
+    if cache is None:
+      y = attend(q, k, v, segment_ids, c)
+    else:
+      y = jax.nn.dot_product_attention(q, k, v, mask=mask)
     y = with_memory(y, block, "attention", unrotated, layer).reshape(*x.shape[:2], c.attention_width)
     out = Weight(shape[::-1], axes[::-1], sigma / jnp.sqrt(2.0 * (layer + 1)), c.dtype, name="out")
     return with_memory(y @ out(), block, "out", y, layer), cache
@@ -253,8 +260,7 @@ class Anchor(nn.Module):
     self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, block: Block | None = None
   ) -> tuple[jax.Array, jax.Array]:
     """Factors of the logits: hidden states [B, S, D] and the output head [D, V]; arguments as for `__call__`."""
-    mask = document_mask(segment_ids) if self.config.attention == "xla" else None
-    hidden, head, _ = self._run(tokens, segment_ids, positions, mask, block, None)
+    hidden, head, _ = self._run(tokens, segment_ids, positions, None, block, None)
     return hidden, head
 
   def decode(
@@ -308,5 +314,5 @@ class Anchor(nn.Module):
 def init_anchor(key: jax.Array, config: AnchorConfig):
   """Fresh float32 parameters, as boxed `nn.LogicallyPartitioned` values that carry their logical axis names."""
   tokens = jnp.zeros((1, 1), jnp.int32)
-  config = dataclasses.replace(config, attention="xla")  # the flash-attention kernel refuses one token
+  config = dataclasses.replace(config, attention="xla")  # the flash-attention kernels refuse one token
   return Anchor(config).init(key, tokens, tokens, tokens)["params"]

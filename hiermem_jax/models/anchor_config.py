@@ -34,7 +34,9 @@ class AnchorConfig:
     rope_base: base of the rotary embedding's frequencies.
     dtype: of activations and matmuls; parameters are float32.
     remat: what the backward pass keeps: all, the outputs of matmuls, the layers' inputs.
-    attention: "splash" is the flash-attention kernel for TPUs.
+    attention: "xla" runs everywhere. "splash" is the flash-attention kernel for TPUs, "cudnn" the one for GPUs.
+    splash_blocks: block sizes of the splash kernel: queries, keys, and keys that are computed with at a time, of the
+      forward and then of the backward pass. None: the largest of 128, 256 and 512 that divides the length.
     logits_chunk: positions whose logits exist at a time in training; None: the whole sequence's.
   """
 
@@ -51,7 +53,8 @@ class AnchorConfig:
   rope_base: float = 100_000.0
   dtype: Literal["bfloat16", "float32"] = "bfloat16"
   remat: Literal["none", "dots", "full"] = "none"
-  attention: Literal["xla", "splash"] = "xla"
+  attention: Literal["xla", "splash", "cudnn"] = "xla"
+  splash_blocks: tuple[int, int, int, int, int, int] | None = None
   logits_chunk: int | None = None
 
   def __post_init__(self):
@@ -60,8 +63,24 @@ class AnchorConfig:
     require_positive(self, "rope_base")
     if self.head_dim % 2:
       raise InputError(f"AnchorConfig.head_dim = {self.head_dim}: RoPE rotates pairs; bind an even number")
+    if self.attention == "cudnn" and (self.dtype != "bfloat16" or self.head_dim % 8 or self.head_dim > 256):
+      raise InputError(
+        f"AnchorConfig.attention = 'cudnn': the kernel computes in bfloat16, with a head_dim that is a multiple of 8 up to"
+        f" 256, not in {self.dtype} with {self.head_dim}; bind 'xla'"
+      )
+    if self.splash_blocks is not None:
+      self._check_splash_blocks()
     if self.logits_chunk is not None:
       require_positive(self, "logits_chunk")
+
+  def _check_splash_blocks(self):
+    blocks = tuple(self.splash_blocks)  # of JSON it is a list
+    object.__setattr__(self, "splash_blocks", blocks)
+    if len(blocks) != 6 or any(size < 1 or size % 128 for size in blocks):
+      raise InputError(f"AnchorConfig.splash_blocks = {blocks}: bind six positive multiples of 128")
+    for keys, computed in (blocks[1:3], blocks[4:6]):
+      if keys % computed:
+        raise InputError(f"AnchorConfig.splash_blocks = {blocks}: {computed} does not divide {keys}; bind a divisor")
 
   @property
   def attention_width(self) -> int:
