@@ -14,7 +14,7 @@ r"""Everything worth measuring on one accelerator, within nine minutes, as one J
              bank_update.py); `of_copy` is the least bytes that the update moves per second, over the copy ceiling
 
 They run in this order. What fails (out of memory, no such kernel) stands in the report with its `error`; what would
-begin after `--seconds` is listed as skipped. `--out` is written after every measurement, so a killed run leaves what it has.
+begin after `--seconds` is listed as skipped. `--out` is written after every measurement: a killed run leaves what it has.
 """
 
 import argparse
@@ -102,6 +102,7 @@ FULL = Preset(
   bank=("--dtype=bfloat16", "--rounds=5"),
   branchings=(16, 43, 72),
 )
+_TINY = ("--layers=2", "--width=16", "--heads=2", "--mlp_width=24")
 SMALL = Preset(
   matmul=128,
   copied=1 << 12,
@@ -114,9 +115,9 @@ SMALL = Preset(
   texts=2,
   memory=("--batch=2", "--length=16", "--rounds=1"),
   scoring=("--quick", "--vocab_size=64"),
-  bank=(*"--layers=2 --width=16 --heads=2 --mlp_width=24 --vocab=32 --batch=4 --length=8 --rounds=1".split(), "--rows", "2", "1"),
+  bank=(*_TINY, "--vocab=32", "--batch=4", "--length=8", "--rounds=1", "--rows", "2", "1"),
   branchings=(2,),
-)  # fmt: skip
+)
 
 
 def ceilings(preset: Preset, report: dict) -> dict:

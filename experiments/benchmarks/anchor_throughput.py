@@ -10,8 +10,8 @@ and returns its results; what stands after `=` is the folder that its imports ar
 
 All sides live in this process and take turns of one step, `--rounds` times; the order rotates from round to round. A
 ratio is the median over the rounds of their step's time over ours in the same round, with the 95% interval of that
-median (bootstrap over rounds). `control` is our step a second time, with a state of its own: as far as its ratio is from
-1.00, ratios of this run mean nothing.
+median (bootstrap over rounds). `control` is our step a second time, with a state of its own: what its ratio differs
+from 1.00 is noise, and so is that much of any other.
 
 The default shape is a small one for a CPU: 4 layers of width 256, tied embeddings, and a SwiGLU of 688, which has the
 parameters of a two-matrix feed-forward layer of 1,032 (3 * 688 = 2 * 1,032; the peers have 1,024). For an accelerator:

@@ -65,8 +65,8 @@ class AnchorConfig:
       raise InputError(f"AnchorConfig.head_dim = {self.head_dim}: RoPE rotates pairs; bind an even number")
     if self.attention == "cudnn" and (self.dtype != "bfloat16" or self.head_dim % 8 or self.head_dim > 256):
       raise InputError(
-        f"AnchorConfig.attention = 'cudnn': the kernel computes in bfloat16, with a head_dim that is a multiple of 8 up to"
-        f" 256, not in {self.dtype} with {self.head_dim}; bind 'xla'"
+        f"AnchorConfig.attention = 'cudnn': the kernel computes in bfloat16, with a head_dim that is a multiple of"
+        f" 8 up to 256, not in {self.dtype} with {self.head_dim}; bind 'xla'"
       )
     if self.splash_blocks is not None:
       self._check_splash_blocks()

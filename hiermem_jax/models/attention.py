@@ -1,4 +1,4 @@
-"""Causal attention within documents: plain XLA in blocks, or a flash-attention kernel (splash on TPUs, cuDNN on GPUs)."""
+"""Causal attention within documents: XLA in blocks of queries, or a flash-attention kernel (TPU: splash, GPU: cuDNN)."""
 
 import functools
 
@@ -123,7 +123,9 @@ def splash(
   blocks = blocks or (max(size for size in (128, 256, 512) if length % size == 0),) * 6
   for size in blocks:
     if length % size:
-      raise InputError(f"AnchorConfig.splash_blocks = {blocks}: {size} does not divide sequences of {length}; bind divisors")
+      raise InputError(
+        f"AnchorConfig.splash_blocks = {blocks}: {size} does not divide sequences of {length}; bind divisors"
+      )
   local = functools.partial(_local_splash, blocks=blocks, interpret=platform != "tpu")
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.auto_axes:

@@ -111,7 +111,9 @@ def test_bad_flags_are_one_line(run, flags, message):
   assert (done.returncode, done.out, done.err) == (2, "", f"error: {message}\n")
 
 
-@pytest.mark.parametrize("content, message", [("import absent_module", "No module named 'absent_module'"), ("x = 1", "training_step")])
+@pytest.mark.parametrize(
+  "content, message", [("import absent_module", "No module named 'absent_module'"), ("x = 1", "training_step")]
+)
 def test_peer_that_cannot_be_loaded_is_one_line(run, tmp_path, content, message):
   (tmp_path / "lm1b.py").write_text(content)
   done = run(_SCRIPT, "--quick", f"--peer={tmp_path}/lm1b.py={tmp_path}")
