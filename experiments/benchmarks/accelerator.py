@@ -14,7 +14,7 @@ r"""Everything worth measuring on one accelerator, within nine minutes, as one J
              bank_update.py); `of_copy` is the least bytes that the update moves per second, over the copy ceiling
 
 They run in this order. What fails (out of memory, no such kernel) stands in the report with its `error`; what would
-begin after `--seconds` is listed as skipped. `--out` is written after every measurement: a killed run leaves what it has.
+begin after `--seconds` is listed as skipped. `--out` is written after every measurement: a killed run leaves that.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Causal attention within documents: XLA in blocks of queries, or a flash-attention kernel (TPU: splash, GPU: cuDNN)."""
+"""Causal attention within documents: XLA in blocks of queries, or a flash-attention kernel of TPUs or of GPUs."""
 
 import functools
 
