@@ -93,27 +93,44 @@ def _look_up_backward(saved, gradient):
 look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
-def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+class Angles(NamedTuple):
+  """Cosines and sines by which `rope` rotates, float32 [B, S, 1, H] each; the two halves of H are equal."""
+
+  cos: jax.Array
+  sin: jax.Array
+
+
+def rope_angles(positions: jax.Array, head_dim: int, base: float) -> Angles:
+  """The angles of a batch's positions.
+
+  Args:
+    positions: int32 [B, S].
+    head_dim: H.
+    base: frequency base; 100,000 in the paper (Appendix A).
+  """
+  half = head_dim // 2
+  frequency = base ** (-(jnp.arange(head_dim) % half).astype(jnp.float32) / half)
+  angle = positions[..., None, None].astype(jnp.float32) * frequency
+  return Angles(jnp.cos(angle), jnp.sin(angle))
+
+
+def rope(x: jax.Array, angles: Angles) -> jax.Array:
   """Rotary position embedding, half-rotation style.
 
   Args:
     x: [B, S, N, H] queries or keys.
-    positions: int32 [B, S].
-    base: frequency base; 100,000 in the paper (Appendix A).
+    angles: of their positions.
 
   Returns:
     [B, S, N, H] of x's dtype; the rotation itself is computed in float32.
   """
-  width, half = x.shape[-1], x.shape[-1] // 2
-  frequency = base ** (-(jnp.arange(width) % half).astype(jnp.float32) / half)  # of both halves
-  angle = positions[..., None, None].astype(jnp.float32) * frequency  # [B, S, 1, H]
-  x32 = x.astype(jnp.float32)
+  half, x32 = x.shape[-1] // 2, x.astype(jnp.float32)
 
-  def shift(by):  # along the heads' width, zeros come in; no array of half the width, which TPUs pad to their lanes
+  def shift(by):  # zeros come in; an array of the half alone would be padded to a TPU's 128 lanes
     return jax.lax.pad(x32, jnp.float32(0), [(0, 0, 0)] * (x.ndim - 1) + [(by, -by, 0)])
 
   rotated = shift(half) - shift(-half)  # (-x2, x1)
-  return (x32 * jnp.cos(angle) + rotated * jnp.sin(angle)).astype(x.dtype)
+  return (x32 * angles.cos + rotated * angles.sin).astype(x.dtype)
 
 
 class Norm(nn.Module):
@@ -152,7 +169,7 @@ class Attention(nn.Module):
   config: AnchorConfig
 
   @nn.compact
-  def __call__(self, x, block, mask, segment_ids, positions, cache, layer) -> tuple[jax.Array, KVCache | None]:
+  def __call__(self, x, block, mask, segment_ids, positions, angles, cache, layer) -> tuple[jax.Array, KVCache | None]:
     """Attends to the input itself, or to the cache's positions.
 
     Args:
@@ -161,6 +178,7 @@ class Attention(nn.Module):
       mask: bool [B, 1, S, T], positions of the cache that each position sees; None without a cache.
       segment_ids: int32 [B, S].
       positions: int32 [B, S].
+      angles: of the positions, for RoPE.
       cache: keys and values [B, T, N, H], or None.
       layer: int32 [], the number of the layer.
 
@@ -179,7 +197,7 @@ class Attention(nn.Module):
       q, k = Norm(c, "heads", name="query_norm")(q), Norm(c, "heads", name="key_norm")(k)
     q, k, v = (y.reshape(heads) for y in (q, k, v))
     unrotated = q
-    q, k = (rope(y, positions, c.rope_base) for y in (q, k))
+    q, k = (rope(y, angles) for y in (q, k))
     if cache is not None:
       here = jnp.arange(len(x))[:, None], positions
       cache = KVCache(cache.key.at[here].set(k), cache.value.at[here].set(v))
@@ -220,11 +238,11 @@ class Layer(nn.Module):
   config: AnchorConfig
 
   @nn.compact
-  def __call__(self, x, block, cache, layer, mask, segment_ids, positions):
+  def __call__(self, x, block, cache, layer, mask, segment_ids, positions, angles):
     """The carry x [B, S, D] and this layer's slice of the scanned inputs -> (x, the layer's cache)."""
     c = self.config
     normed = Norm(c, name="attention_norm")(x)
-    attended, cache = Attention(c, name="attention")(normed, block, mask, segment_ids, positions, cache, layer)
+    attended, cache = Attention(c, name="attention")(normed, block, mask, segment_ids, positions, angles, cache, layer)
     x = x + attended
     x = x + FeedForward(c, name="feed_forward")(Norm(c, name="feed_forward_norm")(x), block, layer)
     return nn.with_logical_constraint(x, ("batch", "seq", "embed_act")), cache
@@ -250,7 +268,7 @@ class Anchor(nn.Module):
       variable_axes={"params": 0},
       split_rngs={"params": True},
       # The layer index is scanned because the output projections' initial scale depends on it.
-      in_axes=(1, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(1, 0, 0, *[nn.broadcast] * 4),
       length=c.num_layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )(c)
@@ -289,7 +307,8 @@ class Anchor(nn.Module):
     embedding = self.embed()
     x = nn.with_logical_constraint(look_up(embedding, tokens), ("batch", "seq", "embed_act"))
     block = None if block is None else block.in_all_layers(c.num_layers)
-    x, cache = self.layers(x, block, cache, jnp.arange(c.num_layers), mask, segment_ids, positions)
+    angles = rope_angles(positions, c.head_dim, c.rope_base)
+    x, cache = self.layers(x, block, cache, jnp.arange(c.num_layers), mask, segment_ids, positions, angles)
     head = embedding.T if c.tied_embeddings else self.head()
     return self.final_norm(x), head, cache
 

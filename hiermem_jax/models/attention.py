@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.anchor_config import AnchorConfig
 
-_BLOCK = 128  # queries of a block of `blocked`, at least
+_BLOCK = 64  # queries of a block of `blocked`, at least
 
 
 def document_mask(segment_ids: jax.Array, start: int = 0, end: int | None = None) -> jax.Array:
@@ -31,6 +31,14 @@ def document_mask(segment_ids: jax.Array, start: int = 0, end: int | None = None
   same = segment_ids[:, None, start:, None] == segment_ids[:, None, None, :]
   length = segment_ids.shape[1]
   return same & (jnp.arange(start, length)[:, None] >= jnp.arange(length))
+
+
+def check_platform(kernel: str, platform: str) -> None:
+  """Raises InputError when a platform ("cpu", "gpu", "tpu") does not have an attention kernel."""
+  if kernel == "splash" and platform == "gpu":
+    raise InputError("AnchorConfig.attention = 'splash': a kernel for TPUs, this is a GPU; bind 'cudnn' or 'xla'")
+  if kernel == "cudnn" and platform != "gpu":
+    raise InputError(f"AnchorConfig.attention = 'cudnn': a kernel for GPUs, this is a {platform}; bind another")
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, config: AnchorConfig) -> jax.Array:
@@ -57,17 +65,25 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, con
 def blocked(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
   """Attention in blocks of queries, each of which sees only the keys up to its end; arguments as for `attend`.
 
-  Half of the scores of causal attention are masked. Two blocks leave out half of these, four three quarters. Blocks are
-  at least 128 queries long, since small ones make small matrix products.
+  Half of the scores of causal attention are masked: two blocks leave out half of these, four three quarters. A block
+  has at least 64 queries, because small ones make small matrix products. Scores and softmax are float32. Of the scores,
+  one array is kept for the backward pass: their exponentials, by whose sum the output is divided.
   """
-  length = q.shape[1]
+  length, dtype = q.shape[1], q.dtype
+  # Without it, the products of the backward pass would have operands of two types.
+  precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if dtype == jnp.bfloat16 else None
+  product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
+  q, k, v = (y.swapaxes(1, 2) for y in (q, k, v))  # [B, N, S, H]
   count = max(1, min(4, length // _BLOCK))
   outputs = []
   for i in range(count):
     start, end = i * length // count, (i + 1) * length // count
-    mask = document_mask(segment_ids, start, end)
-    outputs.append(jax.nn.dot_product_attention(q[:, start:end], k[:, :end], v[:, :end], mask=mask))
-  return jnp.concatenate(outputs, axis=1)
+    scores = product("bnqh,bnkh->bnqk", q[:, :, start:end], k[:, :, :end]) * q.shape[-1] ** -0.5
+    scores = jnp.where(document_mask(segment_ids, start, end), scores, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    mixed = product("bnqk,bnkh->bnqh", weights.astype(dtype), v[:, :, :end])
+    outputs.append((mixed / weights.sum(axis=-1, keepdims=True)).astype(dtype))
+  return jnp.concatenate(outputs, axis=2).swapaxes(1, 2)
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -80,8 +96,7 @@ def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> j
   Raises:
     InputError: the device is not a GPU, or S is odd.
   """
-  if _platform() != "gpu":
-    raise InputError(f"AnchorConfig.attention = 'cudnn': a kernel for GPUs, this is a {_platform()}; bind another")
+  check_platform("cudnn", _platform())
   if q.shape[1] % 2:
     raise InputError(f"AnchorConfig.attention = 'cudnn': sequences of {q.shape[1]} are odd; bind 'xla'")
   same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
@@ -116,8 +131,7 @@ def splash(
     InputError: the device is a GPU, or S is not a multiple of 128 and of the blocks.
   """
   length, head_dim, platform = q.shape[1], q.shape[3], _platform()
-  if platform == "gpu":
-    raise InputError("AnchorConfig.attention = 'splash': a kernel for TPUs, this is a GPU; bind 'cudnn' or 'xla'")
+  check_platform("splash", platform)
   if length % 128:
     raise InputError(f"AnchorConfig.attention = 'splash': sequences of {length} are not a multiple of 128; bind 'xla'")
   blocks = blocks or (max(size for size in (128, 256, 512) if length % size == 0),) * 6

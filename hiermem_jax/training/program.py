@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.models.attention import check_platform
 from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.parallel import batch_sharding, batch_shards
 from hiermem_jax.parallel.layout import abstract_arrays, bytes_per_device, check_mesh
@@ -98,11 +99,13 @@ def make_program(run: TrainingRun, mesh: Mesh) -> Program:
   """The training program of a run on a mesh, whose devices may be those of an ahead-of-time topology.
 
   Raises:
-    InputError: the mesh does not divide the batch, the heads, the memory units or a weight.
+    InputError: the mesh does not divide the batch, the heads, the memory units or a weight, or its devices do not have
+      the attention kernel.
   """
   shards = batch_shards(mesh)
   if run.batch_size % shards:
     raise InputError(f"train.batch_size = {run.batch_size}: cannot be split over {shards} devices; bind a multiple")
+  check_platform(run.model.anchor.attention, mesh.devices.flat[0].platform)
   optimizer = run.transformation()
   abstract_state = abstract_train_state(run, mesh)
   train_step = make_train_step(run.model, optimizer, mesh, objective=run.objective, rules=run.mesh.rules)

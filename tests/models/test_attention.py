@@ -22,10 +22,10 @@ CONFIG = AnchorConfig(
 def documents(length):
   """Segments of uneven length, and padding at the end."""
   starts = np.zeros((2, length), np.int32)
-  starts[0, [0, 5, 130]] = 1
-  starts[1, [0, 64]] = 1
+  starts[0, [0, 5, length // 2 + 2]] = 1
+  starts[1, [0, length // 4]] = 1
   segments = starts.cumsum(axis=1)
-  segments[1, 200:] = 0
+  segments[1, length * 4 // 5 :] = 0
   return segments
 
 
@@ -54,9 +54,9 @@ def value_and_gradients(kernel, segments, head_dim, dtype="float32", heads=3, se
   return [np.asarray(x, np.float32) for x in (output, *gradients)]
 
 
-@pytest.mark.parametrize("length", [201, 256, 385, 640])
+@pytest.mark.parametrize("length", [100, 201, 256, 385])
 def test_blocks_equal_attention_with_the_whole_mask(length):
-  """Lengths of one, two, three uneven and four blocks."""
+  """Lengths of one, three, four and four uneven blocks."""
   expected = value_and_gradients(plain, documents(length), 16)
   for result, wanted in zip(value_and_gradients(blocked, documents(length), 16), expected):
     np.testing.assert_allclose(result, wanted, rtol=1e-6, atol=1e-6 * np.abs(wanted).max())
@@ -72,15 +72,13 @@ def test_blocks_in_bfloat16_are_as_exact_as_the_whole():
 
 def test_blocks_leave_most_masked_scores_out():
   """Of n x n blocks n (n + 1) / 2 are computed: three of four, ten of sixteen."""
-  shape = jax.ShapeDtypeStruct((1, 512, 2, 64), jnp.float32)
 
   def flops(kernel, length):
     shape = jax.ShapeDtypeStruct((1, length, 2, 64), jnp.float32)
     run = functools.partial(kernel, segment_ids=np.ones((1, length), np.int32))
     return jax.jit(run).lower(shape, shape, shape).cost_analysis()["flops"]
 
-  assert shape.shape[1] == 512
-  for length, share in ((128, 1), (256, 3 / 4), (512, 10 / 16)):
+  for length, share in ((64, 1), (128, 3 / 4), (256, 10 / 16), (1024, 10 / 16)):
     whole = flops(lambda q, k, v, segment_ids: plain(q, k, v, segment_ids), length)
     assert flops(blocked, length) == pytest.approx(share * whole, rel=0.05)
 
