@@ -66,24 +66,57 @@ def blocked(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) ->
   """Attention in blocks of queries, each of which sees only the keys up to its end; arguments as for `attend`.
 
   Half of the scores of causal attention are masked: two blocks leave out half of these, four three quarters. A block
-  has at least 64 queries, because small ones make small matrix products. Scores and softmax are float32. Of the scores,
-  one array is kept for the backward pass: their exponentials, by whose sum the output is divided.
+  has at least 64 queries, because small ones make small matrix products. Scores and softmax are float32. The backward
+  pass is written out, so that of all arrays of scores only the weights are kept for it.
   """
-  length, dtype = q.shape[1], q.dtype
-  # Without it, the products of the backward pass would have operands of two types.
-  precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if dtype == jnp.bfloat16 else None
-  product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
-  q, k, v = (y.swapaxes(1, 2) for y in (q, k, v))  # [B, N, S, H]
-  count = max(1, min(4, length // _BLOCK))
-  outputs = []
-  for i in range(count):
-    start, end = i * length // count, (i + 1) * length // count
-    scores = product("bnqh,bnkh->bnqk", q[:, :, start:end], k[:, :, :end]) * q.shape[-1] ** -0.5
+  return _by_head(*(y.swapaxes(1, 2) for y in (q, k, v)), segment_ids).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def _by_head(q, k, v, segment_ids):  # [B, N, S, H]
+  return _by_head_forward(q, k, v, segment_ids)[0]
+
+
+def _by_head_forward(q, k, v, segment_ids):
+  outputs, weights = [], []  # of each block: [B, N, queries, H], [B, N, queries, keys]
+  for start, end in _blocks(q.shape[2]):
+    scores = _product("bnqh,bnkh->bnqk", q[:, :, start:end], k[:, :, :end]) * q.shape[3] ** -0.5
     scores = jnp.where(document_mask(segment_ids, start, end), scores, jnp.finfo(jnp.float32).min)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    mixed = product("bnqk,bnkh->bnqh", weights.astype(dtype), v[:, :, :end])
-    outputs.append((mixed / weights.sum(axis=-1, keepdims=True)).astype(dtype))
-  return jnp.concatenate(outputs, axis=2).swapaxes(1, 2)
+    weights.append(jax.nn.softmax(scores, axis=-1).astype(q.dtype))
+    outputs.append(_product("bnqk,bnkh->bnqh", weights[-1], v[:, :, :end]).astype(q.dtype))
+  output = jnp.concatenate(outputs, axis=2)
+  return output, (q, k, v, weights, output)
+
+
+def _by_head_backward(saved, gradient):
+  q, k, v, weights, output = saved
+  # What the softmax's gradient subtracts: the mean of the weights' gradients, [B, N, S, 1].
+  mean = (gradient.astype(jnp.float32) * output.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+  of_q, of_k, of_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+  for (start, end), w in zip(_blocks(q.shape[2]), weights):
+    g = gradient[:, :, start:end]
+    of_scores = w * (_product("bnqh,bnkh->bnqk", g, v[:, :, :end]) - mean[:, :, start:end])
+    of_scores = (of_scores * q.shape[3] ** -0.5).astype(q.dtype)
+    of_q.append(_product("bnqk,bnkh->bnqh", of_scores, k[:, :, :end]).astype(q.dtype))
+    behind = [(0, 0), (0, 0), (0, k.shape[2] - end), (0, 0)]  # no query of this block sees these keys
+    of_k += jnp.pad(_product("bnqk,bnqh->bnkh", of_scores, q[:, :, start:end]), behind)
+    of_v += jnp.pad(_product("bnqk,bnqh->bnkh", w, g), behind)
+  return jnp.concatenate(of_q, axis=2), of_k.astype(k.dtype), of_v.astype(v.dtype), None
+
+
+_by_head.defvjp(_by_head_forward, _by_head_backward)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+  """First query of each block, and the one behind its last."""
+  count = max(1, min(4, length // _BLOCK))
+  return [(i * length // count, (i + 1) * length // count) for i in range(count)]
+
+
+def _product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+  """A product of two arrays of one type, summed in float32."""
+  precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if x.dtype == jnp.bfloat16 else None
+  return jnp.einsum(equation, x, y, precision=precision, preferred_element_type=jnp.float32)
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
