@@ -48,6 +48,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(f"--{name}", type=int, default=default)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
+  parser.add_argument("--unroll", type=int, help="layers in each round of the scan; default: all on a CPU, else one")
   parser.add_argument("--attention", choices=("xla", "splash", "cudnn"), default="xla")
   parser.add_argument("--rounds", type=int, default=40, help="turns of one step that every side takes")
   parser.add_argument("--peer", action="append", default=[], metavar="FILE[=FOLDER]", help="may be repeated")
@@ -56,6 +57,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--json", action="store_true", help="print JSON")
   flags = parser.parse_args(argv)
   require_positive(flags, "length", "batch", "documents", "rounds")
+  if flags.unroll is None:
+    flags.unroll = flags.layers if jax.default_backend() == "cpu" else 1
   if flags.quick:
     flags.rounds = min(flags.rounds, 5)
   if flags.documents > flags.length:
@@ -77,6 +80,7 @@ def anchor_config(flags: argparse.Namespace) -> AnchorConfig:
     tied_embeddings=True,
     dtype=flags.dtype,
     remat=flags.remat,
+    unroll=flags.unroll,
     attention=flags.attention,
   )
 
@@ -175,6 +179,7 @@ def measure(flags: argparse.Namespace) -> dict:
     "params": anchor.params,
     "dtype": flags.dtype,
     "remat": flags.remat,
+    "unroll": flags.unroll,
     "attention": flags.attention,
     "documents": flags.documents,
     "rounds": flags.rounds,
@@ -217,7 +222,8 @@ def as_table(report: dict) -> str:
   lines += [
     "",
     f"step {report['step_ms']:,.1f} ms, {report['params']:,} parameters, {report['dtype']}, remat {report['remat']},"
-    f" attention {report['attention']}, {report['documents']} documents a sequence, {report['rounds']} rounds",
+    f" unroll {report['unroll']}, attention {report['attention']},",
+    f"{report['documents']} documents a sequence, {report['rounds']} rounds",
     f"training FLOPs per token {report['flops_per_token']:,}, MFU {mfu} ({peak}{report['peak_source']})",
     f"device {report['device']} x {report['devices']}",
   ]

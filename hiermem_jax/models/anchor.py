@@ -270,6 +270,7 @@ class Anchor(nn.Module):
       # The layer index is scanned because the output projections' initial scale depends on it.
       in_axes=(1, 0, 0, *[nn.broadcast] * 4),
       length=c.num_layers,
+      unroll=c.unroll,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )(c)
     self.final_norm = Norm(c)

@@ -34,6 +34,7 @@ class AnchorConfig:
     rope_base: base of the rotary embedding's frequencies.
     dtype: of activations and matmuls; parameters are float32.
     remat: what the backward pass keeps: all, the outputs of matmuls, the layers' inputs.
+    unroll: layers in each round of the scan over layers. More make a longer program, which is faster on a CPU.
     attention: "xla" runs everywhere. "splash" is the flash-attention kernel for TPUs, "cudnn" the one for GPUs.
     splash_blocks: block sizes of the splash kernel: queries, keys, and keys that are computed with at a time, of the
       forward and then of the backward pass. None: the largest of 128, 256 and 512 that divides the length.
@@ -53,6 +54,7 @@ class AnchorConfig:
   rope_base: float = 100_000.0
   dtype: Literal["bfloat16", "float32"] = "bfloat16"
   remat: Literal["none", "dots", "full"] = "none"
+  unroll: int = 1
   attention: Literal["xla", "splash", "cudnn"] = "xla"
   splash_blocks: tuple[int, int, int, int, int, int] | None = None
   logits_chunk: int | None = None
@@ -60,7 +62,7 @@ class AnchorConfig:
   def __post_init__(self):
     """Rejects sizes that no decoder can have."""
     require_positive(self, "num_layers", "width", "num_heads", "head_dim", "mlp_width", "vocab_size", "norm_eps")
-    require_positive(self, "rope_base")
+    require_positive(self, "rope_base", "unroll")
     if self.head_dim % 2:
       raise InputError(f"AnchorConfig.head_dim = {self.head_dim}: RoPE rotates pairs; bind an even number")
     if self.attention == "cudnn" and (self.dtype != "bfloat16" or self.head_dim % 8 or self.head_dim > 256):

@@ -109,7 +109,9 @@ def _same_parameters(config: AnchorConfig, other: AnchorConfig) -> bool:
 
   Fields that say how the function is computed may differ: the type of activations, remat, the attention kernel, chunks.
   """
-  how = {name: getattr(other, name) for name in ("dtype", "remat", "attention", "splash_blocks", "logits_chunk")}
+  how = {
+    name: getattr(other, name) for name in ("dtype", "remat", "unroll", "attention", "splash_blocks", "logits_chunk")
+  }
   return dataclasses.replace(config, **how) == other
 
 

@@ -66,7 +66,7 @@ def test_json_and_table_beside_a_peer(run, module, peer):
   lines = module.as_table(report).splitlines()
   assert [line.split()[0] for line in lines[1:4]] == ["ours", "control", "idle"]
   assert lines[3].split()[-4:-1] == [f"{idle['ratio']:.3f}", f"{idle['interval'][0]:.3f}", "to"]
-  assert "3 documents a sequence, 3 rounds" in lines[5]
+  assert lines[6] == "3 documents a sequence, 3 rounds"
 
 
 def test_batch_is_packed(module):

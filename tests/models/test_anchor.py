@@ -203,11 +203,11 @@ def test_bfloat16_gives_float32_logits(random_anchor):
   assert np.abs(error).max() < 0.1
 
 
-def test_remat_changes_no_gradient(random_anchor):
+def test_remat_and_unrolled_layers_change_no_gradient(random_anchor):
   params, tokens, block = random_anchor(CONFIG), random_tokens(), random_block(CONFIG)
 
-  def gradients(remat):
-    config = dataclasses.replace(CONFIG, remat=remat)
+  def gradients(**how):
+    config = dataclasses.replace(CONFIG, **how)
 
     def loss(params, block):
       logits = Anchor(config).apply({"params": params}, tokens, SEGMENTS, POSITIONS, block)
@@ -215,10 +215,10 @@ def test_remat_changes_no_gradient(random_anchor):
 
     return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, block)
 
-  expected = gradients("none")
+  expected = gradients()
   assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected))
-  for remat in ("dots", "full"):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), gradients(remat), expected)
+  for how in ({"remat": "dots"}, {"remat": "full"}, {"unroll": 2}):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), gradients(**how), expected)
 
 
 def test_initialisation_statistics():

@@ -24,6 +24,7 @@ ANCHOR = {
 HOW = {
   "dtype": "bfloat16",
   "remat": "full",
+  "unroll": 2,
   "attention": "splash",
   "splash_blocks": (128,) * 6,
   "logits_chunk": 1,
@@ -117,5 +118,7 @@ def test_settings_out_of_range(kind, field, bad, good):
 
 def test_an_attention_kernel_of_other_devices_is_refused_before_the_first_step(toy, tmp_path):
   anchor = dataclasses.replace(toy.anchor, head_dim=8, dtype="bfloat16", attention="cudnn")
-  with pytest.raises(InputError, match="^AnchorConfig.attention = 'cudnn': a kernel for GPUs, this is a cpu; bind another$"):
+  with pytest.raises(
+    InputError, match="^AnchorConfig.attention = 'cudnn': a kernel for GPUs, this is a cpu; bind another$"
+  ):
     toy.run(tmp_path, anchor=anchor)
