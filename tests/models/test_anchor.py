@@ -162,7 +162,7 @@ def test_rope_dot_products_depend_on_distance_alone():
 
 
 def test_rope_rotates_pairs_and_makes_no_array_of_half_the_width():
-  """Pairs (i, i + H / 2) turn like complex numbers; TPUs would pad an array with H / 2 as its last axis."""
+  """Pairs (i, i + H / 2) turn like complex numbers; TPUs would pad an array whose last axis is H / 2."""
   rng = np.random.default_rng(0)
   x, weight = rng.standard_normal((2, 2, 6, 3, 32)).astype(np.float32)
   positions = rng.integers(0, 3000, (2, 6)).astype(np.int32)
@@ -178,7 +178,7 @@ def test_rope_rotates_pairs_and_makes_no_array_of_half_the_width():
   np.testing.assert_allclose(result, np.concatenate([turned.real, turned.imag], axis=-1), atol=1e-3)
   np.testing.assert_allclose(jax.grad(loss)(x), np.concatenate([back.real, back.imag], axis=-1), atol=1e-3)
   traced = jax.make_jaxpr(jax.grad(loss))(x)
-  assert {variable.aval.shape[-1] for e in traced.eqns for variable in e.outvars if variable.aval.ndim > 1} == {32}
+  assert 16 not in {variable.aval.shape[-1] for e in traced.eqns for variable in e.outvars if variable.aval.shape}
 
 
 def test_rope_is_that_of_two_halves_to_the_last_bits():
