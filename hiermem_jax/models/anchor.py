@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from hiermem_jax.models import context
 from hiermem_jax.models.anchor_config import ON_HOST, AnchorConfig
-from hiermem_jax.models.attention import document_mask, splash
+from hiermem_jax.models.attention import attend
 from hiermem_jax.models.memory import Block, with_memory
 
 # Primitives that make a whole weight of its parts.
@@ -152,23 +152,47 @@ def _look_up_backward(saved, gradient):
 look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
-def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+class Angles(NamedTuple):
+  """Cosines and sines by which `rope` rotates, float32 [B, S, 1, H] each; the two halves of H are equal."""
+
+  cos: jax.Array
+  sin: jax.Array
+
+
+def rope_angles(positions: jax.Array, head_dim: int, base: float) -> Angles:
+  """The angles of a batch's positions.
+
+  Args:
+    positions: int32 [B, S].
+    head_dim: H.
+    base: frequency base; 100,000 in the paper (Appendix A).
+  """
+  half = head_dim // 2
+  frequency = base ** (-(jnp.arange(head_dim) % half).astype(jnp.float32) / half)
+  angle = positions[..., None, None].astype(jnp.float32) * frequency
+  return Angles(jnp.cos(angle), jnp.sin(angle))
+
+
+def rope(x: jax.Array, angles: Angles) -> jax.Array:
   """Rotary position embedding, half-rotation style.
 
   Args:
     x: [B, S, N, H] queries or keys.
-    positions: int32 [B, S].
-    base: frequency base; 100,000 in the paper (Appendix A).
+    angles: of their positions.
 
   Returns:
     [B, S, N, H] of x's dtype; the rotation itself is computed in float32.
   """
-  half = x.shape[-1] // 2
-  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions[..., None, None].astype(jnp.float32) * frequency  # [B, S, 1, H/2]
-  sin, cos = jnp.sin(angle), jnp.cos(angle)
-  x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
+  # On the flat axis N * H: a TPU pads the last axis to 128 numbers, also that of a head, and half of one even more.
+  flat, half = x.reshape(*x.shape[:2], -1).astype(jnp.float32), x.shape[-1] // 2
+  cos, sin = (jnp.broadcast_to(y, x.shape).reshape(flat.shape) for y in angles)
+
+  def shift(by):  # zeros come in at the ends, where they are not used
+    return jax.lax.pad(flat, jnp.float32(0), [(0, 0, 0), (0, 0, 0), (by, -by, 0)])
+
+  first = jnp.arange(flat.shape[-1]) % x.shape[-1] < half  # x1 of a head, not x2
+  rotated = jnp.where(first, -shift(-half), shift(half))  # -x2 and x1
+  return (flat * cos + rotated * sin).astype(x.dtype).reshape(x.shape)
 
 
 class Norm(nn.Module):
@@ -208,15 +232,16 @@ class Attention(nn.Module):
   config: AnchorConfig
 
   @nn.compact
-  def __call__(self, x, block, mask, segment_ids, positions, cache, layer) -> tuple[jax.Array, KVCache | None]:
+  def __call__(self, x, block, mask, segment_ids, positions, angles, cache, layer) -> tuple[jax.Array, KVCache | None]:
     """Attends to the input itself, or to the cache's positions.
 
     Args:
       x: [B, S, D].
       block: this layer's vectors [B, R, width], or None.
-      mask: bool [B, 1, S, S] ([B, 1, S, T] with a cache); None: the flash-attention kernel.
-      segment_ids: int32 [B, S], of whole sequences, as is the mask.
+      mask: bool [B, 1, S, T], positions of the cache that each position sees; None without a cache.
+      segment_ids: int32 [B, S], of whole sequences.
       positions: int32 [B, S].
+      angles: of the positions, for RoPE.
       cache: keys and values [B, T, N, H], or None.
       layer: int32 [], the number of the layer.
 
@@ -236,18 +261,18 @@ class Attention(nn.Module):
       q, k = Norm(c, "heads", name="query_norm")(q), Norm(c, "heads", name="key_norm")(k)
     q, k, v = (y.reshape(heads) for y in (q, k, v))
     unrotated = q
-    q, k = (rope(y, positions, c.rope_base) for y in (q, k))
+    q, k = (rope(y, angles) for y in (q, k))
     if cache is not None:
       here = jnp.arange(len(x))[:, None], positions
       cache = KVCache(cache.key.at[here].set(k), cache.value.at[here].set(v))
       k, v = cache
-    q, k, v = map(context.to_heads, (q, k, v))
-    if mask is None:
-      y = splash(q, k, v, segment_ids)
+    if cache is None:
+      y = context.to_positions(attend(*map(context.to_heads, (q, k, v)), segment_ids, c))
+      if c.attention != "splash":  # whose kernel names what it keeps
+        y = checkpoint_name(y, "attention")
     else:
-      y = checkpoint_name(jax.nn.dot_product_attention(q, k, v, mask=mask), "attention")
-    y = with_memory(context.to_positions(y), block, "attention", unrotated, layer)
-    y = y.reshape(*x.shape[:2], c.attention_width)
+      y = jax.nn.dot_product_attention(q, k, v, mask=mask)
+    y = with_memory(y, block, "attention", unrotated, layer).reshape(*x.shape[:2], c.attention_width)
     out = Weight(shape[::-1], axes[::-1], sigma / jnp.sqrt(2.0 * (layer + 1)), c, name="out")
     return checkpoint_name(with_memory(y @ out(), block, "out", y, layer), "out"), cache
 
@@ -280,11 +305,11 @@ class Layer(nn.Module):
   config: AnchorConfig
 
   @nn.compact
-  def __call__(self, x, block, cache, layer, mask, segment_ids, positions):
+  def __call__(self, x, block, cache, layer, mask, segment_ids, positions, angles):
     """The carry x [B, S, D] and this layer's slice of the scanned inputs -> (x, the layer's cache)."""
     c = self.config
     normed = Norm(c, name="attention_norm")(x)
-    attended, cache = Attention(c, name="attention")(normed, block, mask, segment_ids, positions, cache, layer)
+    attended, cache = Attention(c, name="attention")(normed, block, mask, segment_ids, positions, angles, cache, layer)
     x = x + attended
     x = x + FeedForward(c, name="feed_forward")(Norm(c, name="feed_forward_norm")(x), block, layer)
     return nn.with_logical_constraint(x, ("batch", "seq", "embed_act")), cache
@@ -309,8 +334,9 @@ class Anchor(nn.Module):
       variable_axes={"params": 0},
       split_rngs={"params": True},
       # The layer index is scanned because the output projections' initial scale depends on it.
-      in_axes=(1, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(1, 0, 0, *[nn.broadcast] * 4),
       length=c.num_layers,
+      unroll=c.unroll,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )(c)
     self.final_norm = Norm(c)
@@ -320,8 +346,7 @@ class Anchor(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """Factors of the logits: hidden states [B, S, D] and the output head [D, V]; arguments as for `__call__`."""
     segment_ids = context.whole_sequence(segment_ids)
-    mask = document_mask(segment_ids) if self.config.attention == "xla" else None
-    hidden, head, _ = self._run(tokens, segment_ids, positions, mask, block, None)
+    hidden, head, _ = self._run(tokens, segment_ids, positions, None, block, None)
     return hidden, head
 
   def decode(
@@ -350,7 +375,8 @@ class Anchor(nn.Module):
     embedding = self.embed()
     x = nn.with_logical_constraint(look_up(embedding, tokens), ("batch", "seq", "embed_act"))
     block = None if block is None else block.in_all_layers(c.num_layers)
-    x, cache = self.layers(x, block, cache, jnp.arange(c.num_layers), mask, segment_ids, positions)
+    angles = rope_angles(positions, c.head_dim, c.rope_base)
+    x, cache = self.layers(x, block, cache, jnp.arange(c.num_layers), mask, segment_ids, positions, angles)
     head = embedding.T if c.tied_embeddings else self.head()
     return self.final_norm(x), head, cache
 
@@ -375,5 +401,5 @@ class Anchor(nn.Module):
 def init_anchor(key: jax.Array, config: AnchorConfig):
   """Fresh float32 parameters, as boxed `nn.LogicallyPartitioned` values that carry their logical axis names."""
   tokens = jnp.zeros((1, 1), jnp.int32)
-  config = dataclasses.replace(config, attention="xla")  # the flash-attention kernel refuses one token
+  config = dataclasses.replace(config, attention="xla")  # the flash-attention kernels refuse one token
   return Anchor(config).init(key, tokens, tokens, tokens)["params"]

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.models.attention import check_platform
 from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.parallel import batch_sharding, batch_shards, token_sharding
 from hiermem_jax.parallel.layout import abstract_arrays, bytes_per_device, check_mesh
@@ -112,8 +113,8 @@ def make_program(run: TrainingRun, mesh: Mesh) -> Program:
   """The training program of a run on a mesh, whose devices may be those of an ahead-of-time topology.
 
   Raises:
-    InputError: the mesh does not divide the batch, the heads, the memory units or a weight, or the microbatches do not
-      divide a device's sequences.
+    InputError: the mesh does not divide the batch, the heads, the memory units or a weight, the microbatches do not
+      divide a device's sequences, or the devices do not have the attention kernel.
   """
   check_batch(mesh, run.batch_size)
   shards = batch_shards(mesh)
@@ -122,6 +123,7 @@ def make_program(run: TrainingRun, mesh: Mesh) -> Program:
       f"train.microbatches = {run.microbatches}: does not divide the {run.batch_size // shards} sequences that each of"
       f" {shards} devices has of train.batch_size = {run.batch_size}; bind a divisor"
     )
+  check_platform(run.model.anchor.attention, mesh.devices.flat[0].platform)
   optimizer = run.transformation()
   abstract_state = abstract_train_state(run, mesh)
   train_step = make_train_step(
