@@ -103,7 +103,7 @@ def as_text(report: dict) -> str:
     lines += ["", *_lengths(report["lengths"])]
   if "flops" in report:
     lines += ["", *_work(report), "", *_traffic(report["hbm_traffic"]), "", *_collectives(report["collectives"])]
-    lines += ["", *_exchange(report["exchange"])] if report["exchange"] else []
+    lines += ["", *_exchange(report["exchange"], report["microbatches"])] if report["exchange"] else []
     lines += ["", *_time(report)]
   return "\n".join(lines)
 
@@ -184,9 +184,10 @@ def _collectives(rows: list[dict]) -> list[str]:
   return lines
 
 
-def _exchange(rows: list[dict]) -> list[str]:
+def _exchange(rows: list[dict], microbatches: int) -> list[str]:
+  once = f", once for its {microbatches} microbatches" if microbatches > 1 else ""
   lines = [
-    "Fetch of the bank and return of its gradient, MB sent per device and step",
+    f"Fetch of the bank and return of its gradient, MB sent per device and step{once}",
     "  tensor          over  compiled   at least  ratio",
   ]
   for row in rows:

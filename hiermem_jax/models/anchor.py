@@ -267,7 +267,8 @@ class Attention(nn.Module):
       cache = KVCache(cache.key.at[here].set(k), cache.value.at[here].set(v))
       k, v = cache
     if cache is None:
-      y = context.to_positions(attend(*map(context.to_heads, (q, k, v)), segment_ids, c))
+      q, k, v = map(context.to_heads, (q, k, v))
+      y = context.to_positions(attend(q, k, v, segment_ids, c))
       if c.attention != "splash":  # whose kernel names what it keeps
         y = checkpoint_name(y, "attention")
     else:

@@ -19,10 +19,12 @@ from jax.sharding import Mesh
 from hiermem_jax.models.anchor_config import ON_HOST, AnchorConfig
 from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.parallel.layout import bytes_per_device
-from hiermem_jax.parallel.mesh import DATA_AXIS, MODEL_AXIS, batch_shards
+from hiermem_jax.parallel.mesh import CONTEXT_AXIS, DATA_AXIS, MODEL_AXIS, batch_shards
 
 
-def least_bytes(model: ModelConfig, mesh: Mesh, state: Any, *, batch_size: int, length: int) -> dict[str, float]:
+def least_bytes(
+  model: ModelConfig, mesh: Mesh, state: Any, *, batch_size: int, length: int, microbatches: int = 1
+) -> dict[str, float]:
   """Bytes per device and step, by the module's terms.
 
   Args:
@@ -31,11 +33,12 @@ def least_bytes(model: ModelConfig, mesh: Mesh, state: Any, *, batch_size: int, 
     state: shapes, types and shardings of the training state: `params` and `opt_state`, each of "anchor" and "bank".
     batch_size: sequences of a global batch.
     length: tokens of a sequence.
+    microbatches: parts of a device's sequences, each of which needs the weights and adds to their gradient.
   """
   anchor, parts = model.anchor, mesh.shape[MODEL_AXIS]
   size = 2 if anchor.dtype == "bfloat16" else 4
   sequences = batch_size // batch_shards(mesh)
-  tokens = sequences * length
+  tokens = sequences * length // mesh.shape[CONTEXT_AXIS]
   again = 0 if anchor.remat in ("none", "dots") else 1  # times that the layers' matrices are multiplied once more
   gathered = any(DATA_AXIS in x.sharding.spec for x in jax.tree.leaves(state.params["anchor"]))
 
@@ -46,7 +49,7 @@ def least_bytes(model: ModelConfig, mesh: Mesh, state: Any, *, batch_size: int, 
   moves = (2 + again) * layers * (1 + gathered) + (head_passes + gathered) * head + 2 * trained * (layers + head)
   return {
     "state": _updated(state, batch_size),
-    "weights": size * moves / parts,
+    "weights": size * moves * microbatches / parts,
     "activations": 2 * size * tokens * anchor.num_layers * _kept_width(anchor, parts),
     "logits": 4 * size * tokens * anchor.vocab_size / parts,
     "block": (1 + 2 + again + 2) * size * sequences * model.fetched_params / parts,

@@ -41,6 +41,10 @@ class StepProgram(Protocol):
     """Sequences of a global batch."""
 
   @property
+  def microbatches(self) -> int:
+    """Parts that a device's sequences are split into."""
+
+  @property
   def abstract_state(self) -> Any:
     """Shapes, types and shardings of the state; has `params` and `opt_state`."""
 
@@ -69,6 +73,7 @@ def pod_report(program: StepProgram, *, topology: Topology, length: int) -> dict
     "devices": program.mesh.size,
     "mesh": dict(program.mesh.shape),
     "batch_size": program.batch_size,
+    "microbatches": program.microbatches,
     "length": length,
   }
   compiled, report["hbm"] = _compile(program, topology, length)
@@ -125,9 +130,8 @@ def _traffic(compiled: jax.stages.Compiled, report: dict, program: StepProgram, 
   found, counted = collectives(text, topology.devices_per_slice), cost(text)
   tokens = report["batch_size"] * report["length"] / report["devices"]
   model_flops = 3 * model.flops_per_token(report["length"]) * tokens
-  least = least_bytes(
-    model, program.mesh, program.abstract_state, batch_size=report["batch_size"], length=report["length"]
-  )
+  sizes = {name: report[name] for name in ("batch_size", "length", "microbatches")}
+  least = least_bytes(model, program.mesh, program.abstract_state, **sizes)
   flops = max(model_flops, counted.flops)
   seconds = step_seconds(flops, sum(least.values()), found, topology)
   compiled_seconds = step_seconds(flops, counted.hbm_bytes, found, topology)

@@ -50,6 +50,7 @@ class Program:
   model: ModelConfig
   mesh: Mesh  # where nothing but `trace` is needed, an AbstractMesh will do
   batch_size: int
+  microbatches: int
   abstract_state: TrainState  # shapes, types and shardings
   step: Any  # jitted (state, batch, key) -> (state, `Scalars`), see `make_train_step`; the state given is consumed
   steps: Any  # the same of a sequence of batches of one shape, one step for each, in one call
@@ -144,7 +145,7 @@ def make_program(run: TrainingRun, mesh: Mesh) -> Program:
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
   init = functools.partial(init_state, model=run.model, optimizer=optimizer)
-  return Program(run.model, mesh, run.batch_size, abstract_state, jit(step), jit(steps), init)
+  return Program(run.model, mesh, run.batch_size, run.microbatches, abstract_state, jit(step), jit(steps), init)
 
 
 def abstract_train_state(run: TrainingRun, mesh: Mesh | AbstractMesh) -> TrainState:

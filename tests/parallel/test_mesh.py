@@ -142,9 +142,9 @@ def test_weights_that_do_not_divide(mesh, sizes, parts):
 
 def test_remedies_of_a_width_that_does_not_divide_work():
   """As the message of the first case above says."""
-  program((1, 8, 2), width=24, num_layers=1)
+  program((1, 8, 1, 2), width=24, num_layers=1)
   rules = (("batch", ("replica", "data")), ("embed", None), *DEFAULT_RULES[2:])
-  weights = program((1, 16, 1), width=24, num_layers=1, rules=rules).abstract_state.params["anchor"]
+  weights = program((1, 16, 1, 1), width=24, num_layers=1, rules=rules).abstract_state.params["anchor"]
   assert all(x.sharding.shard_shape(x.shape) == x.shape for x in jax.tree.leaves(weights))
 
 

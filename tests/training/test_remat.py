@@ -38,7 +38,7 @@ def gradients(mesh_shape, **changes):
   return collections.Counter(computed(program.jaxpr))
 
 
-@pytest.mark.parametrize("mesh", [(1, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize("mesh", [(1, 4, 1, 1), (2, 2, 1, 2)])
 def test_whole_weight_of_a_layer_is_not_kept(mesh):
   """The loop forward would hand [layers, width, MLP] to the one backward, whose results are parts of that."""
   found = gradients(mesh)
@@ -48,17 +48,17 @@ def test_whole_weight_of_a_layer_is_not_kept(mesh):
 
 
 def test_without_remat_one_device_computes_nothing_again():
-  plain, again = gradients((1, 1, 1)), gradients((1, 1, 1), remat="full")
+  plain, again = gradients((1, 1, 1, 1)), gradients((1, 1, 1, 1), remat="full")
   products = [sum(n for (name, _), n in found.items() if name == "dot_general") for found in (plain, again)]
   # Per layer 7 weights and 2 products of attention, and the head; 3 products for each, and one more of all but the last.
   assert products == [3 * 10, 3 * 10 + 8]
-  many = gradients((1, 4, 1))
+  many = gradients((1, 4, 1, 1))
   assert sum(n for (name, _), n in many.items() if name == "dot_general") == products[0]
 
 
 @pytest.mark.parametrize("remat, kept, moved", [("full", 0, 0), (("attention",), 1, 0), (("attention@host",), 1, 2)])
 def test_output_of_the_attention_kernel_is_kept_where_that_is_asked_for(remat, kept, moved):
   """Of all layers, [layers, B, N, S, H], once; to the host and back where it waits there."""
-  found = gradients((1, 2, 1), attention="splash", head_dim=128, remat=remat)
+  found = gradients((1, 2, 1, 1), attention="splash", head_dim=128, remat=remat)
   assert found["scan", (3, 8, 2, 128, 128)] == kept
   assert found["device_put", (8, 2, 128, 128)] == moved
