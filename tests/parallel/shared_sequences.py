@@ -21,7 +21,7 @@ from hiermem_jax.parallel.mesh import DEFAULT_RULES
 from hiermem_jax.training.checkpoint import CheckpointStore, load_model
 from hiermem_jax.training.config import Objective, TrainingRun
 from hiermem_jax.training.program import make_program
-from hiermem_jax.training.validation import HeldOut, make_validation_loss
+from hiermem_jax.training.validation import LOSS, HeldOut, make_validation_losses
 
 ANCHOR = AnchorConfig(num_layers=2, width=16, num_heads=4, head_dim=4, mlp_width=12, vocab_size=18, dtype="float32")
 BATCH, LENGTH, STEPS = 8, 16, 3
@@ -152,7 +152,7 @@ def check_evaluation(params):
     program = make(shape, "ffn")
     placed = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), params, program.abstract_state.params)
     held_out = HeldOut(lambda: [batch(8), batch(9)], every=1)
-    losses.append(make_validation_loss(held_out, model, program.mesh, DEFAULT_RULES)(placed))
+    losses.append(make_validation_losses(held_out, model, program.mesh, DEFAULT_RULES)(placed)[LOSS])
     scorer = Scorer(Model(model, placed, {}), program.mesh, batch_size=4)
     scores.append(scorer.score_continuations(texts, texts, np.array([0, 5, GENERIC, -1], np.int32))[0])
   return {"losses": losses, "scores": np.array(scores).tolist()}
