@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models import AnchorConfig, context
@@ -12,7 +13,7 @@ from hiermem_jax.models.losses import anchor_losses
 from hiermem_jax.parallel import batch_parallel
 from hiermem_jax.parallel.mesh import BATCH_AXES, CONTEXT_AXIS, DEFAULT_RULES, abstract_mesh
 
-SEQUENCES, POSITIONS = jax.P(BATCH_AXES), jax.P(BATCH_AXES, CONTEXT_AXIS)
+SEQUENCES, POSITIONS = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, CONTEXT_AXIS)
 
 
 def shapes(mesh, split_positions):
@@ -59,7 +60,7 @@ def test_chunk_of_logits_that_does_not_divide_a_part():
     lambda params, batch: anchor_losses(anchor, params, batch, None),
     abstract_mesh((1, 1, 4, 1)),
     DEFAULT_RULES,
-    (jax.P(), POSITIONS),
+    (PartitionSpec(), POSITIONS),
     POSITIONS,
     split_positions=True,
   )
