@@ -27,6 +27,10 @@ _PAUSES = (0.005, 0.25)  # seconds between two looks, first and longest
 _numbers = itertools.count()
 
 
+class CalledOffError(RuntimeError):
+  """A meeting did not take place, because another process has failed."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Failure:
   """What went wrong in one process.
@@ -34,7 +38,8 @@ class Failure:
   Attributes:
     process: its number.
     host: its host's name; "" where it did not say.
-    kind: what the caller calls it; "silent" for a process that did not answer, "late" for one that did not get done.
+    kind: what the caller calls it; "silent" for a process that did not answer, "late" for one that did not get done,
+      "called off" for one that only waited for another that failed.
     reason: in words.
   """
 
@@ -103,7 +108,9 @@ def attempt(
   if worker.is_alive() and time.monotonic() > deadline:
     said = {"kind": "late", "reason": f"not done within {seconds:.0f} s"}
   elif worker.error is not None:
-    said = dict(zip(("kind", "reason"), describe(worker.error)))
+    called_off = all(isinstance(each, CalledOffError) for each in causes(worker.error))
+    kind_and_reason = ("called off", str(worker.error)) if called_off else describe(worker.error)
+    said = dict(zip(("kind", "reason"), kind_and_reason))
   if said is not None:
     said["host"] = socket.gethostname()
     _client().key_value_set(f"{_ROOT}/{number}/failed/{jax.process_index()}", "")
@@ -111,7 +118,8 @@ def attempt(
   silent = {"kind": "silent", "host": "", "reason": f"no answer within {seconds + _GRACE:.0f} s"}
   found = [silent if answer is None else json.loads(answer) for answer in answers]
   failures = tuple(Failure(process=process, **each) for process, each in enumerate(found) if each)
-  return Outcome(value=worker.value, error=worker.error, failures=failures)
+  first = tuple(failure for failure in failures if failure.kind != "called off")
+  return Outcome(value=worker.value, error=worker.error, failures=first or failures)
 
 
 def exchange(text: str) -> list[str]:
@@ -122,6 +130,16 @@ def exchange(text: str) -> list[str]:
   """
   answers = _exchange(next(_numbers), text, math.inf)
   return [answer or "" for answer in answers]
+
+
+def causes(error: BaseException) -> list[BaseException]:
+  """An error, and what it was raised from."""
+  found: list[BaseException] = []
+  cause: BaseException | None = error
+  while cause is not None and cause not in found:
+    found.append(cause)
+    cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+  return found
 
 
 class Meeting:
@@ -143,7 +161,7 @@ class Meeting:
     """Waits for all processes.
 
     Raises:
-      RuntimeError: another process is elsewhere, or the meeting was called off.
+      CalledOffError: another process is elsewhere, or the meeting was called off, as all that follow are then.
       TimeoutError: another did not come.
     """
     number, deadline = next(self._numbers), time.monotonic() + timeout_ms / 1000
@@ -152,14 +170,15 @@ class Meeting:
     for pause in _pauses():
       came = {name.rsplit("/", 1)[1]: theirs for name, theirs in client.key_value_dir_get(folder)}
       if elsewhere := [process for process, theirs in came.items() if theirs != key]:
-        raise RuntimeError(f"process {', '.join(elsewhere)} failed before {key}")
+        self._off.set()
+        raise CalledOffError(f"process {', '.join(elsewhere)} failed before {key}")
       if len(came) == jax.process_count():
         break
       if time.monotonic() > deadline:
         missing = sorted(set(map(str, range(jax.process_count()))) - set(came))
         raise TimeoutError(f"process {', '.join(missing)} did not reach {key} within {timeout_ms / 1000:.0f} s")
       if self._off.wait(pause):
-        raise RuntimeError(f"another process failed before {key}")
+        raise CalledOffError(f"another process failed before {key}")
     if number and not jax.process_index():  # whoever came here has left the one before
       client.key_value_delete(f"{self._place}/{number - 1}")
 

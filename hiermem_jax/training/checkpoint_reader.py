@@ -225,7 +225,7 @@ def shapes(tree: Any) -> list[Any]:
 
 def describe(error: BaseException) -> tuple[str, str]:
   """Whether an error is damage or comes from outside the checkpoint, and its first line, with item and file."""
-  chain = _chain(error)
+  chain = agreement.causes(error)
   told = next((each for each in chain[::-1] if str(each)), error)
   text = (str(told).strip().splitlines() or [""])[0].partition(" [tensorstore_spec")[0]
   if len(text) > 300:  # the file and the cause are last
@@ -238,7 +238,7 @@ def describe(error: BaseException) -> tuple[str, str]:
 
 def _kind(error: BaseException) -> str:
   """Damage is what shows that bytes are wrong or missing; all else says nothing of the checkpoint."""
-  kinds = [_kind_of_one(each) for each in _chain(error)]
+  kinds = [_kind_of_one(each) for each in agreement.causes(error)]
   return _DAMAGE if _DAMAGE in kinds and _OUTSIDE not in kinds else _OUTSIDE
 
 
@@ -252,15 +252,6 @@ def _kind_of_one(error: BaseException) -> str | None:
     return _DAMAGE if status[1] in _DECODING else _OUTSIDE
   decoding = (ValueError, LookupError, TypeError, AttributeError, AssertionError, EOFError)
   return _DAMAGE if isinstance(error, decoding) else None
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-  """An error and what it was raised from."""
-  found: list[BaseException] = []
-  while error is not None and error not in found:
-    found.append(error)
-    error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)  # type: ignore[assignment]
-  return found
 
 
 def _damaged(path: str, reason: str) -> str:

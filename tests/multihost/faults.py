@@ -162,6 +162,10 @@ def try_all(trial):
     replaced(CheckpointStore._agreed, "__defaults__", (2.0,)),
   ):
     trial.store.metadata()
+  with trial.fault("does not come"), replaced(CheckpointStore._agreed, "__defaults__", (1.0,)):
+    if not first:
+      time.sleep(4)
+    trial.store.metadata()
   data = list((trial.run_dir / "checkpoints/5/bank/ocdbt.process_1/d").iterdir())
   if first:
     for path in data:
