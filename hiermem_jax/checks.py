@@ -26,6 +26,8 @@ def before(stages: Sequence[Planned], run_dir: str | None) -> None:
   if run_dir is not None and os.path.exists(run_dir) and not os.path.isdir(run_dir):
     raise InputError(f"--run_dir={run_dir}: is a file; name a directory, or one that may be created")
   for number, stage in enumerate(stages):
+    if stage.verb in ("train", "merge") and run_dir is not None:
+      files.refuse_pattern(os.path.join(run_dir, stage.arguments["directory"]))
     if stage.verb == "train":
       stage.arguments["run"].check()
       _dataset(stage, stages[:number])
@@ -129,7 +131,7 @@ def _paths(stage: Planned, earlier: Sequence[Planned], run_dir: str | None) -> N
   if stage.verb == "merge" and not stage.arguments["subtrees"] and run_dir is not None:
     import glob
 
-    if not glob.glob(os.path.join(run_dir, "subtree_*")):
+    if not glob.glob(os.path.join(glob.escape(run_dir), "subtree_*")):
       raise InputError(f"{run_dir}: no directory subtree_*; train the subtrees there, or bind merge.subtrees")
 
 

@@ -154,3 +154,10 @@ def test_meshes_that_do_not_fit():
   with pytest.raises(InputError, match="model axis of 3"):
     checks.devices(configuration.planned(), mesh=True)
   checks.devices(configuration.planned(), mesh=False)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "a\\b"])
+def test_a_directory_whose_checkpoints_could_not_be_read_back(tmp_path, name):
+  with pytest.raises(InputError, match="in its path, and what is saved there could not be read back; use another"):
+    check(run_dir=str(tmp_path / name))
+  assert not any(tmp_path.iterdir())

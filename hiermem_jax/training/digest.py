@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,18 +17,21 @@ def digest(tree: Any) -> str:
   summation. One pass over the arrays, at the speed of memory. Checkpoints hold it: computed in any other way, it would
   make every older one look damaged.
   """
-  return combined([checksum(x) for x in jax.tree.leaves(tree)])
+  return of_arrays(array_digests(tree))
 
 
-def combined(checksums: Iterable[int]) -> str:
-  """The digest of a tree whose arrays, in the order of its leaves, have these checksums."""
-  return hashlib.sha256(b"".join(x.to_bytes(4, "little") for x in checksums)).hexdigest()[:8]
+def array_digests(tree: Any) -> dict[str, str]:
+  """The sum of each array, 8 hexadecimal digits, by its path in the tree."""
+  # Each is waited for: of several sums in flight, processes with CPU devices may run theirs in different orders.
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): f"{int(_jitted(getattr(x, 'sharding', None))(x)):08x}"
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
-def checksum(x: jax.Array) -> int:
-  """The part of one array in a digest, below 2^32."""
-  # It is waited for: of several sums in flight, processes with CPU devices may run theirs in different orders.
-  return int(_jitted(getattr(x, "sharding", None))(x))
+def of_arrays(sums: Mapping[str, str]) -> str:
+  """The digest of a tree from what `array_digests` gives, in the order of the tree."""
+  return hashlib.sha256(b"".join(int(x, 16).to_bytes(4, "little") for x in sums.values())).hexdigest()[:8]
 
 
 @functools.cache

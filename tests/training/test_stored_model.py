@@ -125,18 +125,21 @@ def test_a_model_without_a_bank_has_no_type_of_it(toy, tmp_path):
 
 def test_a_table_that_is_not_what_was_saved_is_found(toy, tmp_path, monkeypatch):
   """Once all tables have been read; nothing is written or trained."""
-  real = checkpoint.digest
+  real = checkpoint.array_digests
   for part in range(2):
     with monkeypatch.context() as patch:
       if part == 1:
-        patch.setattr(checkpoint, "digest", lambda tree: real(tree) if "embed" in tree else "00000000")
+        others = lambda tree: dict.fromkeys(real(tree), "00000000")  # noqa: E731
+        patch.setattr(checkpoint, "array_digests", lambda tree: real(tree) if "embed" in tree else others(tree))
       save(toy, tmp_path / str(part), dataclasses.replace(MEMORY, part=part), 1)
   sources, bad = [str(tmp_path / str(part)) for part in range(2)], str(tmp_path / "1")
-  with pytest.raises(DamagedCheckpointError, match=r"1/checkpoints/1 is damaged \(item bank is not what was saved\)"):
+  with pytest.raises(
+    DamagedCheckpointError, match=r"1/checkpoints/1 is damaged \(item bank, array level_1, is not what was saved\)"
+  ):
     merge_parts(sources, None, str(tmp_path / "merged"), toy.mesh, toy.rules)
   assert CheckpointStore(str(tmp_path / "merged")).latest_step is None
-  with pytest.raises(DamagedCheckpointError, match="item bank is not what was saved"):
+  with pytest.raises(DamagedCheckpointError, match="item bank, array level_1, is not what was saved"):
     load_model_as("bfloat16", bad, toy.mesh)
-  with pytest.raises(DamagedCheckpointError, match="item bank is not what was saved"):
+  with pytest.raises(DamagedCheckpointError, match="item bank, array level_1, is not what was saved"):
     toy.run(tmp_path / "run", memory=dataclasses.replace(MEMORY, part=1), init_bank_from=bad, steps=3)
   assert CheckpointStore(str(tmp_path / "run")).latest_step is None
