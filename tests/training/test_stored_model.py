@@ -21,7 +21,6 @@ from hiermem_jax.training.stored_model import StoredModel, load_model_as
 MEMORY = MemoryConfig(rows=(5, 1), branching=2)
 WHOLE = {"level_1": (3, 120), "level_2": (5, 24)}
 PART = {"level_1": (2, 120), "level_2": (3, 24)}
-GENERIC = {"level_1": (1, 120), "level_2": (1, 24)}
 
 
 def save(toy, directory, memory, seed):
@@ -69,22 +68,17 @@ def most(live, *shapes, dtype="float32"):
 
 
 def test_parts_are_merged_with_one_table_of_them_at_a_time(toy, tmp_path, live):
+  """Without a job for the generic rows they are the first part's; test_regimes.py has one."""
   parts = [save(toy, tmp_path / str(part), dataclasses.replace(MEMORY, part=part), part + 1) for part in range(2)]
-  generic = save(toy, tmp_path / "generic", dataclasses.replace(MEMORY, part="generic"), 9)
-  sources = [str(tmp_path / str(part)) for part in range(2)]
-  for name, given in (("merged", str(tmp_path / "generic")), ("alone", None)):
-    live.clear()
-    merge_parts(sources, given, str(tmp_path / name), toy.mesh, toy.rules)
-    assert most(live, *PART.values(), *GENERIC.values()) == 1
-    assert most(live, WHOLE["level_1"]) == most(live, WHOLE["level_2"]) == 1
-    merged = load_model(str(tmp_path / name), toy.mesh)
-    assert merged.memory == MEMORY and merged.metadata["step"] == (2 if given is None else 9)
-    found = jax.tree.map(np.array, merged.params)
-    del merged
-    toy.assert_equal(found["anchor"], parts[0]["anchor"])
-    for level, table in found["bank"].items():
-      last = (parts[0] if given is None else generic)["bank"][level][-1:]
-      np.testing.assert_array_equal(table, np.concatenate([*(part["bank"][level][:-1] for part in parts), last]))
+  live.clear()
+  merge_parts([str(tmp_path / "1"), str(tmp_path / "0")], None, str(tmp_path / "merged"), toy.mesh, toy.rules)
+  assert most(live, *PART.values()) == most(live, WHOLE["level_1"]) == most(live, WHOLE["level_2"]) == 1
+  merged = load_model(str(tmp_path / "merged"), toy.mesh)
+  assert merged.memory == MEMORY and merged.metadata["step"] == 2
+  toy.assert_equal(merged.params["anchor"], parts[0]["anchor"])
+  for name, table in merged.params["bank"].items():
+    expected = [*(part["bank"][name][:-1] for part in parts), parts[0]["bank"][name][-1:]]
+    np.testing.assert_array_equal(table, np.concatenate(expected))
 
 
 def test_a_bank_of_another_run_takes_the_place_of_the_first_one(toy, tmp_path, live):
