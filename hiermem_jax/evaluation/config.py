@@ -62,6 +62,11 @@ class RagConfig:
   documents: Source
   level: int = 3
 
+  def __post_init__(self):
+    """Rejects what is no level."""
+    if self.level < 1:
+      raise InputError(f"RagConfig.level = {self.level}: bind a level of the tree, from 1")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrequencyConfig:
@@ -74,6 +79,11 @@ class FrequencyConfig:
 
   corpus: Source
   buckets: int = 5
+
+  def __post_init__(self):
+    """Rejects a number that is not positive."""
+    if self.buckets < 1:
+      raise InputError(f"FrequencyConfig.buckets = {self.buckets}: bind a positive number")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,3 +99,8 @@ class TaskSet:
   names: tuple[str, ...] = ()
   data: str | None = None
   shots: int | None = None
+
+  def __post_init__(self):
+    """Rejects a negative number."""
+    if self.shots is not None and self.shots < 0:
+      raise InputError(f"TaskSet.shots = {self.shots}: bind 0 or a positive number, or None")

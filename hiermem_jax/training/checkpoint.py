@@ -24,7 +24,7 @@ from hiermem_jax.training.checkpoint_reader import (
   sha256,
   shapes,
 )
-from hiermem_jax.training.digest import array_digests, of_arrays
+from hiermem_jax.training.digest import array_digests, combined
 from hiermem_jax.training.state import TrainState
 
 __all__ = [
@@ -97,7 +97,7 @@ class CheckpointStore(CheckpointReader):
     if CheckpointStore._writing is not None:
       CheckpointStore._writing.wait()
     step, sums = metadata["step"], {name: array_digests(tree) for name, tree in items.items()}
-    metadata = metadata | {"digests": {name: of_arrays(x) for name, x in sums.items()}, "array_digests": sums}
+    metadata = metadata | {"digests": {name: combined(x.values()) for name, x in sums.items()}, "array_digests": sums}
     arguments: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     arguments["metadata"] = ocp.args.JsonSave(metadata | {"sha256": sha256(metadata)})
     manager = self._manager or self._tried(step, self._open())

@@ -24,7 +24,7 @@ from hiermem_jax.models.model import Model, init_params
 from hiermem_jax.parallel import agreement, distributed
 from hiermem_jax.parallel.layout import abstract_arrays, bytes_per_device, check_mesh
 from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
-from hiermem_jax.training.digest import array_digests, of_arrays
+from hiermem_jax.training.digest import array_digests, combined
 from hiermem_jax.training.state import TrainState
 
 T = TypeVar("T")
@@ -155,11 +155,11 @@ class CheckpointReader:
     """How long reading these arrays may take."""
     return READ_SECONDS + bytes_per_device(abstract) * jax.local_device_count() / _SLOWEST
 
-  def _require_digest(self, step: int | None, item: str, sums: dict[str, str], metadata: dict[str, Any]) -> None:
-    """Raises DamagedCheckpointError where an item has other sums (`array_digests`) than when it was saved."""
-    if of_arrays(sums) != metadata["digests"][item]:
+  def _require_digest(self, step: int | None, item: str, found: dict[str, str], metadata: dict[str, Any]) -> None:
+    """Raises DamagedCheckpointError where an item's digest, of its arrays', is another than when it was saved."""
+    if combined(found.values()) != metadata["digests"][item]:
       saved = metadata.get("array_digests", {}).get(item, {})
-      wrong = [array for array, value in sums.items() if value != saved.get(array, value)]
+      wrong = [array for array, value in found.items() if value != saved.get(array, value)]
       reason = f"item {item}{f', array {wrong[0]},' if wrong else ''} is not what was saved"
       raise DamagedCheckpointError(_damaged(self._path(step), reason))
 

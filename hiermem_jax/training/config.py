@@ -138,10 +138,12 @@ class TrainingRun:
   seed: int = 0
 
   def __post_init__(self):
-    """Rejects counts that are not positive."""
+    """Rejects counts that are not positive, and a negative seed."""
     for name in ("steps", "batch_size", "microbatches", "steps_per_call", "log_every", "max_skipped"):
       if getattr(self, name) < 1:
         raise InputError(f"train.{name} = {getattr(self, name)}: bind a positive number")
+    if self.seed < 0:
+      raise InputError(f"train.seed = {self.seed}: bind 0 or a positive number")
 
   def check(self) -> None:
     """Checks what can be known of a run before it starts.

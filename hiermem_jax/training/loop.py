@@ -127,10 +127,11 @@ def train(
           )
         for call in _calls(batches):
           placed = [place_batch(batch, mesh) for batch in call]
-          if len(placed) == 1:
-            state, metrics = program.step(state, placed[0], step_key)
-          else:
-            state, metrics = program.steps(state, placed, step_key)
+          with jax.profiler.StepTraceAnnotation("train", step_num=step + len(call)):
+            if len(placed) == 1:
+              state, metrics = program.step(state, placed[0], step_key)
+            else:
+              state, metrics = program.steps(state, placed, step_key)
           step += len(call)
           recorder.step(step, metrics, call[0]["decoder_target_tokens"].shape[1])
         for hook in hooks:

@@ -9,6 +9,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
+from hiermem_jax import run_identity
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.bank import table_name
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
@@ -17,7 +18,8 @@ from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointEr
 from hiermem_jax.training.state import TrainState
 from hiermem_jax.training.stored_model import StoredModel
 
-_HOW = ("dtype", "gradient_dtype", "remat", "attention", "logits_chunk")  # fields of AnchorConfig
+DATASETS = ("dataset_fingerprint", "validation_fingerprint")  # in the metadata of checkpoints
+_TYPES = ("dtype", "gradient_dtype")  # fields of AnchorConfig
 
 
 def resume(
@@ -134,18 +136,20 @@ def _check_bank(source: str, held_model: ModelConfig, model: ModelConfig) -> Non
 def _same_parameters(config: AnchorConfig, other: AnchorConfig) -> bool:
   """Whether two configurations have the same parameters and the same function.
 
-  Fields that say how the function and its gradient are computed may differ: types, remat, the attention kernel, chunks.
+  What says how the function and its gradient are computed may differ, their types too.
   """
-  how = {name: getattr(other, name) for name in _HOW}
-  return dataclasses.replace(config, **how) == other
+  types = {name: getattr(other, name) for name in _TYPES}
+  return run_identity.same(dataclasses.replace(config, **types), other)
 
 
 def _check_resumable(run_dir: str, stored: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
   """Raises InputError when the checkpoints of `run_dir` are not of the run that `metadata` describes."""
   for name, value in metadata.items():
     held: Any = stored.get(name)
+    if name in DATASETS and None in (held, value):  # an older version kept none, or nothing was measured
+      continue
     if name == "anchor":
-      same = _same_parameters(AnchorConfig(**held), AnchorConfig(**value))
+      same = _same_parameters(AnchorConfig.from_json(held), AnchorConfig.from_json(value))
     elif name == "memory":
       same = _memory(held) == _memory(value)
     else:

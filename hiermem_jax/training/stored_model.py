@@ -1,7 +1,7 @@
 """The parameters of a run's newest checkpoint, whose bank is read table by table: no two tables need be in memory."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from hiermem_jax.models.model import Model, init_params
 from hiermem_jax.parallel.layout import abstract_arrays, check_mesh
 from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
 from hiermem_jax.training.checkpoint_reader import CheckpointReader
-from hiermem_jax.training.digest import array_digests
+from hiermem_jax.training.digest import array_digest
 
 
 class StoredModel(CheckpointReader):
@@ -53,7 +53,7 @@ class StoredModel(CheckpointReader):
     check_mesh(mesh, self.config)
     self._abstract = abstract_arrays(lambda: init_params(jax.random.key(0), self.config), mesh, rules)
     self.tables = tuple(sorted(self._abstract.get("bank", {})))
-    self._sums: dict[str, str] = {}  # of the tables that have been read
+    self._digests: dict[str, str] = {}
 
   def anchor(self) -> Any:
     """Reads the anchor's parameters.
@@ -75,7 +75,7 @@ class StoredModel(CheckpointReader):
     )
     path, seconds = self._path(self._step), self._seconds(wanted)
     table = self._agreed(path, lambda: self._read(self._step, "bank", how), seconds)[name]
-    self._sums |= array_digests({name: table})
+    self._digests[name] = array_digest(table)
     return table
 
   def check(self) -> None:
@@ -84,16 +84,18 @@ class StoredModel(CheckpointReader):
     Raises:
       DamagedCheckpointError: they are not.
     """
-    self._require_digest(self._step, "bank", {name: self._sums[name] for name in self.tables}, self.facts)
+    self._require_digest(self._step, "bank", {name: self._digests[name] for name in self.tables}, self.facts)
 
 
-def load_model_as(dtype: str, run_dir: str, mesh: Mesh, *, setting: str = "another directory") -> Model:
+def load_model_as(
+  dtype: Literal["float32", "bfloat16"], run_dir: str, mesh: Mesh, *, setting: str = "another directory"
+) -> Model:
   """The newest checkpoint of a training, its bank in another type than it is stored in.
 
   Beside the bank of the new type, one table of the stored type is in memory at a time.
 
   Args:
-    dtype: "float32" or "bfloat16", to the nearest.
+    dtype: of the bank; numbers are rounded to the nearest.
     run_dir: of the training.
     mesh: where to put the parameters.
     setting: what to bind where `run_dir` is the wrong one.
