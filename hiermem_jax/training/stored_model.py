@@ -1,7 +1,7 @@
 """The parameters of a run's newest checkpoint, whose bank is read table by table: no two tables need be in memory."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -87,13 +87,15 @@ class StoredModel(CheckpointReader):
     self._require_digest(self._step, "bank", {name: self._digests[name] for name in self.tables}, self.facts)
 
 
-def load_model_as(dtype: str, run_dir: str, mesh: Mesh, *, setting: str = "another directory") -> Model:
+def load_model_as(
+  dtype: Literal["float32", "bfloat16"], run_dir: str, mesh: Mesh, *, setting: str = "another directory"
+) -> Model:
   """The newest checkpoint of a training, its bank in another type than it is stored in.
 
   Beside the bank of the new type, one table of the stored type is in memory at a time.
 
   Args:
-    dtype: "float32" or "bfloat16", to the nearest.
+    dtype: of the bank; numbers are rounded to the nearest.
     run_dir: of the training.
     mesh: where to put the parameters.
     setting: what to bind where `run_dir` is the wrong one.

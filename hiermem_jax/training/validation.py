@@ -89,7 +89,7 @@ def make_validation_losses(
     return jnp.stack([x.sum() for x in by_sequence(params, leaf, batch)])
 
   def losses(params) -> dict[str, float]:
-    result = {}
+    result: dict[str, float] = {}
     for name, batches in held_out.sets.items():
       totals = np.zeros((len(modes), 2))
       for batch in batches():

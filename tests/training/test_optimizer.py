@@ -218,7 +218,7 @@ def test_what_has_no_decay(tied):
   assert everything - moved(no_decay=("embeddings",)) == {"embed/embedding"}
   assert everything - moved(no_decay=("embeddings", "norms")) == norms | {"embed/embedding"}
   assert ("head/kernel" in everything) != tied
-  frozen = config(no_decay=("norms",)).build(4, frozen_anchor=True)
+  frozen = config(warmup_steps=0, no_decay=("norms",)).build(4, frozen_anchor=True)
   assert frozen.update({"anchor": {}}, frozen.init(params), params)[0] == {"anchor": {}}
 
 
