@@ -9,6 +9,8 @@ imports this module.
 """
 
 import contextlib
+import errno
+import fnmatch
 import json
 import os
 import time
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _RETRY_PAUSES = (2.0, 10.0)  # seconds before the second and the third try
-_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 def as_path(path: "AnyPath") -> "epath.Path":
@@ -35,6 +36,13 @@ def as_path(path: "AnyPath") -> "epath.Path":
   from etils import epath
 
   return epath.Path(path)
+
+
+def matching(directory: "AnyPath", pattern: str) -> list["epath.Path"]:
+  """What is in a directory under a name that matches, in order. The directory's own name is no pattern."""
+  folder = as_path(directory)
+  inside = folder.iterdir() if folder.is_dir() else ()
+  return sorted(path for path in inside if fnmatch.fnmatchcase(path.name, pattern))
 
 
 @contextlib.contextmanager
@@ -120,7 +128,9 @@ def refuse_pattern(path: "AnyPath") -> None:
 
 def may_pass(error: BaseException) -> bool:
   """Whether a file could not be read for a reason that says nothing of what it holds, and may be gone in a while."""
-  return isinstance(error, OSError) and not isinstance(error, _MISSING)
+  if not isinstance(error, OSError) or isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+    return False
+  return error.errno is not None or isinstance(error, (TimeoutError, ConnectionError))
 
 
 def patiently(function: Callable[[], T], again: Callable[[BaseException], bool] = may_pass) -> T:
@@ -133,6 +143,17 @@ def patiently(function: Callable[[], T], again: Callable[[BaseException], bool] 
         raise
     time.sleep(pause)
   return function()
+
+
+def unreadable(path: "AnyPath", error: OSError) -> InputError:
+  """What to raise when `patiently` gave up on a file, which is not damaged for all that is known."""
+  limits = error.errno in (errno.EMFILE, errno.ENFILE)
+  remedy = "raise the limit of open files (ulimit -n)" if limits else "make the place reachable"
+  reason = error.strerror or str(error) or type(error).__name__
+  return InputError(
+    f"{path} could not be read in three tries ({reason}), which says nothing against what it holds; {remedy}, and run"
+    " the same command again"
+  )
 
 
 def write_arrays(path: "AnyPath", **arrays: "np.ndarray") -> None:

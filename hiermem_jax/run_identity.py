@@ -83,10 +83,10 @@ OPERATION: dict[str, tuple[str, ...]] = {
   "merge": ("mesh",),
   "evaluate": ("title",),
   "evaluate_tasks": ("title",),
-  "AnchorConfig": ("remat", "attention", "logits_chunk"),
+  "AnchorConfig": ("remat", "unroll", "attention", "splash_blocks", "logits_chunk"),
   "OptimizerConfig": _SCHEDULE,  # see `is_past`
   "PartSettings": _SCHEDULE,
-  "MeshConfig": ("slices", "model", "rules"),
+  "MeshConfig": ("slices", "context", "model", "rules"),
   "CheckpointConfig": ("every", "keep", "keep_every", "skip_damaged"),
   "ValidationConfig": (
     "dataset",  # a path: checkpoints keep the fingerprint of the dataset

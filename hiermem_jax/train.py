@@ -127,11 +127,13 @@ def _open_data(directory: str, run: TrainingRun, mesh: "Mesh") -> "LoopData":
   from hiermem_jax.data.packed.batches import Batches
   from hiermem_jax.data.packed.decomposition import DecomposedBatches, DecomposedDataset
   from hiermem_jax.data.packed.selection import below_cluster
-  from hiermem_jax.parallel import local_sequences
+  from hiermem_jax.parallel import check_length, local_sequences
   from hiermem_jax.training.loop import LoopData
 
   dataset, memory = _open(directory, run.model), run.model.memory
   tokens = run.batch_size * dataset.manifest.length
+  for length in dataset.buckets if isinstance(dataset, DecomposedDataset) else (dataset.manifest.length,):
+    check_length(mesh, length)
   if isinstance(dataset, DecomposedDataset):
     tokens = run.batch_size * max(dataset.buckets)
     batches: DecomposedBatches | Batches = DecomposedBatches(
@@ -166,11 +168,12 @@ def _held_out_batches(setting: str, directory: str, count: int, run: TrainingRun
 
   from hiermem_jax.data.packed.decomposition import DecomposedDataset
   from hiermem_jax.data.packed.selection import HeldOutBatches, below_cluster
-  from hiermem_jax.parallel import local_sequences
+  from hiermem_jax.parallel import check_length, local_sequences
 
   dataset, memory = _open(directory, run.model), run.model.memory
   if isinstance(dataset, DecomposedDataset):
     raise InputError(f"{setting} = {directory}: of several lengths; bind one of its datasets")
+  check_length(mesh, dataset.manifest.length)
   sequences = np.arange(len(dataset))
   if memory is not None and isinstance(memory.part, int):
     sequences = below_cluster(dataset, memory.part, memory.branching)

@@ -91,7 +91,7 @@ _ALL = (
     name="compile_pod",
     help="compiles the training step for a TPU pod on a machine without one, and prints what it needs",
     flags=(*_EVERY, *_PRINTED),
-    reads=(("run", "train"),),
+    reads=(("run", "train"), ("prepared", "prepare")),
   ),
   Verb(
     name="train",

@@ -1,12 +1,17 @@
 r"""Tokens per second and MFU of the anchor's training step, alone or beside other decoders of the same shape.
 
   python experiments/benchmarks/anchor_throughput.py [--quick] [--json] \
-    --peer "lm1b=python /tmp/peers/lm1b_driver.py"
+    --peer experiments/benchmarks/peers/lm1b.py=DIRECTORY/flax/examples/lm1b
 
-The step is the one that `train` runs (forward, backward, clipping, AdamW, donated state) on one random batch in memory.
-A peer is any shell command whose last line of output is JSON with `tokens_per_second`. Ours and the peers take turns,
-`--rounds` times, each in a process of its own with the same environment, so that what else the machine does meets all
-of them; `ratio` is our median over theirs.
+The step is the one that `train` runs (forward, backward, clipping, AdamW, donated state) on one batch in memory, whose
+sequences hold `--documents` documents each: a token attends within its own. A peer is a Python file that defines
+`training_step(flags, batch)`, which returns a function that starts one more step of another decoder on the same batch
+and returns its results; what stands after `=` is the folder that its imports are found in.
+
+All sides live in this process and take turns of one step, `--rounds` times; the order rotates from round to round. A
+ratio is the median over the rounds of their step's time over ours in the same round, with the 95% interval of that
+median (bootstrap over rounds). `control` is our step a second time, with a state of its own: what its ratio differs
+from 1.00 is noise, and so is that much of any other.
 
 The default shape is a small one for a CPU: 4 layers of width 256, tied embeddings, and a SwiGLU of 688, which has the
 parameters of a two-matrix feed-forward layer of 1,032 (3 * 688 = 2 * 1,032; the peers have 1,024). For an accelerator:
@@ -15,43 +20,49 @@ parameters of a two-matrix feed-forward layer of 1,032 (3 * 688 = 2 * 1,032; the
 """
 
 import argparse
+import importlib.util
 import json
-import statistics
-import subprocess
+import pathlib
 import sys
-import time
 from collections.abc import Callable
 
-from hiermem_jax.errors import InputError
-from hiermem_jax.models.config import AnchorConfig
+import jax
+import numpy as np
+from common import in_rotated_turns, matmul_flops, published_peak, random_batch, require_positive
 
-# jax's `device_kind` of the TPUs whose peaks `hiermem_jax.pod.topology` has.
-_TPUS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
-# Dense bfloat16 FLOP/s by the start of `device_kind`, from NVIDIA's data sheets (their figures with sparsity, halved).
-_GPU_PEAK_FLOPS = {"NVIDIA A100": 312e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
+from hiermem_jax.errors import InputError
+from hiermem_jax.models.config import AnchorConfig, ModelConfig
+from hiermem_jax.parallel import MeshConfig, make_mesh, place_batch
+from hiermem_jax.training.config import Objective, TrainingRun
+from hiermem_jax.training.optimizer import OptimizerConfig
+from hiermem_jax.training.program import make_program
+
+SIDES = ("ours", "control")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
   """The command line."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   sizes = {"layers": 4, "width": 256, "heads": 4, "head_dim": 64, "mlp_width": 688, "vocab": 8192}
-  for name, default in (sizes | {"length": 256, "batch": 4}).items():
+  for name, default in (sizes | {"length": 256, "batch": 4, "documents": 4}).items():
     parser.add_argument(f"--{name}", type=int, default=default)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
-  parser.add_argument("--steps", type=int, default=30, help="timed steps in each round")
-  parser.add_argument("--rounds", type=int, default=3, help="turns that ours and every peer take")
-  parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND", help="may be repeated")
+  parser.add_argument("--unroll", type=int, help="layers in each round of the scan; default: all on a CPU, else one")
+  parser.add_argument("--attention", choices=("xla", "splash", "cudnn"), default="xla")
+  parser.add_argument("--rounds", type=int, default=40, help="turns of one step that every side takes")
+  parser.add_argument("--peer", action="append", default=[], metavar="FILE[=FOLDER]", help="may be repeated")
   parser.add_argument("--peak_flops", type=float, help="FLOP/s of one device, for MFU; default: see `peak_source`")
-  parser.add_argument("--quick", action="store_true", help="one round of 10 steps: under a minute without peers")
+  parser.add_argument("--quick", action="store_true", help="at most five rounds: under a minute without peers")
   parser.add_argument("--json", action="store_true", help="print JSON")
-  parser.add_argument("--single", action="store_true", help="one round of ours, in this process, as one line of JSON")
   flags = parser.parse_args(argv)
+  require_positive(flags, "length", "batch", "documents", "rounds")
+  if flags.unroll is None:
+    flags.unroll = flags.layers if jax.default_backend() == "cpu" else 1
   if flags.quick:
-    flags.steps, flags.rounds = min(flags.steps, 10), 1
-  for name in ("length", "batch", "steps", "rounds"):
-    if getattr(flags, name) < 1:
-      raise InputError(f"--{name}={getattr(flags, name)}: must be positive; give another number")
+    flags.rounds = min(flags.rounds, 5)
+  if flags.documents > flags.length:
+    raise InputError(f"--documents={flags.documents}: more than --length={flags.length} tokens; give fewer")
   if flags.peak_flops is not None and flags.peak_flops <= 0:
     raise InputError(f"--peak_flops={flags.peak_flops}: must be positive; give the FLOP/s of one device")
   return flags
@@ -69,85 +80,98 @@ def anchor_config(flags: argparse.Namespace) -> AnchorConfig:
     tied_embeddings=True,
     dtype=flags.dtype,
     remat=flags.remat,
+    unroll=flags.unroll,
+    attention=flags.attention,
   )
 
 
-def peers_of(flags: argparse.Namespace) -> dict[str, str]:
-  """Shell command of each peer by name."""
+def peers_of(flags: argparse.Namespace) -> dict[str, tuple[pathlib.Path, str]]:
+  """File and folder of each peer, by the file's name."""
   peers = {}
   for text in flags.peer:
-    name, equals, command = text.partition("=")
-    if not (name and equals and command) or name in peers or name == "ours":
-      raise InputError(f"--peer={text}: write NAME=COMMAND, each peer with a name of its own that is not 'ours'")
-    peers[name] = command
+    file, _, folder = text.partition("=")
+    path = pathlib.Path(file)
+    if path.stem in (*peers, *SIDES):
+      raise InputError(f"--peer={text}: a second side named {path.stem}; give every peer's file a name of its own")
+    for kind, place in (("file", file), ("folder", folder)):
+      if place and not pathlib.Path(place).exists():
+        raise InputError(f"--peer={text}: there is no {kind} {place}; write FILE=FOLDER")
+    peers[path.stem] = path, folder
   return peers
 
 
-def run_command(name: str, command: str | list[str]) -> dict:
-  """Runs one side's turn and returns the JSON object on the last line of its output."""
-  done = subprocess.run(command, shell=isinstance(command, str), capture_output=True, text=True)
-  lines = done.stdout.strip().splitlines()
-  if done.returncode:
-    said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-    raise InputError(f"{name}: the command ended with status {done.returncode} ({said}); run it alone and mend it")
+def load_peer(path: pathlib.Path, folder: str) -> Callable:
+  """`training_step` of a peer's file. The next peer's modules may have the names of its own: they are forgotten."""
+  before = set(sys.modules)
+  sys.path.insert(0, folder)
   try:
-    result = json.loads(lines[-1])
-    if result["tokens_per_second"] > 0:
-      return result
-  except (IndexError, KeyError, TypeError, ValueError):
-    pass
-  raise InputError(f"{name}: the last line of its output is not JSON with a positive tokens_per_second; print that")
+    spec = importlib.util.spec_from_file_location(f"peer_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.training_step
+  except (ImportError, AttributeError) as error:
+    raise InputError(f"--peer={path}={folder}: {error}; mend the file or the folder") from error
+  finally:
+    sys.path.remove(folder)
+    for name in set(sys.modules) - before:
+      if folder and (getattr(sys.modules[name], "__file__", None) or "").startswith(folder):
+        del sys.modules[name]
 
 
-def compare(flags: argparse.Namespace, argv: list[str]) -> dict:
-  """Lets ours and the peers take turns; medians over the rounds. This process never touches the device."""
-  commands = {"ours": [sys.executable, __file__, *argv, "--single"], **peers_of(flags)}
-  rounds = {name: [] for name in commands}
-  for _ in range(flags.rounds):
-    for name, command in commands.items():
-      rounds[name].append(run_command(name, command))
-  speeds = {name: [result["tokens_per_second"] for result in results] for name, results in rounds.items()}
-  ours = statistics.median(speeds["ours"])
-  middle = min(rounds["ours"], key=lambda result: abs(result["tokens_per_second"] - ours))
-  report = middle | {"tokens_per_second": ours, "rounds": speeds["ours"]}
-  report["peers"] = [
-    {
-      "name": name,
-      "tokens_per_second": statistics.median(speeds[name]),
-      "rounds": speeds[name],
-      "ratio": ours / statistics.median(speeds[name]),
-    }
-    for name in commands
-    if name != "ours"
-  ]
-  return report
+def packed_batch(flags: argparse.Namespace) -> dict[str, np.ndarray]:
+  """Random tokens; every sequence is cut at random places into `flags.documents` documents."""
+  batch = random_batch(flags.batch, flags.length, flags.vocab)
+  rng = np.random.default_rng(1)
+  starts = np.zeros((flags.batch, flags.length), np.int32)
+  for row in starts:
+    row[np.append(0, 1 + rng.choice(flags.length - 1, flags.documents - 1, replace=False))] = 1
+  batch["decoder_segment_ids"] = starts.cumsum(axis=1, dtype=np.int32)
+  batch["decoder_input_tokens"] = batch["decoder_input_tokens"] * (1 - starts)
+  index = np.arange(flags.length, dtype=np.int32)
+  batch["decoder_positions"] = index - np.maximum.accumulate(index * starts, axis=1)
+  return batch
 
 
-def single(flags: argparse.Namespace) -> dict:
-  """Times our step in this process: median over `flags.steps` steps, each waited for."""
-  import jax
-  import numpy as np
+def training_step(anchor: AnchorConfig, batch: dict[str, np.ndarray]) -> Callable[[], object]:
+  """A function that starts one more of our training steps on the batch, and returns its results."""
+  mesh = make_mesh(MeshConfig(), jax.devices())
+  run = TrainingRun(
+    model=ModelConfig(anchor=anchor),
+    optimizer=OptimizerConfig(peak_learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=100, weight_decay=0.1),
+    steps=10_000,
+    batch_size=len(batch["memory_leaf"]),
+    objective=Objective(z_loss=1e-4),
+  )
+  program = make_program(run, mesh)
+  placed = place_batch(batch, mesh)
+  state, key = program.init(jax.random.key(0)), program.replicate(jax.random.key(1))
 
-  anchor = anchor_config(flags)
-  devices = jax.devices()
+  def step():
+    nonlocal state
+    state, metrics = program.step(state, placed, key)
+    return state, metrics
+
+  return step
+
+
+def measure(flags: argparse.Namespace) -> dict:
+  """Lets all sides take turns."""
+  anchor, devices = anchor_config(flags), jax.devices()
+  peers = {name: load_peer(*peer) for name, peer in peers_of(flags).items()}
   peak, source = peak_flops(flags, devices[0])
-  run = training_step(anchor, flags, devices)
-  for _ in range(3):  # compiles, and warms the allocator up
-    run()
-  times = []
-  for _ in range(flags.steps):
-    start = time.perf_counter()
-    run()
-    times.append(time.perf_counter() - start)
-  seconds = float(np.median(times))
-  tokens_per_second = flags.batch * flags.length / seconds
+  batch = packed_batch(flags)
+  steps = {name: training_step(anchor, batch) for name in SIDES}
+  steps |= {name: make(flags, batch) for name, make in peers.items()}
+  times = in_rotated_turns(steps, flags.rounds)
+  tokens = flags.batch * flags.length
+  speed = tokens / np.median(times["ours"])
   # Forward, and twice that backward; what remat computes again is not counted.
   flops = 3 * anchor.flops_per_token(flags.length)
   return {
-    "tokens_per_second": tokens_per_second,
-    "step_ms": 1e3 * seconds,
+    "tokens_per_second": speed,
+    "step_ms": 1e3 * tokens / speed,
     "flops_per_token": flops,
-    "mfu": tokens_per_second * flops / (peak * len(devices)) if peak else None,
+    "mfu": speed * flops / (peak * len(devices)) if peak else None,
     "peak_flops": peak,
     "peak_source": source,
     "device": devices[0].device_kind,
@@ -155,97 +179,51 @@ def single(flags: argparse.Namespace) -> dict:
     "params": anchor.params,
     "dtype": flags.dtype,
     "remat": flags.remat,
+    "unroll": flags.unroll,
+    "attention": flags.attention,
+    "documents": flags.documents,
+    "rounds": flags.rounds,
+    "sides": [side(name, times, tokens) for name in steps],
   }
 
 
-def training_step(anchor: AnchorConfig, flags: argparse.Namespace, devices) -> Callable[[], None]:
-  """A function that runs one more training step on a fixed random batch and waits for it."""
-  import jax
-  import numpy as np
-
-  from hiermem_jax.models.config import ModelConfig
-  from hiermem_jax.parallel import MeshConfig, make_mesh, place_batch
-  from hiermem_jax.training.config import Objective, TrainingRun
-  from hiermem_jax.training.optimizer import OptimizerConfig
-  from hiermem_jax.training.program import make_program
-
-  mesh = make_mesh(MeshConfig(), devices)
-  run = TrainingRun(
-    model=ModelConfig(anchor=anchor),
-    optimizer=OptimizerConfig(peak_learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=100, weight_decay=0.1),
-    steps=10_000,
-    batch_size=flags.batch,
-    objective=Objective(z_loss=1e-4),
-  )
-  program = make_program(run, mesh)
-  shape = (flags.batch, flags.length)
-  tokens = np.random.default_rng(0).integers(1, anchor.vocab_size, shape, dtype=np.int32)
-  batch = {
-    "decoder_input_tokens": np.pad(tokens[:, :-1], ((0, 0), (1, 0))),
-    "decoder_target_tokens": tokens,
-    "decoder_segment_ids": np.ones(shape, np.int32),
-    "decoder_positions": np.tile(np.arange(flags.length, dtype=np.int32), (flags.batch, 1)),
-    "decoder_loss_weights": np.ones(shape, np.float32),
-    "memory_leaf": np.zeros(flags.batch, np.int32),
-  }
-  batch = place_batch(batch, mesh)
-  state, key = program.init(jax.random.key(0)), program.replicate(jax.random.key(1))
-
-  def step():
-    nonlocal state
-    state, metrics = program.step(state, batch, key)
-    jax.block_until_ready((state, metrics))
-
-  return step
+def side(name: str, times: dict[str, np.ndarray], tokens: int) -> dict:
+  """Speed of one side, and its step's time over ours."""
+  ratios = times[name] / times["ours"]
+  resampled = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+  low, high = np.quantile(np.median(resampled, axis=1), (0.025, 0.975))
+  slow, middle, fast = np.quantile(tokens / times[name], (0.25, 0.5, 0.75)).tolist()
+  quartiles = {"tokens_per_second": middle, "lower_quartile": slow, "upper_quartile": fast}
+  return {"name": name, **quartiles, "ratio": float(np.median(ratios)), "interval": [float(low), float(high)]}
 
 
 def peak_flops(flags: argparse.Namespace, device) -> tuple[float | None, str]:
   """FLOP/s of one jax device that MFU is a share of, and where the number comes from."""
-  from hiermem_jax.pod.topology import CHIPS
-
-  kind = device.device_kind
   if flags.peak_flops is not None:
     return flags.peak_flops, "--peak_flops"
   if device.platform == "cpu":
-    return _matmul_flops(flags.dtype), f"fastest {flags.dtype} matmul of 2048 x 2048 in this run"
-  if flags.dtype == "bfloat16" and kind in _TPUS:
-    chip = CHIPS[_TPUS[kind]]
-    return chip.peak_flops / chip.devices, "published bfloat16 peak"
-  # The longest name that fits: "NVIDIA H100 PCIe" before "NVIDIA H100".
-  gpu = max((name for name in _GPU_PEAK_FLOPS if kind.startswith(name)), key=len, default=None)
-  if flags.dtype == "bfloat16" and gpu:
-    return _GPU_PEAK_FLOPS[gpu], "published bfloat16 peak"
+    return matmul_flops(flags.dtype), f"fastest {flags.dtype} matmul of 2048 x 2048 in this run"
+  if flags.dtype == "bfloat16" and (published := published_peak(device)):
+    return published, "published bfloat16 peak"
   return None, "unknown for this device and dtype; give --peak_flops"
-
-
-def _matmul_flops(dtype: str, size: int = 2048) -> float:
-  """FLOP/s of the fastest of six square matmuls, the first of which compiles."""
-  import jax
-  import jax.numpy as jnp
-
-  x = jnp.ones((size, size), dtype)
-  multiply = jax.jit(jnp.matmul)
-  times = []
-  for _ in range(6):
-    start = time.perf_counter()
-    multiply(x, x).block_until_ready()
-    times.append(time.perf_counter() - start)
-  return 2 * size**3 / min(times)
 
 
 def as_table(report: dict) -> str:
   """The report as text, one row per side."""
-  rows = [("", "tokens/s (median)", "lowest", "highest", "ours / theirs")]
-  for name, side in [("ours", report)] + [(peer["name"], peer) for peer in report["peers"]]:
-    speeds = (side["tokens_per_second"], min(side["rounds"]), max(side["rounds"]))
-    rows.append((name, *(f"{speed:,.0f}" for speed in speeds), f"{side['ratio']:.2f}" if "ratio" in side else ""))
+  rows = [("", "tokens/s (median)", "quartiles", "ours / theirs", "95% interval")]
+  for row in report["sides"]:
+    speeds = f"{row['lower_quartile']:,.0f} to {row['upper_quartile']:,.0f}"
+    ratio = (f"{row['ratio']:.3f}", "{:.3f} to {:.3f}".format(*row["interval"])) if row["name"] != "ours" else ("", "")
+    rows.append((row["name"], f"{row['tokens_per_second']:,.0f}", speeds, *ratio))
   width = max(len(row[0]) for row in rows)
-  lines = [f"{a:{width}}  {b:>17}  {c:>10}  {d:>10}  {e:>13}".rstrip() for a, b, c, d, e in rows]
+  lines = [f"{a:{width}}  {b:>17}  {c:>22}  {d:>13}  {e:>14}".rstrip() for a, b, c, d, e in rows]
   mfu = "unknown" if report["mfu"] is None else f"{report['mfu']:.1%}"
   peak = "" if report["peak_flops"] is None else f"{report['peak_flops'] / 1e12:,.3f} TFLOP/s, "
   lines += [
     "",
-    f"step {report['step_ms']:,.1f} ms, {report['params']:,} parameters, {report['dtype']}, remat {report['remat']}",
+    f"step {report['step_ms']:,.1f} ms, {report['params']:,} parameters, {report['dtype']}, remat {report['remat']},"
+    f" unroll {report['unroll']}, attention {report['attention']},",
+    f"{report['documents']} documents a sequence, {report['rounds']} rounds",
     f"training FLOPs per token {report['flops_per_token']:,}, MFU {mfu} ({peak}{report['peak_source']})",
     f"device {report['device']} x {report['devices']}",
   ]
@@ -256,16 +234,11 @@ def main(argv: list[str]) -> int:
   """Prints the report; 2 and one line on bad input."""
   try:
     flags = parse(argv)
-    anchor_config(flags)  # what is wrong with the flags is said before anything starts
-    peers_of(flags)
-    if flags.single:
-      print(json.dumps(single(flags)))
-    else:
-      report = compare(flags, argv)
-      print(json.dumps(report, indent=2) if flags.json else as_table(report))
+    report = measure(flags)
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  print(json.dumps(report, indent=2) if flags.json else as_table(report))
   return 0
 
 

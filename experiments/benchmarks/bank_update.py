@@ -53,7 +53,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="that the anchor computes in")
   parser.add_argument("--table_dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--moment_dtype", choices=("float32", "bfloat16"), default="float32")
-  parser.add_argument("--attention", choices=("xla", "splash"), default="xla")
+  parser.add_argument("--attention", choices=("xla", "splash", "cudnn"), default="xla")
   parser.add_argument("--quick", action="store_true", help="three rounds of banks of at most 200M parameters")
   parser.add_argument("--json", action="store_true", help="print JSON")
   flags = parser.parse_args(argv)

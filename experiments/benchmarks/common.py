@@ -10,6 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.pod.topology import CHIPS
+
+# jax's `device_kind` of the TPUs whose peaks `hiermem_jax.pod.topology` has.
+_TPUS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
+# Dense bfloat16 FLOP/s by the start of `device_kind`, from NVIDIA's data sheets (their figures with sparsity, halved).
+_GPU_PEAK_FLOPS = {"NVIDIA A100": 312e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
 
 
 def require_positive(flags: argparse.Namespace, *names: str) -> None:
@@ -53,6 +59,45 @@ def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict
       if turn >= 2:
         times[name].append(1e3 * (time.perf_counter() - start))
   return {name: statistics.median(values) for name, values in times.items()}
+
+
+def in_rotated_turns(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
+  """Seconds of each function in each of `rounds` rounds, [rounds]; two rounds warm up.
+
+  In every round all take a turn, and the order rotates from round to round: none is always the first, nor always behind
+  the same other one.
+  """
+  times = {name: np.zeros(rounds) for name in functions}
+  names = list(functions)
+  for turn in range(-2, rounds):
+    for name in names[turn % len(names) :] + names[: turn % len(names)]:
+      start = time.perf_counter()
+      jax.block_until_ready(functions[name]())
+      if turn >= 0:
+        times[name][turn] = time.perf_counter() - start
+  return times
+
+
+def seconds_of(function: Callable[[], object], calls: int = 5) -> float:
+  """Median seconds of some calls, after one that compiles."""
+  return float(np.median(in_rotated_turns({"": function}, calls)[""]))
+
+
+def matmul_flops(dtype: str, size: int = 2048) -> float:
+  """FLOP/s of the fastest of six square matmuls, the first of which compiles."""
+  x = jnp.ones((size, size), dtype)
+  multiply = jax.jit(jnp.matmul)
+  return 2 * size**3 / in_rotated_turns({"": lambda: multiply(x, x)}, 5)[""].min()
+
+
+def published_peak(device: jax.Device) -> float | None:
+  """Dense bfloat16 FLOP/s that a device's maker gives; None for devices not listed here."""
+  if device.device_kind in _TPUS:
+    chip = CHIPS[_TPUS[device.device_kind]]
+    return chip.peak_flops / chip.devices
+  # The longest name that fits: "NVIDIA H100 PCIe" before "NVIDIA H100".
+  fitting = [name for name in _GPU_PEAK_FLOPS if device.device_kind.startswith(name)]
+  return _GPU_PEAK_FLOPS[max(fitting, key=len)] if fitting else None
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:

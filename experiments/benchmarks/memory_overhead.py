@@ -39,7 +39,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--batch", type=int, default=8)
   parser.add_argument("--length", type=int)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"))
-  parser.add_argument("--attention", choices=("xla", "splash"), default="xla")
+  parser.add_argument("--attention", choices=("xla", "splash", "cudnn"), default="xla")
   parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
   parser.add_argument("--logits_chunk", type=int)
   parser.add_argument("--bank_update", choices=("lazy", "dense", "auto"), default="lazy")

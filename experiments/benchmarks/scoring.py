@@ -31,14 +31,18 @@ from hiermem_jax.models.model import Model, init_params
 from hiermem_jax.parallel import make_mesh
 from hiermem_jax.parallel.layout import abstract_arrays
 
-ANCHOR = {"num_layers": 8, "width": 256, "num_heads": 4, "head_dim": 64, "mlp_width": 768}
+SIZES = {
+  "small": {"num_layers": 8, "width": 256, "num_heads": 4, "head_dim": 64, "mlp_width": 768},
+  "160m": {"num_layers": 35, "width": 512, "num_heads": 12, "head_dim": 32, "mlp_width": 2048},
+}
 COLUMNS = ["questions", "score_tokens_per_s", "forward_tokens_per_s", "padding", "score_ratio"]
 COLUMNS += ["new_tokens_per_s", "cache_speedup", "decode_ratio"]
 
 
-def model_on(mesh, dtype: str, vocab_size: int) -> Model:
+def model_on(mesh, size: str, dtype: str, vocab_size: int) -> Model:
   """A model whose every number is written."""
-  anchor, memory = AnchorConfig(**ANCHOR, dtype=dtype, vocab_size=vocab_size), MemoryConfig(rows=(16, 16), branching=16)
+  anchor = AnchorConfig(**SIZES[size], dtype=dtype, vocab_size=vocab_size, tied_embeddings=size == "160m")
+  memory = MemoryConfig(rows=(16, 16), branching=16)
   config = ModelConfig(anchor=anchor, memory=memory)
   abstract = abstract_arrays(lambda: init_params(jax.random.key(0), config), mesh)
   rng = np.random.default_rng(0)
@@ -51,7 +55,7 @@ def model_on(mesh, dtype: str, vocab_size: int) -> Model:
 def measure(flags: argparse.Namespace) -> dict:
   """Times both."""
   mesh = make_mesh()
-  model = model_on(mesh, flags.dtype, flags.vocab_size)
+  model = model_on(mesh, flags.size, flags.dtype, flags.vocab_size)
   scorer = Scorer(model, mesh, flags.batch)
   rng = np.random.default_rng(1)
   lengths = np.clip(rng.lognormal(4.3, 0.7, flags.questions), 16, 512).astype(int)
@@ -108,6 +112,7 @@ def copy_bandwidth(size: int) -> float:
 def parse(argv: list[str]) -> argparse.Namespace:
   """The command line."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--size", choices=tuple(SIZES), default="small", help="of the anchor")
   parser.add_argument("--questions", type=int, default=200)
   parser.add_argument("--batch", type=int, default=32)
   parser.add_argument("--new_tokens", type=int, default=32)

@@ -11,15 +11,39 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from hiermem_jax.models.anchor_config import AnchorConfig
-from hiermem_jax.models.attention import document_mask, splash
+from hiermem_jax.models import context
+from hiermem_jax.models.anchor_config import ON_HOST, AnchorConfig
+from hiermem_jax.models.attention import attend
 from hiermem_jax.models.memory import Block, with_memory
 
-_REMAT_POLICIES = {
-  "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-  "full": jax.checkpoint_policies.nothing_saveable,
-}
+# Primitives that make a whole weight of its parts.
+_GATHERING = ("all_gather", "sharding_constraint")
+
+
+def _all_but_gathered(primitive, *_, **__) -> bool:
+  """What the backward pass keeps without remat: everything, except that weights are gathered again."""
+  return primitive.name not in _GATHERING
+
+
+def _remat_policy(config: AnchorConfig):
+  """What the backward pass keeps of a layer, as `jax.checkpoint` takes it; None: all, there is nothing to say."""
+  if isinstance(config.remat, tuple):
+    on_host = [point.removesuffix(ON_HOST) for point in config.remat if point.endswith(ON_HOST)]
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[point for point in config.remat if not point.endswith(ON_HOST)],
+      names_which_can_be_offloaded=on_host,
+      offload_src="device",
+      offload_dst="pinned_host",
+    )
+  if config.remat == "none":
+    mesh = jax.sharding.get_abstract_mesh()
+    return _all_but_gathered if any(mesh.shape[axis] > 1 for axis in mesh.manual_axes) else None
+  return {
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": jax.checkpoint_policies.nothing_saveable,
+  }[config.remat]
 
 
 class KVCache(NamedTuple):
@@ -34,7 +58,8 @@ class Weight(nn.Module):
 
   Inside `parallel.batch_parallel` a device holds a part of the matrix only, because the rules split it over the data
   axis (FSDP). The module then gathers the parts, so that it always returns the whole matrix. The gradient of a gather
-  is a reduce-scatter: every device ends with the gradient of its own part, summed in `config.gradient_dtype`.
+  is a reduce-scatter: every device ends with the gradient of its own part, summed in `config.gradient_dtype`. The whole
+  weight of a layer is never kept for the backward pass, which gathers it again.
   """
 
   shape: tuple[int, int]
@@ -127,23 +152,47 @@ def _look_up_backward(saved, gradient):
 look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
-def rope(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+class Angles(NamedTuple):
+  """Cosines and sines by which `rope` rotates, float32 [B, S, 1, H] each; the two halves of H are equal."""
+
+  cos: jax.Array
+  sin: jax.Array
+
+
+def rope_angles(positions: jax.Array, head_dim: int, base: float) -> Angles:
+  """The angles of a batch's positions.
+
+  Args:
+    positions: int32 [B, S].
+    head_dim: H.
+    base: frequency base; 100,000 in the paper (Appendix A).
+  """
+  half = head_dim // 2
+  frequency = base ** (-(jnp.arange(head_dim) % half).astype(jnp.float32) / half)
+  angle = positions[..., None, None].astype(jnp.float32) * frequency
+  return Angles(jnp.cos(angle), jnp.sin(angle))
+
+
+def rope(x: jax.Array, angles: Angles) -> jax.Array:
   """Rotary position embedding, half-rotation style.
 
   Args:
     x: [B, S, N, H] queries or keys.
-    positions: int32 [B, S].
-    base: frequency base; 100,000 in the paper (Appendix A).
+    angles: of their positions.
 
   Returns:
     [B, S, N, H] of x's dtype; the rotation itself is computed in float32.
   """
-  half = x.shape[-1] // 2
-  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions[..., None, None].astype(jnp.float32) * frequency  # [B, S, 1, H/2]
-  sin, cos = jnp.sin(angle), jnp.cos(angle)
-  x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
+  # On the flat axis N * H: a TPU pads the last axis to 128 numbers, also that of a head, and half of one even more.
+  flat, half = x.reshape(*x.shape[:2], -1).astype(jnp.float32), x.shape[-1] // 2
+  cos, sin = (jnp.broadcast_to(y, x.shape).reshape(flat.shape) for y in angles)
+
+  def shift(by):  # zeros come in at the ends, where they are not used
+    return jax.lax.pad(flat, jnp.float32(0), [(0, 0, 0), (0, 0, 0), (by, -by, 0)])
+
+  first = jnp.arange(flat.shape[-1]) % x.shape[-1] < half  # x1 of a head, not x2
+  rotated = jnp.where(first, -shift(-half), shift(half))  # -x2 and x1
+  return (flat * cos + rotated * sin).astype(x.dtype).reshape(x.shape)
 
 
 class Norm(nn.Module):
@@ -173,7 +222,8 @@ class Attention(nn.Module):
     3. split into heads                          [B, S, N, H]
     4. RoPE on queries and keys                  [B, S, N, H]
     5. with a cache: write the keys and values of these positions into it, and read all T of it    [B, T, N, H]
-    6. masked softmax attention                  [B, S, N, H]
+    6. masked softmax attention                  [B, S, N, H]; where several devices share a sequence, on all of its
+       positions and a part of the heads (see `context`)
     7. project back                              [B, S, N * H] -> [B, S, D]
 
   A memory block adds what its kind says at steps 1 (`query`, `key`, `value`), 6 (`attention`) and 7 (`out`).
@@ -182,15 +232,16 @@ class Attention(nn.Module):
   config: AnchorConfig
 
   @nn.compact
-  def __call__(self, x, block, mask, segment_ids, positions, cache, layer) -> tuple[jax.Array, KVCache | None]:
+  def __call__(self, x, block, mask, segment_ids, positions, angles, cache, layer) -> tuple[jax.Array, KVCache | None]:
     """Attends to the input itself, or to the cache's positions.
 
     Args:
       x: [B, S, D].
       block: this layer's vectors [B, R, width], or None.
-      mask: bool [B, 1, S, S] ([B, 1, S, T] with a cache); None: the flash-attention kernel.
-      segment_ids: int32 [B, S].
+      mask: bool [B, 1, S, T], positions of the cache that each position sees; None without a cache.
+      segment_ids: int32 [B, S], of whole sequences.
       positions: int32 [B, S].
+      angles: of the positions, for RoPE.
       cache: keys and values [B, T, N, H], or None.
       layer: int32 [], the number of the layer.
 
@@ -202,22 +253,29 @@ class Attention(nn.Module):
     shape, axes, sigma = (c.width, c.attention_width), ("embed", "heads"), c.width**-0.5
 
     def project(name):
-      return with_memory(x @ Weight(shape, axes, sigma, c, name=name)(), block, name, x, layer)
+      projected = x @ Weight(shape, axes, sigma, c, name=name)()
+      return checkpoint_name(with_memory(projected, block, name, x, layer), name)
 
     q, k, v = (project(name) for name in ("query", "key", "value"))
     if c.qk_norm:
       q, k = Norm(c, "heads", name="query_norm")(q), Norm(c, "heads", name="key_norm")(k)
     q, k, v = (y.reshape(heads) for y in (q, k, v))
     unrotated = q
-    q, k = (rope(y, positions, c.rope_base) for y in (q, k))
+    q, k = (rope(y, angles) for y in (q, k))
     if cache is not None:
       here = jnp.arange(len(x))[:, None], positions
       cache = KVCache(cache.key.at[here].set(k), cache.value.at[here].set(v))
       k, v = cache
-    y = splash(q, k, v, segment_ids) if mask is None else jax.nn.dot_product_attention(q, k, v, mask=mask)
+    if cache is None:
+      q, k, v = map(context.to_heads, (q, k, v))
+      y = context.to_positions(attend(q, k, v, segment_ids, c))
+      if c.attention != "splash":  # whose kernel names what it keeps
+        y = checkpoint_name(y, "attention")
+    else:
+      y = jax.nn.dot_product_attention(q, k, v, mask=mask)
     y = with_memory(y, block, "attention", unrotated, layer).reshape(*x.shape[:2], c.attention_width)
     out = Weight(shape[::-1], axes[::-1], sigma / jnp.sqrt(2.0 * (layer + 1)), c, name="out")
-    return with_memory(y @ out(), block, "out", y, layer), cache
+    return checkpoint_name(with_memory(y @ out(), block, "out", y, layer), "out"), cache
 
 
 class FeedForward(nn.Module):
@@ -232,7 +290,8 @@ class FeedForward(nn.Module):
     shape, axes = (c.width, c.mlp_width), ("embed", "mlp")
 
     def project(name):
-      return with_memory(x @ Weight(shape, axes, c.width**-0.5, c, name=name)(), block, name, x, layer)
+      projected = x @ Weight(shape, axes, c.width**-0.5, c, name=name)()
+      return checkpoint_name(with_memory(projected, block, name, x, layer), name)
 
     w3 = Weight(shape[::-1], axes[::-1], c.mlp_width**-0.5 / jnp.sqrt(2.0 * (layer + 1)), c, name="w3")
     gate, up = project("w1"), project("w2")
@@ -247,11 +306,11 @@ class Layer(nn.Module):
   config: AnchorConfig
 
   @nn.compact
-  def __call__(self, x, block, cache, layer, mask, segment_ids, positions):
+  def __call__(self, x, block, cache, layer, mask, segment_ids, positions, angles):
     """The carry x [B, S, D] and this layer's slice of the scanned inputs -> (x, the layer's cache)."""
     c = self.config
     normed = Norm(c, name="attention_norm")(x)
-    attended, cache = Attention(c, name="attention")(normed, block, mask, segment_ids, positions, cache, layer)
+    attended, cache = Attention(c, name="attention")(normed, block, mask, segment_ids, positions, angles, cache, layer)
     x = x + attended
     x = x + FeedForward(c, name="feed_forward")(Norm(c, name="feed_forward_norm")(x), block, layer)
     return nn.with_logical_constraint(x, ("batch", "seq", "embed_act")), cache
@@ -269,16 +328,16 @@ class Anchor(nn.Module):
     self.embed = Weight((c.vocab_size, c.width), ("vocab", "embed"), sigma, c, parameter="embedding")
     if not c.tied_embeddings:
       self.head = Weight((c.width, c.vocab_size), ("embed", "vocab"), sigma, c)
-    layer = Layer
-    if c.remat != "none":
-      layer = nn.remat(Layer, policy=_REMAT_POLICIES[c.remat], prevent_cse=False)
+    policy = _remat_policy(c)
+    layer = Layer if policy is None else nn.remat(Layer, policy=policy, prevent_cse=False)
     self.layers = nn.scan(
       layer,
       variable_axes={"params": 0},
       split_rngs={"params": True},
       # The layer index is scanned because the output projections' initial scale depends on it.
-      in_axes=(1, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(1, 0, 0, *[nn.broadcast] * 4),
       length=c.num_layers,
+      unroll=c.unroll,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )(c)
     self.final_norm = Norm(c)
@@ -287,8 +346,8 @@ class Anchor(nn.Module):
     self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, block: Block | None = None
   ) -> tuple[jax.Array, jax.Array]:
     """Factors of the logits: hidden states [B, S, D] and the output head [D, V]; arguments as for `__call__`."""
-    mask = document_mask(segment_ids) if self.config.attention == "xla" else None
-    hidden, head, _ = self._run(tokens, segment_ids, positions, mask, block, None)
+    segment_ids = context.whole_sequence(segment_ids)
+    hidden, head, _ = self._run(tokens, segment_ids, positions, None, block, None)
     return hidden, head
 
   def decode(
@@ -317,7 +376,8 @@ class Anchor(nn.Module):
     embedding = self.embed()
     x = nn.with_logical_constraint(look_up(embedding, tokens), ("batch", "seq", "embed_act"))
     block = None if block is None else block.in_all_layers(c.num_layers)
-    x, cache = self.layers(x, block, cache, jnp.arange(c.num_layers), mask, segment_ids, positions)
+    angles = rope_angles(positions, c.head_dim, c.rope_base)
+    x, cache = self.layers(x, block, cache, jnp.arange(c.num_layers), mask, segment_ids, positions, angles)
     head = embedding.T if c.tied_embeddings else self.head()
     return self.final_norm(x), head, cache
 
@@ -342,5 +402,5 @@ class Anchor(nn.Module):
 def init_anchor(key: jax.Array, config: AnchorConfig):
   """Fresh float32 parameters, as boxed `nn.LogicallyPartitioned` values that carry their logical axis names."""
   tokens = jnp.zeros((1, 1), jnp.int32)
-  config = dataclasses.replace(config, attention="xla")  # the flash-attention kernel refuses one token
+  config = dataclasses.replace(config, attention="xla")  # the flash-attention kernels refuse one token
   return Anchor(config).init(key, tokens, tokens, tokens)["params"]

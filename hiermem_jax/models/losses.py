@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.models import context
 from hiermem_jax.models.anchor import Anchor
 from hiermem_jax.models.anchor_config import AnchorConfig
 from hiermem_jax.models.memory import Block
@@ -41,7 +42,8 @@ def anchor_losses(anchor: AnchorConfig, params, batch: Batch, block: Block | Non
   if chunk >= length:
     return _head_losses(head, hidden, targets)
   if length % chunk:
-    raise InputError(f"AnchorConfig.logits_chunk = {chunk}: does not divide sequences of {length}; bind a divisor")
+    held = "sequences" if context.axis() is None else "a device's parts of sequences"
+    raise InputError(f"AnchorConfig.logits_chunk = {chunk}: does not divide {held} of {length}; bind a divisor")
 
   def split(x):
     return jnp.moveaxis(x.reshape(x.shape[0], length // chunk, chunk, *x.shape[2:]), 1, 0)

@@ -170,7 +170,8 @@ class _Worker(threading.Thread):
   def __init__(self, function: Callable[[], Any]):
     super().__init__(daemon=True)
     self._function = function
-    self.value, self.error = None, None
+    self.value: Any = None
+    self.error: BaseException | None = None
 
   def run(self) -> None:
     try:
@@ -188,7 +189,8 @@ def _exchange(number: int, text: str, seconds: float) -> list[str | None]:
     if answers is None:
       return [text if process == own else None if process == 0 else "null" for process in range(jax.process_count())]
     return json.loads(answers)
-  deadline, found = time.monotonic() + seconds, [text]
+  deadline = time.monotonic() + seconds
+  found: list[str | None] = [text]
   for process in range(1, jax.process_count()):
     found.append(_get(f"{folder}/{process}", max(deadline - time.monotonic(), 0.001)))
   client.key_value_set(f"{folder}/all", json.dumps(found))

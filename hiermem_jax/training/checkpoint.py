@@ -24,7 +24,7 @@ from hiermem_jax.training.checkpoint_reader import (
   sha256,
   shapes,
 )
-from hiermem_jax.training.digest import digest
+from hiermem_jax.training.digest import array_digests, combined
 from hiermem_jax.training.state import TrainState
 
 __all__ = [
@@ -96,7 +96,8 @@ class CheckpointStore(CheckpointReader):
   def _save(self, items: dict[str, Any], metadata: dict[str, Any]) -> None:
     if CheckpointStore._writing is not None:
       CheckpointStore._writing.wait()
-    step, metadata = metadata["step"], metadata | {"digests": {name: digest(tree) for name, tree in items.items()}}
+    step, sums = metadata["step"], {name: array_digests(tree) for name, tree in items.items()}
+    metadata = metadata | {"digests": {name: combined(x.values()) for name, x in sums.items()}, "array_digests": sums}
     arguments: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     arguments["metadata"] = ocp.args.JsonSave(metadata | {"sha256": sha256(metadata)})
     manager = self._manager or self._tried(step, self._open())

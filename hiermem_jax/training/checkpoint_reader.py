@@ -24,7 +24,7 @@ from hiermem_jax.models.model import Model, init_params
 from hiermem_jax.parallel import agreement, distributed
 from hiermem_jax.parallel.layout import abstract_arrays, bytes_per_device, check_mesh
 from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
-from hiermem_jax.training.digest import digest
+from hiermem_jax.training.digest import array_digests, combined
 from hiermem_jax.training.state import TrainState
 
 T = TypeVar("T")
@@ -148,30 +148,34 @@ class CheckpointReader:
 
     restored = self._agreed(self._path(step), read, self._seconds(abstract))
     for name in abstract:  # all processes have all of it, and compute the same
-      self._require_digest(step, name, digest(restored[name]), metadata)
+      self._require_digest(step, name, array_digests(restored[name]), metadata)
     return restored
 
   def _seconds(self, abstract: Any) -> float:
     """How long reading these arrays may take."""
     return READ_SECONDS + bytes_per_device(abstract) * jax.local_device_count() / _SLOWEST
 
-  def _require_digest(self, step: int | None, item: str, found: str, metadata: dict[str, Any]) -> None:
-    """Raises DamagedCheckpointError where an item's digest is another than when it was saved."""
-    if found != metadata["digests"][item]:
-      raise DamagedCheckpointError(_damaged(self._path(step), f"item {item} is not what was saved"))
+  def _require_digest(self, step: int | None, item: str, found: dict[str, str], metadata: dict[str, Any]) -> None:
+    """Raises DamagedCheckpointError where an item's digest, of its arrays', is another than when it was saved."""
+    if combined(found.values()) != metadata["digests"][item]:
+      saved = metadata.get("array_digests", {}).get(item, {})
+      wrong = [array for array, value in found.items() if value != saved.get(array, value)]
+      reason = f"item {item}{f', array {wrong[0]},' if wrong else ''} is not what was saved"
+      raise DamagedCheckpointError(_damaged(self._path(step), reason))
 
   def _read(self, step: int | None, item: str, how: ocp.args.CheckpointArgs) -> Any:
     """One item, in this process, whatever the others do."""
     path = self._path(step)
     if not os.path.isdir(path):
-      raise OSError(f"{path} is not there on this host; all hosts must share the run directory")
+      raise OSError(f"{path} is not there; all hosts must share the run directory")
     with _of_item(item), _alone(ocp.CompositeCheckpointHandler()) as checkpointer:
       return checkpointer.restore(path, args=ocp.args.Composite(**{item: how}))[item]
 
   def _read_shapes(self, step: int, item: str) -> list[Any]:
     """Shapes and types of an item's arrays, as `shapes` orders them, in this process."""
-    with _of_item(item), _alone(ocp.StandardCheckpointHandler()) as checkpointer:
-      return shapes(checkpointer.metadata(os.path.join(self._path(step), item)).item_metadata.tree)
+    handler = ocp.CompositeCheckpointHandler(**{item: ocp.StandardCheckpointHandler()})
+    with _of_item(item), _alone(handler) as checkpointer:
+      return shapes(checkpointer.metadata(self._path(step)).item_metadata[item].tree)
 
   def _agreed(self, place: str, read: Callable[[], T], seconds: float = READ_SECONDS) -> T:
     """What `read` gives, once it has succeeded in all processes; tries again what may pass.
@@ -228,7 +232,7 @@ def describe(error: BaseException) -> tuple[str, str]:
     text = f"{text[:40]} ... {text[-240:]}"
   if not isinstance(told, DamagedCheckpointError):
     text = f"{type(told).__name__}: {text}"
-  notes = [note for each in chain for note in getattr(each, "__notes__", ())]
+  notes = dict.fromkeys(note for each in chain for note in getattr(each, "__notes__", ()))
   return _kind(error), ", ".join([*notes, text])
 
 

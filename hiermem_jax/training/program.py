@@ -12,9 +12,11 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.models.attention import check_platform
 from hiermem_jax.models.config import ModelConfig
-from hiermem_jax.parallel import batch_sharding, batch_shards
+from hiermem_jax.parallel import batch_sharding, batch_shards, token_sharding
 from hiermem_jax.parallel.layout import abstract_arrays, bytes_per_device, check_mesh
+from hiermem_jax.parallel.mesh import check_batch
 from hiermem_jax.training.config import TrainingRun
 from hiermem_jax.training.state import TrainState, init_state
 from hiermem_jax.training.step import make_train_step
@@ -46,8 +48,9 @@ class Program:
   """A jitted training step, and shapes, types and shardings of its arguments; see `make_program`."""
 
   model: ModelConfig
-  mesh: Mesh
+  mesh: Mesh  # where nothing but `trace` is needed, an AbstractMesh will do
   batch_size: int
+  microbatches: int
   abstract_state: TrainState  # shapes, types and shardings
   step: Any  # jitted (state, batch, key) -> (state, `Scalars`), see `make_train_step`; the state given is consumed
   steps: Any  # the same of a sequence of batches of one shape, one step for each, in one call
@@ -68,19 +71,31 @@ class Program:
     return jax.jit(lambda x: x, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(array)
 
   def abstract_batch(self, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The batch contract for sequences of `length` tokens."""
-    shape, sharding = (self.batch_size, length), batch_sharding(self.mesh)
+    """The batch contract for sequences of `length` tokens.
+
+    Raises:
+      InputError: the mesh does not divide the length.
+    """
+    shape, sharding = (self.batch_size, length), token_sharding(self.mesh, length)
     names = ("input_tokens", "target_tokens", "segment_ids", "positions")
     batch = {f"decoder_{name}": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in names}
     batch["decoder_loss_weights"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-    batch["memory_leaf"] = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=sharding)
+    batch["memory_leaf"] = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=batch_sharding(self.mesh))
     return batch
 
-  def lower(self, length: int) -> jax.stages.Lowered:
-    """The step lowered for abstract arguments, which needs no device."""
+  def trace(self, length: int) -> jax.stages.Traced:
+    """The step traced for abstract arguments; the mesh may be an abstract one.
+
+    Raises:
+      InputError: the model cannot take sequences of this length.
+    """
     key = jax.eval_shape(jax.random.key, 0)
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
-    return self.step.lower(self.abstract_state, self.abstract_batch(length), key)
+    return self.step.trace(self.abstract_state, self.abstract_batch(length), key)
+
+  def lower(self, length: int) -> jax.stages.Lowered:
+    """The step lowered for abstract arguments, which needs no device; raises as `trace` does."""
+    return self.trace(length).lower()
 
   def _check_memory(self) -> None:
     stats = self.mesh.local_devices[0].memory_stats() or {}
@@ -99,17 +114,17 @@ def make_program(run: TrainingRun, mesh: Mesh) -> Program:
   """The training program of a run on a mesh, whose devices may be those of an ahead-of-time topology.
 
   Raises:
-    InputError: the mesh does not divide the batch, the heads, the memory units or a weight, or the microbatches do not
-      divide a device's sequences.
+    InputError: the mesh does not divide the batch, the heads, the memory units or a weight, the microbatches do not
+      divide a device's sequences, or the devices do not have the attention kernel.
   """
+  check_batch(mesh, run.batch_size)
   shards = batch_shards(mesh)
-  if run.batch_size % shards:
-    raise InputError(f"train.batch_size = {run.batch_size}: cannot be split over {shards} devices; bind a multiple")
   if run.batch_size % (shards * run.microbatches):
     raise InputError(
       f"train.microbatches = {run.microbatches}: does not divide the {run.batch_size // shards} sequences that each of"
       f" {shards} devices has of train.batch_size = {run.batch_size}; bind a divisor"
     )
+  check_platform(run.model.anchor.attention, mesh.devices.flat[0].platform)
   optimizer = run.transformation()
   abstract_state = abstract_train_state(run, mesh)
   train_step = make_train_step(
@@ -130,7 +145,7 @@ def make_program(run: TrainingRun, mesh: Mesh) -> Program:
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
   init = functools.partial(init_state, model=run.model, optimizer=optimizer)
-  return Program(run.model, mesh, run.batch_size, abstract_state, jit(step), jit(steps), init)
+  return Program(run.model, mesh, run.batch_size, run.microbatches, abstract_state, jit(step), jit(steps), init)
 
 
 def abstract_train_state(run: TrainingRun, mesh: Mesh | AbstractMesh) -> TrainState:

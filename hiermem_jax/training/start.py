@@ -149,7 +149,7 @@ def _check_resumable(run_dir: str, stored: Mapping[str, Any], metadata: Mapping[
     if name in DATASETS and None in (held, value):  # an older version kept none, or nothing was measured
       continue
     if name == "anchor":
-      same = _same_parameters(AnchorConfig(**held), AnchorConfig(**value))
+      same = _same_parameters(AnchorConfig.from_json(held), AnchorConfig.from_json(value))
     elif name == "memory":
       same = _memory(held) == _memory(value)
     else:

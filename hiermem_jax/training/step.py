@@ -13,7 +13,15 @@ from hiermem_jax.models.config import MemoryConfig, ModelConfig
 from hiermem_jax.models.losses import anchor_losses
 from hiermem_jax.parallel import push, with_fetched_block
 from hiermem_jax.parallel.layout import anchor_specs
-from hiermem_jax.parallel.mesh import BATCH_AXES, DATA_AXIS, DEFAULT_RULES, REPLICA_AXIS, Rules
+from hiermem_jax.parallel.mesh import (
+  BATCH_AXES,
+  CONTEXT_AXIS,
+  DATA_AXIS,
+  DEFAULT_RULES,
+  REPLICA_AXIS,
+  TOKEN_AXES,
+  Rules,
+)
 from hiermem_jax.training.config import Objective
 from hiermem_jax.training.optimizer import apply_updates, global_norm
 from hiermem_jax.training.state import TrainState
@@ -41,11 +49,11 @@ def make_gradients(
   never the tables:
 
     1. fetch        leaf [B] -> block, vectors [B, L, R, width]
-    2. on each device, with its b sequences, b / m at a time:
+    2. on each device, with its b sequences and its S of their positions, b / m sequences at a time:
        a. losses and log-partitions of its tokens      [b / m, S]
        b. their gradients by the anchor's parameters and by the block [b / m, L, R, width]
        c. the anchor's are added up in float32
-    3. the anchor's are summed over the devices
+    3. the anchor's are summed over the devices, the block's over those that share a sequence
     4. push         the block's gradient -> per table the rows' gradient, summed over the batch
 
   The m microbatches give the gradient of the whole batch, not a mean of theirs: the loss is divided by the tokens of
@@ -66,8 +74,13 @@ def make_gradients(
   """
   specs = {} if objective.frozen_anchor else anchor_specs(model.anchor, rules)
 
+  def sum_over_context(grad):  # in float32
+    if mesh.shape[CONTEXT_AXIS] == 1:
+      return grad
+    return jax.lax.psum(grad.astype(jnp.float32), CONTEXT_AXIS).astype(grad.dtype)
+
   def weighted_losses(anchor_params, block, batch, tokens):
-    """Cross-entropy of each sequence [b], and these sequences' part of the mean log-partition []."""
+    """Cross-entropy of each sequence [b], and these tokens' part of the mean log-partition []."""
     losses, log_z = anchor_losses(model.anchor, anchor_params, batch, block)
     weights = batch["decoder_loss_weights"]
     return (losses * weights).sum(axis=-1), (log_z * weights).sum() / tokens
@@ -77,7 +90,7 @@ def make_gradients(
     of_sequence, log_z = weighted_losses(anchor_params, block, batch, tokens)
     loss = of_sequence.sum() / tokens
     if mean_log_z is None:
-      mean_log_z = jax.lax.psum(log_z, BATCH_AXES)
+      mean_log_z = jax.lax.psum(log_z, TOKEN_AXES)
     elsewhere = jax.lax.stop_gradient(mean_log_z - log_z)
     return loss + objective.z_loss * jnp.square(log_z + elsewhere), (loss, of_sequence)
 
@@ -94,7 +107,7 @@ def make_gradients(
     mean_log_z = jnp.float32(0)
     if objective.z_loss:
       each = jax.lax.map(lambda part: weighted_losses(anchor_params, part[0], part[1], tokens)[1], parts)
-      mean_log_z = jax.lax.psum(each.sum(), BATCH_AXES)
+      mean_log_z = jax.lax.psum(each.sum(), TOKEN_AXES)
 
     def add(sums, part):
       block, batch = part
@@ -108,21 +121,23 @@ def make_gradients(
 
   def local_grads(anchor_params, block, batch):
     """Gradients of the loss on each device's sequences; the anchor's are summed over devices."""
-    tokens_of_sequence = batch["decoder_loss_weights"].sum(axis=-1)
+    tokens_of_sequence = jax.lax.psum(batch["decoder_loss_weights"].sum(axis=-1), CONTEXT_AXIS)
     tokens = jax.lax.psum(tokens_of_sequence.sum(), BATCH_AXES)
     grads_of = part_grads if microbatches == 1 else summed_grads
     anchor_grads, block_grads, loss, of_sequence = grads_of(anchor_params, block, batch, tokens)
 
     def add(grad, spec):  # what is split over the data axis has been summed over it by the gather's gradient
-      return jax.lax.psum(grad, REPLICA_AXIS if DATA_AXIS in spec else BATCH_AXES)
+      return jax.lax.psum(grad, (REPLICA_AXIS, CONTEXT_AXIS) if DATA_AXIS in spec else TOKEN_AXES)
 
     anchor_grads = jax.tree.map(add, anchor_grads, specs)
-    losses = Losses(jax.lax.psum(loss, BATCH_AXES), tokens, of_sequence, tokens_of_sequence)
+    block_grads = jax.tree.map(sum_over_context, block_grads)
+    of_sequence = jax.lax.psum(of_sequence, CONTEXT_AXIS)
+    losses = Losses(jax.lax.psum(loss, TOKEN_AXES), tokens, of_sequence, tokens_of_sequence)
     return anchor_grads, block_grads, losses
 
   by_sequence, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
   out_specs = (specs, by_sequence, Losses._make((everywhere, everywhere, by_sequence, by_sequence)))
-  grads_fn = with_fetched_block(local_grads, model, mesh, rules, out_specs=out_specs)
+  grads_fn = with_fetched_block(local_grads, model, mesh, rules, out_specs=out_specs, split_positions=True)
 
   def gradients(params, leaf, batch):
     anchor_grads, block_grads, losses = grads_fn(params, leaf, batch)

@@ -13,7 +13,7 @@ from hiermem_jax.models.model import Model, init_params
 from hiermem_jax.parallel.layout import abstract_arrays, check_mesh
 from hiermem_jax.parallel.mesh import DEFAULT_RULES, Rules
 from hiermem_jax.training.checkpoint_reader import CheckpointReader
-from hiermem_jax.training.digest import checksum, combined
+from hiermem_jax.training.digest import array_digest
 
 
 class StoredModel(CheckpointReader):
@@ -53,7 +53,7 @@ class StoredModel(CheckpointReader):
     check_mesh(mesh, self.config)
     self._abstract = abstract_arrays(lambda: init_params(jax.random.key(0), self.config), mesh, rules)
     self.tables = tuple(sorted(self._abstract.get("bank", {})))
-    self._checksums: dict[str, int] = {}
+    self._digests: dict[str, str] = {}
 
   def anchor(self) -> Any:
     """Reads the anchor's parameters.
@@ -75,7 +75,7 @@ class StoredModel(CheckpointReader):
     )
     path, seconds = self._path(self._step), self._seconds(wanted)
     table = self._agreed(path, lambda: self._read(self._step, "bank", how), seconds)[name]
-    self._checksums[name] = checksum(table)
+    self._digests[name] = array_digest(table)
     return table
 
   def check(self) -> None:
@@ -84,7 +84,7 @@ class StoredModel(CheckpointReader):
     Raises:
       DamagedCheckpointError: they are not.
     """
-    self._require_digest(self._step, "bank", combined([self._checksums[name] for name in self.tables]), self.facts)
+    self._require_digest(self._step, "bank", {name: self._digests[name] for name in self.tables}, self.facts)
 
 
 def load_model_as(dtype: str, run_dir: str, mesh: Mesh, *, setting: str = "another directory") -> Model:

@@ -15,7 +15,7 @@ from hiermem_jax.models.bank import NO_MEMORY
 from hiermem_jax.models.config import MemoryConfig, ModelConfig
 from hiermem_jax.models.losses import anchor_losses
 from hiermem_jax.parallel import batch_sharding, place_batch, with_fetched_block
-from hiermem_jax.parallel.mesh import Rules
+from hiermem_jax.parallel.mesh import CONTEXT_AXIS, Rules
 from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointError
 
 BEST, MAIN = "best", "main"
@@ -74,7 +74,7 @@ def make_validation_losses(
   def local(params, block, batch):
     losses, _ = anchor_losses(model.anchor, params, batch, block)
     weights = batch["decoder_loss_weights"]
-    return (losses * weights).sum(axis=-1), weights.sum(axis=-1)
+    return jax.lax.psum(((losses * weights).sum(axis=-1), weights.sum(axis=-1)), CONTEXT_AXIS)
 
   def leaf(own: np.ndarray, mode: Mode) -> np.ndarray:
     """The leaf ids that sequences have in a mode, int32 [b]."""
@@ -82,7 +82,7 @@ def make_validation_losses(
       return own
     return np.full_like(own, NO_MEMORY if mode == "none" else model.memory.num_leaves)
 
-  by_sequence = with_fetched_block(local, model, mesh, rules, out_specs=batch_sharding(mesh).spec)
+  by_sequence = with_fetched_block(local, model, mesh, rules, out_specs=batch_sharding(mesh).spec, split_positions=True)
 
   @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
   def sums(params, leaf, batch):

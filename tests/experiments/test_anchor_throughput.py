@@ -1,10 +1,13 @@
-"""The throughput benchmark: its command line on a tiny anchor, beside a peer whose speed is known."""
+"""The throughput benchmark: its command line on a tiny anchor, beside a peer that does nothing."""
 
+import functools
+import itertools
 import json
+import pathlib
+import sys
 
+import numpy as np
 import pytest
-
-from hiermem_jax.errors import InputError
 
 _SCRIPT = "benchmarks/anchor_throughput"
 _TINY = [
@@ -16,19 +19,36 @@ _TINY = [
   "--vocab=64",
   "--length=16",
   "--batch=2",
-  "--steps=2",
-  "--rounds=1",
+  "--rounds=3",
 ]
+_PEER = """
+import helper
+
+def training_step(flags, batch):
+  assert batch["decoder_segment_ids"].max() == flags.documents
+  helper.made.append(flags.length)
+  return lambda: helper.made
+"""
 
 
-def peer(tokens_per_second: float) -> str:
-  return f"--peer=fixed=echo warming up; echo '{{\"tokens_per_second\": {tokens_per_second}}}'"
+@pytest.fixture
+def peer(tmp_path):
+  """A peer that does nothing, and a module that it imports from its folder."""
+  (tmp_path / "idle.py").write_text(_PEER)
+  (tmp_path / "folder").mkdir()
+  (tmp_path / "folder" / "helper.py").write_text("made = []")
+  return f"--peer={tmp_path}/idle.py={tmp_path}/folder"
+
+
+@pytest.fixture
+def module(script, monkeypatch):
+  monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[2] / "experiments" / "benchmarks")
+  return script(_SCRIPT)
 
 
 @pytest.mark.slow
-def test_json_beside_a_peer_and_without_tensorflow(run, monkeypatch, without_tensorflow):
-  monkeypatch.setenv("PYTHONPATH", str(without_tensorflow))  # ours runs in a process of its own
-  done = run(_SCRIPT, *_TINY, "--json", "--peak_flops=1e12", peer(1000.0))
+def test_json_and_table_beside_a_peer(run, module, peer):
+  done = run(_SCRIPT, *_TINY, "--json", "--peak_flops=1e12", "--documents=3", peer)
   assert done.returncode == 0, done.err
   report = json.loads(done.out)
   assert report["params"] == 64 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 4 * 32) + 32
@@ -37,20 +57,42 @@ def test_json_beside_a_peer_and_without_tensorflow(run, monkeypatch, without_ten
   speed = report["tokens_per_second"]
   assert speed == pytest.approx(2 * 16 / (report["step_ms"] / 1e3))
   assert report["mfu"] == pytest.approx(speed * report["flops_per_token"] / 1e12)
-  assert report["peers"] == [
-    {"name": "fixed", "tokens_per_second": 1000.0, "rounds": [1000.0], "ratio": speed / 1000.0}
-  ]
+  ours, control, idle = report["sides"]
+  assert [side["name"] for side in report["sides"]] == ["ours", "control", "idle"]
+  assert ours["ratio"] == 1 and ours["interval"] == [1, 1] and ours["tokens_per_second"] == pytest.approx(speed)
+  assert control["interval"][0] <= control["ratio"] <= control["interval"][1]
+  assert idle["ratio"] < 0.1  # its step takes no time
+  assert "helper" not in sys.modules
+  lines = module.as_table(report).splitlines()
+  assert [line.split()[0] for line in lines[1:4]] == ["ours", "control", "idle"]
+  assert lines[3].split()[-4:-1] == [f"{idle['ratio']:.3f}", f"{idle['interval'][0]:.3f}", "to"]
+  assert lines[6] == "3 documents a sequence, 3 rounds"
 
 
-@pytest.mark.slow
-def test_table(run):
-  done = run(_SCRIPT, *_TINY, "--quick", "--dtype=bfloat16", "--remat=full", peer(2e9))
-  assert done.returncode == 0, done.err
-  lines = done.out.splitlines()
-  assert lines[0].split() == ["tokens/s", "(median)", "lowest", "highest", "ours", "/", "theirs"]
-  assert lines[1].split()[0] == "ours"
-  assert lines[2].split() == ["fixed", *3 * ["2,000,000,000"], "0.00"]
-  assert "bfloat16, remat full" in done.out and "matmul of 2048 x 2048 in this run" in done.out
+def test_batch_is_packed(module):
+  flags = module.parse([*_TINY, "--documents=3"])
+  batch = module.packed_batch(flags)
+  for tokens, inputs, segments, positions in zip(*(batch[f"decoder_{name}"] for name in (
+    "target_tokens", "input_tokens", "segment_ids", "positions"))):  # fmt: skip
+    assert segments[0] == 1 and segments[-1] == 3 and set(np.diff(segments)) == {0, 1}
+    for segment in (1, 2, 3):
+      where = np.flatnonzero(segments == segment)
+      np.testing.assert_array_equal(positions[where], np.arange(len(where)))
+      np.testing.assert_array_equal(inputs[where], np.append(0, tokens[where][:-1]))
+
+
+def test_order_rotates_and_every_round_is_kept(monkeypatch, module):
+  import common
+
+  clock = itertools.count()
+  monkeypatch.setattr(common.time, "perf_counter", lambda: float(next(clock)) ** 2)
+  order = []
+  functions = {name: functools.partial(order.append, name) for name in "abc"}
+  times = common.in_rotated_turns(functions, 4)
+  assert "".join(order) == "bca" + "cab" + "abc" + "bca" + "cab" + "abc"
+  seconds = [4 * turn + 1 for turn in range(6, 18)]  # of the turns behind the two rounds that warm up
+  expected = {name: [seconds[i] for i, who in enumerate(order[6:]) if who == name] for name in "abc"}
+  assert {name: values.tolist() for name, values in times.items()} == expected
 
 
 @pytest.mark.parametrize(
@@ -58,11 +100,10 @@ def test_table(run):
   [
     (["--rounds=0"], "--rounds=0: must be positive; give another number"),
     (["--head_dim=15"], "AnchorConfig.head_dim = 15: RoPE rotates pairs; bind an even number"),
-    (["--peer=lm1b"], "--peer=lm1b: write NAME=COMMAND, each peer with a name of its own that is not 'ours'"),
-    (
-      ["--peer=a=b", "--peer=a=c"],
-      "--peer=a=c: write NAME=COMMAND, each peer with a name of its own that is not 'ours'",
-    ),
+    (["--documents=300"], "--documents=300: more than --length=256 tokens; give fewer"),
+    (["--peer=nowhere.py=."], "--peer=nowhere.py=.: there is no file nowhere.py; write FILE=FOLDER"),
+    ([f"--peer={__file__}=nowhere"], f"--peer={__file__}=nowhere: there is no folder nowhere; write FILE=FOLDER"),
+    (["--peer=a/ours.py=."], "--peer=a/ours.py=.: a second side named ours; give every peer's file a name of its own"),
   ],
 )
 def test_bad_flags_are_one_line(run, flags, message):
@@ -71,16 +112,9 @@ def test_bad_flags_are_one_line(run, flags, message):
 
 
 @pytest.mark.parametrize(
-  "command, message",
-  [
-    (
-      "echo out of memory >&2; exit 3",
-      r"lm1b: the command ended with status 3 \(out of memory\); run it alone and mend it",
-    ),
-    ("echo 12", "lm1b: the last line of its output is not JSON with a positive tokens_per_second; print that"),
-    ("true", "lm1b: the last line of its output is not JSON with a positive tokens_per_second; print that"),
-  ],
+  "content, message", [("import absent_module", "No module named 'absent_module'"), ("x = 1", "training_step")]
 )
-def test_peer_that_fails_is_one_line(script, command, message):
-  with pytest.raises(InputError, match=f"^{message}$"):
-    script(_SCRIPT).run_command("lm1b", command)
+def test_peer_that_cannot_be_loaded_is_one_line(run, tmp_path, content, message):
+  (tmp_path / "lm1b.py").write_text(content)
+  done = run(_SCRIPT, "--quick", f"--peer={tmp_path}/lm1b.py={tmp_path}")
+  assert done.returncode == 2 and message in done.err and done.err.count("\n") == 1

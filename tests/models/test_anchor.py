@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from hiermem_jax.models.anchor import Anchor, document_mask, init_anchor, rope
+from hiermem_jax.models.anchor import Anchor, init_anchor, rope, rope_angles
+from hiermem_jax.models.attention import document_mask
 from hiermem_jax.models.config import AnchorConfig
 from hiermem_jax.models.memory import KINDS, Block
 
@@ -151,12 +152,42 @@ def test_rope_dot_products_depend_on_distance_alone():
   rng = np.random.default_rng(0)
   q, k = (np.tile(rng.standard_normal((1, 1, 2, 8)).astype(np.float32), (1, 10, 1, 1)) for _ in range(2))
   positions = np.arange(10, dtype=np.int32)[None]
-  scores = np.einsum("bqnh,bknh->nqk", rope(q, positions, 100.0), rope(k, positions, 100.0))
+  angles = rope_angles(positions, 8, 100.0)
+  scores = np.einsum("bqnh,bknh->nqk", rope(q, angles), rope(k, angles))
   for distance in range(-9, 10):
     for head in scores:
       diagonal = np.diagonal(head, distance)
       np.testing.assert_allclose(diagonal, diagonal[0], atol=1e-5)
-  np.testing.assert_array_equal(rope(q, np.zeros_like(positions), 100.0), q)
+  np.testing.assert_array_equal(rope(q, rope_angles(np.zeros_like(positions), 8, 100.0)), q)
+
+
+def test_rope_rotates_pairs_and_makes_no_array_of_half_the_width():
+  """Pairs (i, i + H / 2) turn like complex numbers; TPUs would pad an array whose last axis is H / 2."""
+  rng = np.random.default_rng(0)
+  x, weight = rng.standard_normal((2, 2, 6, 3, 32)).astype(np.float32)
+  positions = rng.integers(0, 3000, (2, 6)).astype(np.int32)
+
+  def loss(x):
+    return (rope(x, rope_angles(positions, 32, 1e5)) * weight).sum()
+
+  angle = positions[..., None, None] * 1e5 ** (-np.arange(16) / 16)
+  turned = (x[..., :16] + 1j * x[..., 16:]) * np.exp(1j * angle)
+  back = (weight[..., :16] + 1j * weight[..., 16:]) * np.exp(-1j * angle)
+  result = rope(x, rope_angles(positions, 32, 1e5))
+  # float32 angles of some thousand radians are exact to 1e-4.
+  np.testing.assert_allclose(result, np.concatenate([turned.real, turned.imag], axis=-1), atol=1e-3)
+  np.testing.assert_allclose(jax.grad(loss)(x), np.concatenate([back.real, back.imag], axis=-1), atol=1e-3)
+  traced = jax.make_jaxpr(jax.grad(loss))(x)
+  assert 16 not in {variable.aval.shape[-1] for e in traced.eqns for variable in e.outvars if variable.aval.shape}
+
+
+def test_rope_is_that_of_two_halves_to_the_last_bits():
+  rng = np.random.default_rng(0)
+  x, positions = rng.standard_normal((2, 6, 3, 32)).astype(np.float32), np.arange(12, dtype=np.int32).reshape(2, 6)
+  cos, sin = (np.asarray(y)[..., :16] for y in rope_angles(positions, 32, 1e5))
+  first, second = x[..., :16], x[..., 16:]
+  expected = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  np.testing.assert_array_max_ulp(np.asarray(rope(x, rope_angles(positions, 32, 1e5))), expected, maxulp=1)
 
 
 def test_bfloat16_gives_float32_logits(random_anchor):
@@ -172,11 +203,11 @@ def test_bfloat16_gives_float32_logits(random_anchor):
   assert np.abs(error).max() < 0.1
 
 
-def test_remat_changes_no_gradient(random_anchor):
+def test_remat_and_unrolled_layers_change_no_gradient(random_anchor):
   params, tokens, block = random_anchor(CONFIG), random_tokens(), random_block(CONFIG)
 
-  def gradients(remat):
-    config = dataclasses.replace(CONFIG, remat=remat)
+  def gradients(**how):
+    config = dataclasses.replace(CONFIG, **how)
 
     def loss(params, block):
       logits = Anchor(config).apply({"params": params}, tokens, SEGMENTS, POSITIONS, block)
@@ -184,10 +215,11 @@ def test_remat_changes_no_gradient(random_anchor):
 
     return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, block)
 
-  expected = gradients("none")
+  expected = gradients()
   assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected))
-  for remat in ("dots", "full"):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), gradients(remat), expected)
+  points = ({"remat": ("attention", "w1")}, {"remat": ("query", "key", "value", "out", "w2@host")})
+  for how in ({"remat": "dots"}, {"remat": "full"}, *points, {"unroll": 2}):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), gradients(**how), expected)
 
 
 def test_initialisation_statistics():

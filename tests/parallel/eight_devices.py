@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import reference
+import shared_sequences
 from jax.sharding import NamedSharding, PartitionSpec
 from small_run import ANCHOR, BATCH, GENERIC, LEAF, LENGTH, MEMORY, MODEL, STEPS, TOUCHED, batch, optimizer
 
@@ -275,6 +276,7 @@ def main(run_dir):
   params = check_training(findings, run_dir)
   findings["variants"] = check_variants()
   findings["scoring"] = check_scoring(params)
+  findings["shared"] = shared_sequences.findings(f"{run_dir}/shared")
   print(json.dumps(findings))
 
 

@@ -60,15 +60,15 @@ def test_step_sends_nothing_as_large_as_a_table(findings, name):
 
 
 def test_anchor_is_gathered_where_it_is_used_and_its_gradient_scattered(findings):
-  """Nine matrices: embedding, head, four of attention, three of the feed-forward layer; the two of the scan hold a layer.
+  """Nine matrices: embedding, head, and of a layer four of attention and three of the feed-forward layer.
 
-  What is reduced whole are the gains of norms and scalars, none larger than 2 layers x 16.
+  Those of a layer are gathered again for the backward pass. What is reduced whole are the gains of norms and scalars, none larger than 2 layers x 16.
   """
   sent = findings["training"]["1x8x1 lazy"]["collectives"]
-  matrices = sorted([16 * 12] * 7 + [18 * 16] * 2)
+  of_layer, others = [16 * 12] * 7, [18 * 16] * 2
   gathered = sorted(elements for kind, dtype, elements, _ in sent if kind == "all-gather" and dtype == "f32")
   scattered = sorted(8 * elements for kind, _, elements, _ in sent if kind == "reduce-scatter")
-  assert gathered == scattered == matrices
+  assert (gathered, scattered) == (2 * of_layer + others, of_layer + others)
   # XLA writes a sum over slices, of which there is one here, as an all-reduce, too: of the device's part of a gradient.
   assert all(elements <= 2 * 16 * 12 // 8 for kind, _, elements, _ in sent if kind == "all-reduce")
 

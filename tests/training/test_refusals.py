@@ -21,7 +21,15 @@ ANCHOR = {
   "norm_eps": 1e-3,
   "tied_embeddings": True,
 }
-HOW = {"dtype": "bfloat16", "gradient_dtype": "bfloat16", "remat": "full", "attention": "splash", "logits_chunk": 1}
+HOW = {
+  "dtype": "bfloat16",
+  "gradient_dtype": "bfloat16",
+  "remat": "full",
+  "unroll": 2,
+  "attention": "splash",
+  "splash_blocks": (128,) * 6,
+  "logits_chunk": 1,
+}
 MEMORY = {"rows": (2, 2), "branching": 3, "dtype": "bfloat16", "kind": "kv", "layers": (0,), "part": 1}
 
 
@@ -122,3 +130,11 @@ def test_settings_out_of_range(kind, field, bad, good):
       kind(**{field: value})
   for value in good:
     assert getattr(kind(**{field: value}), field) == value
+
+
+def test_an_attention_kernel_of_other_devices_is_refused_before_the_first_step(toy, tmp_path):
+  anchor = dataclasses.replace(toy.anchor, head_dim=8, dtype="bfloat16", attention="cudnn")
+  with pytest.raises(
+    InputError, match="^AnchorConfig.attention = 'cudnn': a kernel for GPUs, this is a cpu; bind another$"
+  ):
+    toy.run(tmp_path, anchor=anchor)

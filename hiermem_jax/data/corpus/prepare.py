@@ -210,7 +210,7 @@ def _sum_leaves(summaries: Sequence[dict[str, Any]]) -> dict[int, tuple[int, int
 def _clean(job: PackJob) -> None:
   """Removes the work directory, and temporary files that killed processes have left beside the shards."""
   for folder in job.directories.values():
-    for path in files.as_path(folder).glob(".shard-*.tmp"):
+    for path in files.matching(folder, ".shard-*.tmp"):
       path.unlink()
   files.as_path(job.work).rmtree()
 
