@@ -197,4 +197,5 @@ def _replaced(value: Any, path: tuple[str | int, ...], new: Any) -> Any:
     return new
   if isinstance(value, tuple):
     return tuple(_replaced(part, path[1:], new) if place == path[0] else part for place, part in enumerate(value))
-  return dataclasses.replace(value, **{path[0]: _replaced(getattr(value, path[0]), path[1:], new)})
+  name = str(path[0])
+  return dataclasses.replace(value, **{name: _replaced(getattr(value, name), path[1:], new)})

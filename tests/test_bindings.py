@@ -34,6 +34,8 @@ USERS: dict[str, tuple[str, tuple[str, ...]]] = {
 LEGAL = {
   "train.profile_steps": "(100, 105)",
   "run.stages": "(@train,)",
+  "AnchorConfig.attention": "'splash'",
+  "AnchorConfig.splash_blocks": "(256, 256, 128, 256, 256, 128)",
   "MemoryConfig.kind": "'kv'",
   "MemoryConfig.rows": "(4, 2, 1)",
   "MemoryConfig.layers": "(0,)",
