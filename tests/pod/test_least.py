@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
-from hiermem_jax.parallel.mesh import MeshConfig, abstract_mesh
+from hiermem_jax.parallel.mesh import ALL_DEVICES, MeshConfig, abstract_mesh
 from hiermem_jax.pod.least import least_bytes
 from hiermem_jax.training.config import Objective, TrainingRun
 from hiermem_jax.training.optimizer import OptimizerConfig
@@ -27,7 +27,7 @@ TOKENS = 4 * 2048  # of a device
 WHOLE = MeshConfig(rules=(("batch", ("replica", "data")), ("embed", None)))
 
 
-def least(anchor=A2, memory=BANK, mesh=(1, 256, 1), config=MeshConfig(), **changes):
+def least(anchor=A2, memory=BANK, mesh=(1, 256, 1), config=ALL_DEVICES, **changes):
   optimizer = OptimizerConfig(
     peak_learning_rate=1e-4,
     final_learning_rate=1e-5,
