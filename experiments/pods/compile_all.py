@@ -122,12 +122,10 @@ def work(report: dict) -> list[str]:
     for name in ("bytes", "bound"):
       total[kind][name] += row[name]
   anchor = sum(row["bytes"] for row in report["collectives"]) - sum(row["bytes"] for row in report["exchange"])
-  moved = [
-    f"{total[kind]['bytes'] / 1e6:.1f} ({total[kind]['bytes'] / total[kind]['bound']:.2f})"
-    if report["exchange"]
-    else "-"
-    for kind in ("fetch", "push")
-  ]
+  moved = ["-", "-"]
+  if report["exchange"]:
+    pairs = [(total[kind]["bytes"], total[kind]["bound"]) for kind in ("fetch", "push")]
+    moved = [f"{sent / 1e6:.1f} ({sent / bound:.2f})" for sent, bound in pairs]
   traffic = report["hbm_traffic"]  # lines from before tiles were counted have no number
   counted = "-" if traffic["counted"] is None else f"{traffic['counted'] / 1e9:.0f} ({traffic['ratio']:.1f})"
   dcn = f"{total['dcn']['bytes'] / 1e6:.1f}" if total["dcn"]["bytes"] else "-"
