@@ -132,7 +132,7 @@ def test_bfloat16_bank_takes_half(capsys):
     ([], {"topology": "v9:2x2"}, "--topology=v9:2x2: no such topology"),
     (["MeshConfig.model = 5"], {"devices": 10}, "AnchorConfig.num_heads = 12: cannot be split over a model axis of 5"),
     (["MeshConfig.model = 3"], {"devices": 8}, "8 devices cannot be split into 1 slices x model axis of 3"),
-    ([], {"devices": 11}, "512 (embed) cannot be split over 11 devices"),
+    (["train.batch_size = 1100"], {"devices": 11}, "512 (embed) cannot be split over 11 devices"),
     ([], {"topology": "v5p:8x8x16"}, "bind MeshConfig.model = 2, which leaves data 512"),
     (["train.batch_size = 12"], {"devices": 8}, "train.batch_size = 12: cannot be split over 8 devices"),
     (

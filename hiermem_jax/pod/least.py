@@ -45,7 +45,7 @@ def least_bytes(
   head = anchor.vocab_size * anchor.width
   layers = anchor.params - anchor.embedding_params
   head_passes = 2 if anchor.logits_chunk is None else 3
-  trained = bool(bytes_per_device(state.opt_state["anchor"]))
+  trained = _anchor_trained(state)
   moves = (2 + again) * layers * (1 + gathered) + (head_passes + gathered) * head + 2 * trained * (layers + head)
   return {
     "state": _updated(state, batch_size),
@@ -56,10 +56,15 @@ def least_bytes(
   }
 
 
+def _anchor_trained(state: Any) -> bool:
+  """Whether the anchor has moments; a frozen one has counts of steps at most."""
+  return any(x.ndim for x in jax.tree.leaves(state.opt_state["anchor"]))
+
+
 def _updated(state: Any, batch_size: int) -> float:
   """Bytes of parameters and moments that an update reads and writes."""
   total = 0.0
-  if bytes_per_device(state.opt_state["anchor"]):
+  if _anchor_trained(state):
     total += 2 * bytes_per_device((state.params["anchor"], state.opt_state["anchor"]))
   for name, table in state.params.get("bank", {}).items():
     moments = state.opt_state["bank"][name]

@@ -243,7 +243,7 @@ def remedies(report: dict, model: ModelConfig) -> list[str]:
       )
     return advice
   if anchor.remat != "full":
-    advice.append(f"remat: AnchorConfig.remat = 'full' (now '{anchor.remat}')")
+    advice.append(f"remat: AnchorConfig.remat = 'full' (now {anchor.remat!r})")
   if anchor.logits_chunk is None:
     advice.append("fewer logits at a time: AnchorConfig.logits_chunk = 256")
   if anchor.attention != "splash":
