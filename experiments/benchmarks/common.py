@@ -86,7 +86,7 @@ def matmul_flops(dtype: str, size: int = 2048) -> float:
   """FLOP/s of the fastest of six square matmuls, the first of which compiles."""
   x = jnp.ones((size, size), dtype)
   multiply = jax.jit(jnp.matmul)
-  return 2 * size**3 / in_rotated_turns({"": lambda: multiply(x, x)}, 5)[""][0].min()
+  return 2 * size**3 / float(in_rotated_turns({"": lambda: multiply(x, x)}, 5)[""][0].min())
 
 
 def published_peak(device: jax.Device) -> float | None:
