@@ -10,8 +10,9 @@ and returns its results; what stands after `=` is the folder that its imports ar
 
 All sides live in this process and take turns of one step, `--rounds` times; the order rotates from round to round. A
 ratio is the median over the rounds of their step's time over ours in the same round, with the 95% interval of that
-median (bootstrap over rounds). `control` is our step a second time, with a state of its own: what its ratio differs
-from 1.00 is noise, and so is that much of any other.
+median (bootstrap over rounds). By CPU time (of all threads of this process) a ratio counts no time in which other work
+had the cores; on an accelerator it says nothing. `control` is our step a second time, with a state of its own: what its
+ratio differs from 1.00 is noise, and so is that much of any other.
 
 The default shape is a small one for a CPU: 4 layers of width 256, tied embeddings, and a SwiGLU of 688, which has the
 parameters of a two-matrix feed-forward layer of 1,032 (3 * 688 = 2 * 1,032; the peers have 1,024). For an accelerator:
@@ -164,7 +165,7 @@ def measure(flags: argparse.Namespace) -> dict:
   steps |= {name: make(flags, batch) for name, make in peers.items()}
   times = in_rotated_turns(steps, flags.rounds)
   tokens = flags.batch * flags.length
-  speed = tokens / np.median(times["ours"])
+  speed = tokens / np.median(times["ours"][0])
   # Forward, and twice that backward; what remat computes again is not counted.
   flops = 3 * anchor.flops_per_token(flags.length)
   return {
@@ -189,12 +190,13 @@ def measure(flags: argparse.Namespace) -> dict:
 
 def side(name: str, times: dict[str, np.ndarray], tokens: int) -> dict:
   """Speed of one side, and its step's time over ours."""
-  ratios = times[name] / times["ours"]
+  ratios, cpu_ratios = times[name] / times["ours"]
   resampled = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
   low, high = np.quantile(np.median(resampled, axis=1), (0.025, 0.975))
-  slow, middle, fast = np.quantile(tokens / times[name], (0.25, 0.5, 0.75)).tolist()
+  slow, middle, fast = np.quantile(tokens / times[name][0], (0.25, 0.5, 0.75)).tolist()
   quartiles = {"tokens_per_second": middle, "lower_quartile": slow, "upper_quartile": fast}
-  return {"name": name, **quartiles, "ratio": float(np.median(ratios)), "interval": [float(low), float(high)]}
+  ratio = {"ratio": float(np.median(ratios)), "interval": [float(low), float(high)]}
+  return {"name": name, **quartiles, **ratio, "cpu_ratio": float(np.median(cpu_ratios))}
 
 
 def peak_flops(flags: argparse.Namespace, device) -> tuple[float | None, str]:
@@ -210,13 +212,13 @@ def peak_flops(flags: argparse.Namespace, device) -> tuple[float | None, str]:
 
 def as_table(report: dict) -> str:
   """The report as text, one row per side."""
-  rows = [("", "tokens/s (median)", "quartiles", "ours / theirs", "95% interval")]
+  rows = [("", "tokens/s (median)", "quartiles", "ours / theirs", "95% interval", "by CPU time")]
   for row in report["sides"]:
     speeds = f"{row['lower_quartile']:,.0f} to {row['upper_quartile']:,.0f}"
-    ratio = (f"{row['ratio']:.3f}", "{:.3f} to {:.3f}".format(*row["interval"])) if row["name"] != "ours" else ("", "")
+    ratio = (f"{row['ratio']:.3f}", "{:.3f} to {:.3f}".format(*row["interval"]), f"{row['cpu_ratio']:.3f}")
     rows.append((row["name"], f"{row['tokens_per_second']:,.0f}", speeds, *ratio))
   width = max(len(row[0]) for row in rows)
-  lines = [f"{a:{width}}  {b:>17}  {c:>22}  {d:>13}  {e:>14}".rstrip() for a, b, c, d, e in rows]
+  lines = [f"{a:{width}}  {b:>17}  {c:>22}  {d:>13}  {e:>14}  {f:>11}" for a, b, c, d, e, f in rows]
   mfu = "unknown" if report["mfu"] is None else f"{report['mfu']:.1%}"
   peak = "" if report["peak_flops"] is None else f"{report['peak_flops'] / 1e12:,.3f} TFLOP/s, "
   lines += [

@@ -62,32 +62,31 @@ def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict
 
 
 def in_rotated_turns(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
-  """Seconds of each function in each of `rounds` rounds, [rounds]; two rounds warm up.
+  """Seconds of each function in each of `rounds` rounds, [2, rounds]: by the clock, and of this process's CPU time.
 
-  In every round all take a turn, and the order rotates from round to round: none is always the first, nor always behind
-  the same other one.
+  In every round all take a turn, and the order rotates from round to round: none is always the first. Two warm up.
   """
-  times = {name: np.zeros(rounds) for name in functions}
+  times = {name: np.zeros((2, rounds)) for name in functions}
   names = list(functions)
   for turn in range(-2, rounds):
     for name in names[turn % len(names) :] + names[: turn % len(names)]:
-      start = time.perf_counter()
+      start = time.perf_counter(), time.process_time()
       jax.block_until_ready(functions[name]())
       if turn >= 0:
-        times[name][turn] = time.perf_counter() - start
+        times[name][:, turn] = np.subtract((time.perf_counter(), time.process_time()), start)
   return times
 
 
 def seconds_of(function: Callable[[], object], calls: int = 5) -> float:
   """Median seconds of some calls, after one that compiles."""
-  return float(np.median(in_rotated_turns({"": function}, calls)[""]))
+  return float(np.median(in_rotated_turns({"": function}, calls)[""][0]))
 
 
 def matmul_flops(dtype: str, size: int = 2048) -> float:
   """FLOP/s of the fastest of six square matmuls, the first of which compiles."""
   x = jnp.ones((size, size), dtype)
   multiply = jax.jit(jnp.matmul)
-  return 2 * size**3 / in_rotated_turns({"": lambda: multiply(x, x)}, 5)[""].min()
+  return 2 * size**3 / float(in_rotated_turns({"": lambda: multiply(x, x)}, 5)[""][0].min())
 
 
 def published_peak(device: jax.Device) -> float | None:

@@ -10,7 +10,7 @@ import pytest
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models import GENERIC_ROWS, Anchor, AnchorConfig, MemoryConfig, ModelConfig
-from hiermem_jax.models.anchor import Attention
+from hiermem_jax.models.anchor import Attention, rope_angles
 from hiermem_jax.models.bank import block_to_rows, init_bank, rows_to_block, table_shapes
 from hiermem_jax.models.memory import KINDS, Block
 
@@ -97,11 +97,11 @@ def test_kv_has_a_softmax_of_its_own_without_positions(random_anchor):
   rng = np.random.default_rng(3)
   x = rng.standard_normal((1, 9, 16)).astype(np.float32)
   vectors = {name: rng.standard_normal((1, 5, 12)).astype(np.float32) for name in ("key", "value")}
-  mask = np.tril(np.ones((1, 1, 9, 9), bool))
   apply = jax.jit(Attention(ANCHOR).apply)
 
   def run(block, positions):
-    return apply({"params": weights}, x, block, mask, SEGMENTS[:1], positions, None, jnp.int32(1))[0]
+    angles = rope_angles(positions, ANCHOR.head_dim, ANCHOR.rope_base)
+    return apply({"params": weights}, x, block, None, SEGMENTS[:1], positions, angles, None, jnp.int32(1))[0]
 
   block = Block(vectors, KINDS["kv"])
   difference = np.asarray(run(block, POSITIONS[:1]) - run(None, POSITIONS[:1]), np.float64)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hiermem_jax.models.anchor import Anchor, Attention, document_mask
+from hiermem_jax.models.anchor import Anchor, Attention, rope_angles
+from hiermem_jax.models.attention import document_mask
 from hiermem_jax.models.config import AnchorConfig
 
 torch = pytest.importorskip("torch")
@@ -113,7 +114,8 @@ def test_olmo2_attention_with_norms_over_the_flat_heads():
   attention = randomise(olmo2.Olmo2Attention(theirs, layer_idx=0))
   x = np.random.default_rng(0).standard_normal((2, 11, config.width)).astype(np.float32)
   positions = np.tile(np.arange(11), (2, 1))
-  mask = np.asarray(document_mask(jnp.ones((2, 11), jnp.int32)))
+  segments = jnp.ones((2, 11), jnp.int32)
+  mask = np.asarray(document_mask(segments))
   with torch.no_grad():
     angles = olmo2.Olmo2RotaryEmbedding(theirs)(torch.tensor(x), torch.tensor(positions))
     blocked = torch.tensor(np.where(mask, 0.0, -np.inf).astype(np.float32))
@@ -126,7 +128,8 @@ def test_olmo2_attention_with_norms_over_the_flat_heads():
     "query_norm": gain(attention.q_norm),
     "key_norm": gain(attention.k_norm),
   }
-  inputs = (x, None, mask, None, positions, None, jnp.int32(0))
+  ours = rope_angles(positions, config.head_dim, config.rope_base)
+  inputs = (x, None, None, segments, positions, ours, None, jnp.int32(0))
   result, _ = jax.jit(Attention(config).apply)({"params": params}, *inputs)
   assert expected.std() > 0.1
   np.testing.assert_allclose(result, expected, atol=1e-5)
