@@ -5,7 +5,6 @@ mesh axes by rules elsewhere; no mesh axis appears here.
 """
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,8 +17,8 @@ from hiermem_jax.models.anchor_config import ON_HOST, AnchorConfig
 from hiermem_jax.models.attention import attend
 from hiermem_jax.models.memory import Block, with_memory
 
-# Primitives that make a whole weight of its parts.
-_GATHERING = ("all_gather", "sharding_constraint")
+# Primitives that make a whole weight of its parts: the first is `gather`.
+_GATHERING = ("linear_call", "sharding_constraint")
 
 
 def _all_but_gathered(primitive, *_, **__) -> bool:
@@ -90,7 +89,6 @@ class Weight(nn.Module):
     return nn.with_logical_constraint(weight.astype(dtype), tuple(names))  # and its gradient: split over other axes
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def gather(part: jax.Array, mesh_axis: str, axis: int, dtype: str, gradient_dtype: str) -> jax.Array:
   """The whole of an array that is split along one of its axes over a mesh axis, for use inside `jax.shard_map`.
 
@@ -106,20 +104,15 @@ def gather(part: jax.Array, mesh_axis: str, axis: int, dtype: str, gradient_dtyp
   Returns:
     [..., d * n, ...] of `dtype`.
   """
-  return jax.lax.all_gather(part.astype(dtype), mesh_axis, axis=axis, tiled=True)
 
+  def forward(_, part):
+    return jax.lax.all_gather(part.astype(dtype), mesh_axis, axis=axis, tiled=True)
 
-def _gather_forward(part, *how):
-  return gather(part, *how), jnp.zeros((0,), part.dtype)
+  def transposed(_, gradient):
+    terms = gradient.astype(gradient_dtype)
+    return jax.lax.psum_scatter(terms, mesh_axis, scatter_dimension=axis, tiled=True).astype(part.dtype)
 
-
-def _gather_backward(mesh_axis, axis, dtype, gradient_dtype, like, gradient):
-  del dtype
-  terms = gradient.astype(gradient_dtype)
-  return (jax.lax.psum_scatter(terms, mesh_axis, scatter_dimension=axis, tiled=True).astype(like.dtype),)
-
-
-gather.defvjp(_gather_forward, _gather_backward)
+  return jax.custom_derivatives.linear_call(forward, transposed, (), part)
 
 
 @jax.custom_vjp

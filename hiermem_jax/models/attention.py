@@ -1,6 +1,7 @@
 """Causal attention within documents: XLA in blocks of queries, or a flash-attention kernel of TPUs or of GPUs."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -190,7 +191,8 @@ def splash(
 def _local_splash(q, k, v, segment_ids, *, blocks: tuple[int, ...], interpret: bool) -> jax.Array:
   length, heads = q.shape[1:3]
   names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-  sizes = splash_attention.BlockSizes(**dict(zip(names, blocks)), use_fused_bwd_kernel=True)
+  named: dict[str, Any] = dict(zip(names, blocks))
+  sizes = splash_attention.BlockSizes(**named, use_fused_bwd_kernel=True)
   mask = splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads)
   kernel = splash_attention.make_splash_mha_single_device(
     mask, block_sizes=sizes, interpret=interpret, residual_checkpoint_name="attention"

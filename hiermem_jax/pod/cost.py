@@ -34,7 +34,7 @@ class Consumer(NamedTuple):
 
   name: str  # where they belong, e.g. "layers/attention gradient" (see `tensor_names`), or a kernel's name
   kind: str  # the primitive, "kernel", or "copy" for ways to and from on-chip memory
-  count: int
+  instructions: int
   bytes: float
 
 

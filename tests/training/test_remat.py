@@ -50,8 +50,9 @@ def test_whole_weight_of_a_layer_is_not_kept(mesh):
 def test_without_remat_one_device_computes_nothing_again():
   plain, again = gradients((1, 1, 1, 1)), gradients((1, 1, 1, 1), remat="full")
   products = [sum(n for (name, _), n in found.items() if name == "dot_general") for found in (plain, again)]
-  # Per layer 7 weights and 2 products of attention, and the head; 3 products for each, and one more of all but the last.
-  assert products == [3 * 10, 3 * 10 + 8]
+  # Per layer 7 weights and 2 products of each of two blocks of attention, and the head; 3 products for each, and one more
+  # of all but the head and the layer's last weight.
+  assert products == [3 * 12, 3 * 12 + 10]
   many = gradients((1, 4, 1, 1))
   assert sum(n for (name, _), n in many.items() if name == "dot_general") == products[0]
 
