@@ -26,6 +26,8 @@ def before(stages: Sequence[Planned], run_dir: str | None) -> None:
   if run_dir is not None and os.path.exists(run_dir) and not os.path.isdir(run_dir):
     raise InputError(f"--run_dir={run_dir}: is a file; name a directory, or one that may be created")
   for number, stage in enumerate(stages):
+    if stage.verb in ("train", "merge") and run_dir is not None:
+      files.refuse_pattern(os.path.join(run_dir, stage.arguments["directory"]))
     if stage.verb == "train":
       stage.arguments["run"].check()
       _dataset(stage, stages[:number])
@@ -54,13 +56,19 @@ def devices(stages: Sequence[Planned], *, mesh: bool) -> None:
     ) from None
   if not mesh:
     return
-  from hiermem_jax.parallel import local_sequences, make_mesh
+  from hiermem_jax.parallel import check_length, local_sequences, make_mesh
   from hiermem_jax.parallel.layout import check_mesh
 
-  for run in (stage.arguments["run"] for stage in stages if stage.verb == "train"):
-    made = make_mesh(run.mesh)
-    check_mesh(made, run.model)
-    local_sequences(made, run.batch_size)
+  for number, stage in enumerate(stages):
+    if stage.verb == "train":
+      run = stage.arguments["run"]
+      made = make_mesh(run.mesh)
+      check_mesh(made, run.model)
+      local_sequences(made, run.batch_size)
+      for path in _datasets(stage):
+        prepare = _maker(path, stages[:number], "prepare")
+        for length in prepare.arguments["pack"].lengths if prepare else ():
+          check_length(made, length)
 
 
 def _maker(path: str, earlier: Sequence[Planned], *verbs: str) -> Planned | None:
@@ -68,11 +76,16 @@ def _maker(path: str, earlier: Sequence[Planned], *verbs: str) -> Planned | None
   return next((stage for stage in reversed(earlier) if stage.verb in verbs and makes(stage, path)), None)
 
 
+def _datasets(stage: Planned) -> list[str]:
+  """What a training reads: the dataset that it trains on, and those that are held out."""
+  given = stage.arguments
+  return [given["dataset"], *(path for _, path in (given["validation"].datasets if given["validation"] else ()))]
+
+
 def _dataset(stage: Planned, earlier: Sequence[Planned]) -> None:
   """The model against the tokenizer and the tree of the dataset that earlier stages make."""
   given = stage.arguments
-  paths = [given["dataset"], *([given["validation"].dataset] if given["validation"] is not None else [])]
-  for path in paths:
+  for path in _datasets(stage):
     prepare = _maker(path, earlier, "prepare")
     if prepare is None:
       continue
@@ -129,7 +142,7 @@ def _paths(stage: Planned, earlier: Sequence[Planned], run_dir: str | None) -> N
   if stage.verb == "merge" and not stage.arguments["subtrees"] and run_dir is not None:
     import glob
 
-    if not glob.glob(os.path.join(run_dir, "subtree_*")):
+    if not glob.glob(os.path.join(glob.escape(run_dir), "subtree_*")):
       raise InputError(f"{run_dir}: no directory subtree_*; train the subtrees there, or bind merge.subtrees")
 
 
@@ -143,7 +156,7 @@ def _require(stage: Planned, name: str, path: str, run_dir: str | None) -> None:
       raise InputError(
         f"{path}: no cluster tree there{files.beside(path, 'tree.json')}; run cluster first, or bind {name}"
       )
-  elif name in ("train.dataset", "ValidationConfig.dataset", "evaluate.validation"):
+  elif name in ("train.dataset", "ValidationConfig.dataset", "ValidationConfig.others", "evaluate.validation"):
     if not os.path.isdir(path):
       raise InputError(
         f"{path}/manifest.json: No such file or directory{files.beside(path, 'manifest.json')}; give {name} the"

@@ -85,6 +85,12 @@ _FLAGS = {
     "Set a damaged checkpoint aside and resume from the one before it.",
     lambda given: ["CheckpointConfig.skip_damaged = True"] if given else [],
   ),
+  "compilation_cache": _Flag(
+    flags.DEFINE_string,
+    None,
+    "Directory that keeps compiled programs, or none. By default RUN_DIR/compilation_cache, or where"
+    " JAX_COMPILATION_CACHE_DIR says.",
+  ),
   "distributed": _Flag(flags.DEFINE_bool, False, "One of several processes that run the same command."),
   # What a Cloud TPU pod or Slurm says by itself; anywhere else all three are given.
   "coordinator_address": _Flag(flags.DEFINE_string, None, "HOST:PORT that process 0 of --distributed listens on."),

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
 
 import os
 
-from hiermem_jax import console
+from hiermem_jax import console, run_identity
 from hiermem_jax.data.corpus.config import ReadConfig
 from hiermem_jax.data.corpus.runner import BeamConfig
 from hiermem_jax.data.sources import Source, resolve_data_dir
@@ -81,7 +81,7 @@ def cluster(
   fitted_path = os.path.join(directory, "encoder")
   if os.path.exists(os.path.join(fitted_path, "encoder.json")):
     fitted = load_encoder(fitted_path)
-    if fitted.config != encoder:
+    if not run_identity.same(fitted.config, encoder):
       raise InputError(
         f"{fitted_path} holds {fitted.config}, asked for is {encoder}: give another directory or delete this one"
       )

@@ -5,7 +5,8 @@ r"""Compiles the training step of a run for a TPU pod, on a machine that has no 
 The same step that `train` runs, lowered with abstract arrays and compiled by libtpu (pip install "hiermem_jax[tpu]").
 Prints memory per device against the chip's, FLOPs, every collective with its bytes, the fetch of the bank beside the
 least that it could send, and which of compute, HBM and network bounds the step. Exits with status 1 when the step does
-not fit.
+not fit. Of a run on sequences of several lengths (PackConfig.buckets) the step of each length is compiled, and the page
+is about the one that needs most memory.
 """
 
 if __name__ == "__main__":  # before the imports below, which take seconds: --help and a refused flag answer at once
@@ -19,14 +20,16 @@ import sys
 
 from absl import logging
 
+from hiermem_jax.data.corpus.config import ONE_LENGTH, Prepared
 from hiermem_jax.errors import InputError
 from hiermem_jax.training.config import TrainingRun
 
 _SHOWN = 24  # collectives on the page; the rest is one line
 _GIB = 2**30
+_OF_LENGTH = ("length", "batch_size", "hbm", "fits", "seconds", "bound_by", "mfu_bound")
 _BOUNDS = {
   "flops": "compute",
-  "hbm": "HBM bandwidth",
+  "hbm": "HBM bandwidth, least bytes",
   "ici": "the network inside a slice",
   "dcn": "the network between slices",
 }
@@ -35,18 +38,20 @@ _BOUNDS = {
 def compile_pod(
   *,
   run: TrainingRun,
+  prepared: Prepared = ONE_LENGTH,
   topology: str | None = None,
   num_slices: int | None = None,
-  length: int = 2048,
+  length: int | None = None,
   as_json: bool = False,
 ) -> None:
   """Compiles the step of a run and prints the report.
 
   Args:
     run: the run, with what is bound to `train`.
+    prepared: the sequences that the run trains on, each length with its own batch (`Prepared.batches`).
     topology: chip and shape of a slice, e.g. "v5e:16x16", "v5p:4x4x8", "tpu7x:4x4x4".
     num_slices: slices, joined by the data-centre network. None is the number that `MeshConfig.slices` says, or 1.
-    length: tokens of a sequence.
+    length: tokens of a sequence; None: all lengths that the run trains on.
     as_json: print JSON.
 
   Raises:
@@ -66,9 +71,18 @@ def compile_pod(
   pod = parse_topology(topology, run.mesh.slices or 1)
   jax.config.update("jax_platforms", "cpu")  # the TPU that libtpu would otherwise look for is not needed
   mesh = make_mesh(run.mesh, topology_devices(pod))
-  program = make_program(run, mesh)
-  logging.info("compiling for %d devices; a scanned model takes one to a few minutes", mesh.size)
-  report = pod_report(program, topology=pod, length=length)
+  program, batches = make_program(run, mesh), prepared.batches(run.batch_size)
+  if length is not None:
+    batches = {length: batches.get(length, run.batch_size)}
+  reports = []
+  for length, sequences in batches.items():
+    logging.info(
+      "compiling for %d devices, %d sequences of %d; a scanned model takes one to a few minutes",
+      *(mesh.size, sequences, length),
+    )
+    reports.append(pod_report(dataclasses.replace(program, batch_size=sequences), topology=pod, length=length))
+  report = max(reports, key=lambda report: report["hbm"]["peak"])
+  report["lengths"] = [{name: each[name] for name in _OF_LENGTH if name in each} for each in reports]
   print(json.dumps(report, indent=2) if as_json else as_text(report))
   if not report["fits"]:
     print(f"error: {report['reason']}", file=sys.stderr)
@@ -85,9 +99,11 @@ def as_text(report: dict) -> str:
     "",
     *_memory(report),
   ]
+  if len(report["lengths"]) > 1:
+    lines += ["", *_lengths(report["lengths"])]
   if "flops" in report:
-    lines += ["", *_work(report), "", *_collectives(report["collectives"])]
-    lines += ["", *_exchange(report["exchange"])] if report["exchange"] else []
+    lines += ["", *_work(report), "", *_traffic(report["hbm_traffic"]), "", *_collectives(report["collectives"])]
+    lines += ["", *_exchange(report["exchange"], report["microbatches"])] if report["exchange"] else []
     lines += ["", *_time(report)]
   return "\n".join(lines)
 
@@ -110,6 +126,21 @@ def _memory(report: dict) -> list[str]:
   return lines
 
 
+def _lengths(reports: list[dict]) -> list[str]:
+  lines = [
+    "Lengths of sequences that the run trains on, each in batches of its own; this page is about the largest peak",
+    "  length  sequences  temporaries GiB   peak GiB  bound by",
+  ]
+  for report in reports:
+    hbm = report["hbm"]
+    verdict = _BOUNDS[report["bound_by"]] if report["fits"] else "DOES NOT FIT"
+    lines.append(
+      f"  {report['length']:>6}  {report['batch_size']:>9}  {hbm['temporaries'] / _GIB:>15.3f}"
+      f"  {hbm['peak'] / _GIB:>9.3f}  {verdict}"
+    )
+  return lines
+
+
 def _work(report: dict) -> list[str]:
   flops = report["flops"]
   kernels = f"; {flops['kernels']} custom kernels not counted" if flops["kernels"] else ""
@@ -119,6 +150,21 @@ def _work(report: dict) -> list[str]:
     f"  compiled                  {flops['compiled'] / 1e12:>9.3f}  matrix products, recomputed ones too{kernels}",
     f"  XLA's cost analysis       {flops['cost_analysis'] / 1e12:>9.3f}  counts the body of a loop once",
   ]
+
+
+def _traffic(traffic: dict) -> list[str]:
+  least = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in traffic["least"].items())
+  lines = [
+    "GB of HBM read and written per device and step",
+    f"  least                     {sum(traffic['least'].values()) / 1e9:>9.3f}  {least}",
+    f"  compiled                  {traffic['counted'] / 1e9:>9.3f}  {traffic['ratio']:.2f} times the least; tiles with"
+    " their padding; the largest:",
+  ]
+  lines += [
+    f"    {row['bytes'] / 1e9:>9.3f}  {row['count']:>5}  {row['kind']:<20.20}  {row['name'][:70]}"
+    for row in traffic["largest"]
+  ]
+  return lines
 
 
 def _collectives(rows: list[dict]) -> list[str]:
@@ -138,9 +184,10 @@ def _collectives(rows: list[dict]) -> list[str]:
   return lines
 
 
-def _exchange(rows: list[dict]) -> list[str]:
+def _exchange(rows: list[dict], microbatches: int) -> list[str]:
+  once = f", once for its {microbatches} microbatches" if microbatches > 1 else ""
   lines = [
-    "Fetch of the bank and return of its gradient, MB sent per device and step",
+    f"Fetch of the bank and return of its gradient, MB sent per device and step{once}",
     "  tensor          over  compiled   at least  ratio",
   ]
   for row in rows:
@@ -155,7 +202,9 @@ def _time(report: dict) -> list[str]:
   seconds = report["seconds"]
   lines = ["Time of a step if nothing else took any, at the chip's published peaks, ms"]
   lines += [f"  {_BOUNDS[name]:<26}{1e3 * value:>9.3f}" for name, value in seconds.items()]
-  lines.append(
-    f"Bound by {_BOUNDS[report['bound_by']]}: at most {report['mfu_bound']:.1%} of the peak goes into the model (MFU)"
-  )
+  lines += [
+    f"Bound by {_BOUNDS[report['bound_by']]}: at most {report['mfu_bound']:.1%} of the peak goes into the model (MFU)",
+    f"Moving the compiled step's bytes takes {1e3 * report['compiled_hbm_seconds']:.3f} ms of HBM: of this program"
+    f" {report['compiled_mfu']:.1%}, as counted",
+  ]
   return lines

@@ -71,11 +71,11 @@ def register() -> None:
   from hiermem_jax.parallel import MeshConfig
   from hiermem_jax.retrieval.build import TreeConfig
   from hiermem_jax.training.config import CheckpointConfig, Objective, ValidationConfig
-  from hiermem_jax.training.optimizer import OptimizerConfig
+  from hiermem_jax.training.optimizer import OptimizerConfig, PartSettings
 
   gin.config.register_file_reader(config_files.opened, config_files.is_marked)
   models = (ModelConfig, AnchorConfig, MemoryConfig, MeshConfig)
-  training = (OptimizerConfig, Objective, CheckpointConfig, ValidationConfig)
+  training = (OptimizerConfig, PartSettings, Objective, CheckpointConfig, ValidationConfig)
   corpus = (BeamConfig, PackConfig, ReadConfig, TreeConfig, WorldConfig)
   evaluation = (ModelFiles, ScoringConfig, RagConfig, FrequencyConfig, TaskSet)
   for constructor in (*models, *training, *corpus, *evaluation):
@@ -103,15 +103,23 @@ def _register(target: Callable) -> None:
 
 
 def _unless_dry(verb: Callable) -> Callable:
-  """A verb that in a dry run notes what it is called with, and otherwise in the run directory that it has finished."""
+  """A verb that in a dry run notes what it is called with, and otherwise in the run directory that it has finished.
+
+  Numbers that a verb takes itself are positive, all of them.
+  """
   parameters = inspect.signature(verb).parameters
 
   @functools.wraps(verb)
   def call(**arguments):
+    for name, value in arguments.items():
+      if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+        raise InputError(f"{verb.__name__}.{name} = {value}: bind a positive number")
     stage = None
     if "run_dir" in parameters and "stages" not in parameters:
-      defaults = {name: parameter.default for name, parameter in parameters.items()}
-      stage = Planned("/".join([*gin.current_scope(), verb.__name__]), verb.__name__, defaults | arguments)
+      name = "/".join([*gin.current_scope(), verb.__name__])
+      defaults = {argument: p.default for argument, p in parameters.items() if p.default is not p.empty}
+      given = {argument: (defaults | arguments)[argument] for argument in parameters}
+      stage = Planned(name, verb.__name__, given, defaults)
     if _dry:
       _planned.extend([stage] if stage else [])
       return None
@@ -265,7 +273,7 @@ def dry_run(verb: str, **arguments) -> str:
   """
   _planned.clear()
   with _dry_run(), _cause_only():
-    gin.get_configurable(verb)(**arguments)
+    call(verb, **arguments)
     for stage in gin.get_bindings(verb).get("stages", ()):
       stage(**arguments)
   require_read(verb, arguments)

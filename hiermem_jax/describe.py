@@ -6,7 +6,9 @@ r"""Prints the arithmetic of a run without touching a device.
 Parameters of the anchor, of what a sequence fetches and of the bank; forward FLOPs per token with and without memory;
 bytes per level of the bank in bfloat16 and in float32 with AdamW's two moments; tokens and FLOPs of the whole training.
 For a TPU topology, or for a number of devices (--gin_bindings="describe.devices = 8"), also what each device holds of
-parameters and optimizer state. `compile_pod` says what a step needs beyond that.
+parameters and optimizer state. The step is then traced for every length of sequences, so that what `compile_pod` and
+`train` would refuse on such devices is refused here, too; a state that does not fit gives status 1. `compile_pod` says
+what a step needs beyond the state.
 
   python -m hiermem_jax.describe --diff gin/runs/a2.gin runs/a2
 
@@ -25,20 +27,15 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
 
 import dataclasses
 import json
+import sys
+from typing import Any
 
-from hiermem_jax.data.corpus.config import PackConfig
+from hiermem_jax.data.corpus.config import ONE_LENGTH, Prepared
 from hiermem_jax.data.sources import Source
 from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.parallel.mesh import AXES
 from hiermem_jax.retrieval.build import TreeConfig
 from hiermem_jax.training.config import TrainingRun
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepared:
-  """What `prepare` is bound to: the lengths of the sequences that a run trains on."""
-
-  pack: PackConfig = PackConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,7 @@ class Clustered:
 def describe(
   *,
   run: TrainingRun,
-  prepared: Prepared = Prepared(),
+  prepared: Prepared = ONE_LENGTH,
   clustered: Clustered = Clustered(),
   as_json: bool = False,
   context_length: int = 2048,
@@ -75,7 +72,7 @@ def describe(
 
   Raises:
     InputError: the warmup leaves no step, the tree or the tokenizer does not fit the model, there is no such topology,
-      or the state cannot be split over it.
+      the state or the batch cannot be split over it, or the model cannot take sequences of these lengths.
   """
   run.transformation()  # which checks the schedule
   if clustered.corpus is not None:
@@ -87,8 +84,11 @@ def describe(
   per_token = run.flops_per_token(context_length)
   sizes["training"] = {"tokens": tokens, "flops_per_token": per_token, "flops": tokens * per_token}
   if topology is not None or devices is not None:
-    sizes["device"] = per_device(run, topology=topology, num_slices=num_slices, devices=devices)
+    sizes["device"] = per_device(run, prepared, topology=topology, num_slices=num_slices, devices=devices)
   print(json.dumps(sizes, indent=2) if as_json else as_text(sizes))
+  if topology is not None and not sizes["device"]["fits"]:
+    print(f"error: parameters and optimizer state do not fit {topology}; compile_pod names remedies", file=sys.stderr)
+    sys.exit(1)
 
 
 def arithmetic(model: ModelConfig, context_length: int) -> dict:
@@ -124,20 +124,31 @@ def arithmetic(model: ModelConfig, context_length: int) -> dict:
   }
 
 
-def per_device(run: TrainingRun, *, topology: str | None, num_slices: int | None, devices: int | None) -> dict:
+def per_device(
+  run: TrainingRun, prepared: Prepared, *, topology: str | None, num_slices: int | None, devices: int | None
+) -> dict:
   """What one device of a mesh holds of a run's state, bytes; see `describe` for the arguments."""
+  import jax
+
   from hiermem_jax.parallel.layout import bytes_per_device
   from hiermem_jax.parallel.mesh import abstract_mesh
-  from hiermem_jax.pod.topology import GIB, parse_topology
-  from hiermem_jax.training.program import abstract_train_state
+  from hiermem_jax.pod.topology import GIB, has_libtpu, parse_topology, topology_devices
+  from hiermem_jax.training.program import make_program
 
+  jax.config.update("jax_platforms", "cpu")  # whose devices are not used, either
   slices, usable = num_slices or run.mesh.slices or 1, None
   if topology is not None:
     pod = parse_topology(topology, slices)
     devices, usable = pod.devices_per_slice * slices, int(pod.chip.usable_gib * GIB)
+    if has_libtpu():  # it knows which shapes exist
+      topology_devices(pod)
   assert devices is not None  # `describe` calls this with one of the two
   shape = dataclasses.replace(run.mesh, slices=slices).shape(devices)
-  state = abstract_train_state(run, abstract_mesh(shape))
+  mesh: Any = abstract_mesh(shape)
+  program = make_program(run, mesh)
+  for length, sequences in prepared.batches(run.batch_size).items():
+    dataclasses.replace(program, batch_size=sequences).trace(length)
+  state = program.abstract_state
   parts = {"anchor": state.params["anchor"], "anchor optimizer": state.opt_state["anchor"]}
   for name, table in state.params.get("bank", {}).items():
     parts |= {name: table, f"{name} optimizer": state.opt_state["bank"][name]}
@@ -148,6 +159,7 @@ def per_device(run: TrainingRun, *, topology: str | None, num_slices: int | None
     "bytes": parts,
     "state_bytes": sum(parts.values()),
     "usable_bytes": usable,
+    "fits": None if usable is None else sum(parts.values()) <= usable,
   }
 
 
@@ -182,6 +194,7 @@ def as_text(sizes: dict) -> str:
     lines += [f"  {name:<25}{_gb(count)}" for name, count in device["bytes"].items()]
     usable = device["usable_bytes"]
     of = "" if usable is None else f" of {_gb(usable).strip()} that a program may use"
+    of += ": DOES NOT FIT" if device["fits"] is False else ""
     lines.append(f"  {'together':<25}{_gb(device['state_bytes'])}{of}; compile_pod tells what a step adds")
   return "\n".join(lines)
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hiermem_jax import checks, configuration, console, lock, run_config, run_record, stages
+from hiermem_jax import checks, compilation_cache, configuration, console, lock, run_config, run_record, stages
 from hiermem_jax.errors import InputError
 from hiermem_jax.parallel import distributed
 from hiermem_jax.plan import Planned, Record
@@ -76,9 +76,11 @@ def _run(
 
   def save(replace: bool) -> None:
     run_config.save(path, text, replace=replace)
-    distributed.on_first(lambda: run_record.start(path, text, verb.name, given["gin_file"], given["gin_bindings"]))
+    command = (verb.name, given["gin_file"], given["gin_bindings"])
+    distributed.on_first(lambda: run_record.start(path, text, *command, changed=changes))
 
   record = Record(given["run_dir"])
+  changes = {} if verb.replaces else record.changes(planned)
   if verb.replaces:
     run_config.agree(text)
   else:
@@ -89,7 +91,12 @@ def _run(
     configuration.load(given["gin_file"], [*given["gin_bindings"], *extra])
   shown = {"verbose": given["verbose"], "process": distributed.number(), "one_of_several": given["distributed"]}
   try:
-    with console.opened(given["run_dir"], verb.name, **shown):
+    with (
+      console.opened(given["run_dir"], verb.name, **shown),
+      compilation_cache.kept(given["run_dir"], given["compilation_cache"]),
+    ):
+      for stage, changed in changes.items():
+        console.say("%s: changed here: %s", stage, ", ".join(f"{n} {a} -> {b}" for n, (a, b) in changed.items()))
       configuration.call(verb.name, run_dir=given["run_dir"], **arguments)
   except InputError:
     if distributed.is_first() and not verb.replaces:

@@ -9,11 +9,14 @@ imports this module.
 """
 
 import contextlib
+import errno
+import fnmatch
 import json
 import os
+import time
 import uuid
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from hiermem_jax.errors import InputError, listed
 
@@ -23,12 +26,23 @@ if TYPE_CHECKING:
 
   AnyPath = str | os.PathLike[str]
 
+T = TypeVar("T")
+
+_RETRY_PAUSES = (2.0, 10.0)  # seconds before the second and the third try
+
 
 def as_path(path: "AnyPath") -> "epath.Path":
   """`path` as a `pathlib.Path` or its counterpart for a bucket."""
   from etils import epath
 
   return epath.Path(path)
+
+
+def matching(directory: "AnyPath", pattern: str) -> list["epath.Path"]:
+  """What is in a directory under a name that matches, in order. The directory's own name is no pattern."""
+  folder = as_path(directory)
+  inside = folder.iterdir() if folder.is_dir() else ()
+  return sorted(path for path in inside if fnmatch.fnmatchcase(path.name, pattern))
 
 
 @contextlib.contextmanager
@@ -102,6 +116,44 @@ def _object(text: bytes, place: str) -> dict[str, Any]:
   except ValueError as error:
     reason = str(error)
   raise InputError(f"{place}: damaged, not a JSON object ({reason}); delete the file, or bring back a whole one")
+
+
+def refuse_pattern(path: "AnyPath") -> None:
+  """Raises InputError when a directory that will hold checkpoints has a name that orbax reads as a pattern."""
+  if odd := sorted(set(os.path.abspath(path)) & set("[]*?\\")):
+    raise InputError(
+      f"{path}: has {' '.join(odd)} in its path, and what is saved there could not be read back; use another directory"
+    )
+
+
+def may_pass(error: BaseException) -> bool:
+  """Whether a file could not be read for a reason that says nothing of what it holds, and may be gone in a while."""
+  if not isinstance(error, OSError) or isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+    return False
+  return error.errno is not None or isinstance(error, (TimeoutError, ConnectionError))
+
+
+def patiently(function: Callable[[], T], again: Callable[[BaseException], bool] = may_pass) -> T:
+  """What `function` gives. As long as `again` is true of what it raises, it is called three times in 12 seconds."""
+  for pause in _RETRY_PAUSES:
+    try:
+      return function()
+    except Exception as error:
+      if not again(error):
+        raise
+    time.sleep(pause)
+  return function()
+
+
+def unreadable(path: "AnyPath", error: OSError) -> InputError:
+  """What to raise when `patiently` gave up on a file, which is not damaged for all that is known."""
+  limits = error.errno in (errno.EMFILE, errno.ENFILE)
+  remedy = "raise the limit of open files (ulimit -n)" if limits else "make the place reachable"
+  reason = error.strerror or str(error) or type(error).__name__
+  return InputError(
+    f"{path} could not be read in three tries ({reason}), which says nothing against what it holds; {remedy}, and run"
+    " the same command again"
+  )
 
 
 def write_arrays(path: "AnyPath", **arrays: "np.ndarray") -> None:

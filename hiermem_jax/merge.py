@@ -27,7 +27,9 @@ def merge(
   directory: str = "merged",
   mesh: MeshConfig = ALL_DEVICES,
 ) -> None:
-  """Puts the newest checkpoints of the parts together; the devices must hold the whole bank twice.
+  """Puts the newest checkpoints of the parts together.
+
+  The devices must hold the whole bank, and beside it the largest table of one part.
 
   Args:
     run_dir: where relative paths start.
@@ -42,7 +44,9 @@ def merge(
   from hiermem_jax.parallel import make_mesh
   from hiermem_jax.training.merge import merge_parts
 
-  found = [os.path.join(run_dir, name) for name in subtrees] or sorted(glob.glob(os.path.join(run_dir, "subtree_*")))
+  found = [os.path.join(run_dir, name) for name in subtrees] or sorted(
+    glob.glob(os.path.join(glob.escape(run_dir), "subtree_*"))
+  )
   if not found:
     raise InputError(f"{run_dir}: no directory subtree_*; train the subtrees there, or bind merge.subtrees")
   merge_parts(

@@ -1,7 +1,7 @@
 """What a command is going to do in a run directory: its stages, what they read and make, and with which settings.
 
-`stages.json` in the directory remembers them. A stage that has finished, or a training that has a checkpoint, keeps its
-settings; a stage that has not started or that failed may be given others.
+`stages.json` in the directory remembers them. A stage that has finished, or a training that has a checkpoint, keeps the
+settings that decide its result (see `run_identity`); a stage that has not started or that failed may be given others.
 """
 
 import dataclasses
@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hiermem_jax import files
+from hiermem_jax import files, run_identity
 from hiermem_jax.errors import InputError
+from hiermem_jax.run_identity import Setting
 from hiermem_jax.verbs import VERBS
 
 NAME = "stages.json"
-_HOW = ("beam", "run_dir")  # arguments that say where a stage is run, not what it makes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Planned:
     name: the verb, behind its scope where it has one, e.g. 'cotrain/train'.
     verb: name of the verb.
     arguments: by name.
+    defaults: of the arguments that have one.
   """
 
   name: str
   verb: str
   arguments: Mapping[str, Any]
+  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def key(self) -> str:
@@ -65,7 +67,7 @@ class Planned:
     elif self.verb == "train":
       yield "train.dataset", given["dataset"]
       if given["validation"] is not None:
-        yield "ValidationConfig.dataset", given["validation"].dataset
+        yield from given["validation"].datasets
       for name in ("init_from", "init_bank_from"):
         if getattr(given["run"], name) is not None:
           yield f"train.{name}", getattr(given["run"], name)
@@ -81,27 +83,48 @@ class Planned:
         if given["baseline"] is not None:
           yield "evaluate.baseline", given["baseline"]
 
-  def settings(self) -> dict[str, str]:
-    """All settings by the names that they are bound to, as text."""
-    found: dict[str, str] = {}
+  def settings(self) -> dict[str, Setting]:
+    """All settings by the names that they are bound to; an object comes before what is in it."""
+    found: dict[str, Setting] = {}
     for name, value in self.arguments.items():
-      if name not in _HOW:
-        _flatten(found, f"{self.verb}.{name}", value)
+      if name != "run_dir":
+        default = _text(self.defaults[name]) if name in self.defaults else None
+        _flatten(found, f"{self.verb}.{name}", Setting(_text(value), default, "", (name,)), value)
     return found
 
 
-def _flatten(found: dict[str, str], name: str, value: Any, place: str = "") -> None:
+def _flatten(found: dict[str, Setting], name: str, setting: Setting, value: Any, place: str = "") -> None:
   """Adds a value to `found`; of a dataclass its fields, by its class and, where that is taken, also by its place."""
-  if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    kind = type(value).__name__
-    found[f"{place}{name}"] = f"@{kind}()"
+  found[f"{place}{name}"] = setting
+  parts: Iterable[tuple[str | int, Any]] = enumerate(value) if isinstance(value, tuple) else [("", value)]
+  for number, part in parts:
+    if not _is_object(part):
+      continue
+    kind, path = type(part).__name__, setting.path if number == "" else (*setting.path, number)
     whole = VERBS.get(name.partition(".")[0])
     own = whole is not None and whole.takes_fields_of == name.partition(".")[2]
-    for field in dataclasses.fields(value):
+    for field in dataclasses.fields(part):
       short = f"{whole.name}.{field.name}" if own and whole else f"{kind}.{field.name}"
-      _flatten(found, short, getattr(value, field.name), f"{place}{name}: " if short in found else place)
-  else:
-    found[f"{place}{name}"] = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+      inside = f"{place}{name}{number if number == '' else f'[{number}]'}: " if short in found else place
+      held = getattr(part, field.name)
+      _flatten(found, short, Setting(_text(held), _default(field), f"{place}{name}", (*path, field.name)), held, inside)
+
+
+def _text(value: Any) -> str:
+  """A value as the record has it."""
+  if isinstance(value, tuple) and any(map(_is_object, value)):
+    return f"({', '.join(map(_text, value))},)"
+  return f"@{type(value).__name__}()" if _is_object(value) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _is_object(value: Any) -> bool:
+  return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _default(field: dataclasses.Field) -> str | None:
+  if field.default_factory is not dataclasses.MISSING:
+    return _text(field.default_factory())
+  return None if field.default is dataclasses.MISSING else _text(field.default)
 
 
 def is_below(path: str, directory: str) -> bool:
@@ -132,15 +155,22 @@ class Record:
     return all(stage.key in self._held or not self._is_there(stage.outputs()[0]) for stage in making)
 
   def check(self, stages: Sequence[Planned]) -> None:
-    """Raises InputError when one of the stages has been run here with other settings."""
+    """Raises InputError when what one of the stages has made here does not follow from its settings any more."""
     for stage in stages:
       self._require_same(stage, stages)
+
+  def changes(self, stages: Sequence[Planned]) -> dict[str, dict[str, tuple[str, str]]]:
+    """By the names of stages that have been begun here before, what is bound to another value now, and both values."""
+    found = {stage.name: self._changed(stage) for stage in stages if stage.key in self._held}
+    return {name: changed for name, changed in found.items() if changed}
 
   def begin(self, stages: Sequence[Planned]) -> None:
     """Writes down the stages that a command is about to run, after `check`."""
     for stage in stages:
-      about = {"name": stage.name, "made": stage.outputs()[0], "settings": stage.settings()}
-      self._held[stage.key] = about | {"finished": self._is_done(stage)}
+      settings = {name: setting.value for name, setting in stage.settings().items()}
+      finished = self._is_done(stage) and not any(map(run_identity.is_past, self._changed(stage)))
+      about = {"name": stage.name, "made": stage.outputs()[0], "settings": settings}
+      self._held[stage.key] = about | {"finished": finished}
     self._write()
 
   def finish(self, key: str) -> None:
@@ -166,27 +196,62 @@ class Record:
   def _is_done(self, stage: Planned) -> bool:
     return self._held.get(stage.key, {}).get("finished", False) and self._is_there(stage.outputs()[0])
 
+  def _changed(self, stage: Planned) -> dict[str, tuple[str, str]]:
+    return run_identity.changed(self._held[stage.key]["settings"], stage.settings()) if stage.key in self._held else {}
+
   def _require_same(self, stage: Planned, stages: Sequence[Planned]) -> None:
     if stage.key not in self._held or VERBS[stage.verb].replaces:
       return
     if not (self._is_done(stage) or (stage.verb == "train" and self._is_there(stage.outputs()[0]))):
       return
-    held, now = self._held[stage.key]["settings"], stage.settings()
-    if held == now:
+    changed = self._changed(stage)
+    decisive = next((name for name in changed if not run_identity.is_operation(name)), None)
+    if decisive is not None:
+      reason = f"{run_identity.short(decisive)} decides what it makes"
+    elif past := {name: values[0] for name, values in changed.items() if run_identity.is_past(name)}:
+      decisive, reason = next(iter(past)), self._other_past(stage, stages, past)
+    if decisive is None or not reason:
       return
-    name = next(name for name in (*now, *held) if held.get(name) != now.get(name))
-    before, after = (f"{name} = {settings[name]}" if name in settings else "nothing" for settings in (held, now))
+    before, after = (value if value == "nothing" else f"{decisive} = {value}" for value in changed[decisive])
     again = [path for path in self._made_of(stage, stages) if os.path.exists(os.path.join(self._run_dir, path))]
     raise InputError(
-      f"{self._run_dir}: {stage.name} has been run here with another configuration (there: {before!r}, now: {after!r});"
-      f" bind that again, use another --run_dir, or delete {', '.join(again)} there, which would be made again"
+      f"{self._run_dir}: {stage.name} has been run here with another configuration (there: {before!r}, now: {after!r}):"
+      f" {reason}; bind that again, use another --run_dir, or delete {', '.join(again)} there, which would be made"
+      " again"
     )
+
+  def _other_past(self, stage: Planned, stages: Sequence[Planned], past: Mapping[str, str]) -> str:
+    """Why a training cannot go on with another schedule; "" where it can.
+
+    Args:
+      stage: the training.
+      stages: all that a command is about to run.
+      past: the names of its schedule that are changed, with the values that they had.
+    """
+    run, done, settings = stage.arguments["run"], self._steps(stage), stage.settings()
+    if run.steps < done:
+      return f"{done} steps are done"
+    if other := run_identity.other_rate(run, {settings[name].path[1:]: text for name, text in past.items()}, done):
+      return "step {} had the learning rate {:.6g} and would have {:.6g}".format(*other)
+    for later in self._readers_of(stage, stages)[1:]:
+      if run.steps != done and not VERBS[later.verb].replaces and self._is_there(later.outputs()[0]):
+        return f"{later.name} has begun with what it made"
+    return ""
+
+  def _steps(self, stage: Planned) -> int:
+    """Steps that a training has done: those of its newest checkpoint."""
+    path = os.path.join(self._run_dir, stage.outputs()[0])
+    return max((int(name) for name in os.listdir(path) if name.isdigit()), default=0) if os.path.isdir(path) else 0
 
   def _made_of(self, stage: Planned, stages: Sequence[Planned]) -> list[str]:
     """What a stage makes, and what later ones make of that."""
+    paths: Iterable[str] = (path for each in self._readers_of(stage, stages) for path in each.outputs())
+    return list(dict.fromkeys(map(os.path.normpath, paths)))
+
+  def _readers_of(self, stage: Planned, stages: Sequence[Planned]) -> list[Planned]:
+    """A stage, and the later ones that read what it makes, or what those make."""
     chosen = [stage]
     for other in stages[stages.index(stage) + 1 :]:
       if any(makes(earlier, path) for path in other.inputs() for earlier in chosen):
         chosen.append(other)
-    paths: Iterable[str] = (path for each in chosen for path in each.outputs())
-    return list(dict.fromkeys(map(os.path.normpath, paths)))
+    return chosen

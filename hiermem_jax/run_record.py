@@ -2,7 +2,8 @@
 
 Beside the complete configuration, say `config.gin`, stands `config.short.gin`: the gin files that were given, as
 includes, and what was bound on the command line. It is the one to edit and to share; both resolve to the same.
-`runs.jsonl` has a line for each time that a verb started here.
+`runs.jsonl` has a line for each time that a verb started here. The complete configuration is that of the last start;
+what it changed of the one before is in its line.
 """
 
 import datetime
@@ -16,7 +17,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hiermem_jax import config_files, files
@@ -29,7 +30,14 @@ def short_name(name: str) -> str:
   return name.removesuffix(".gin") + ".short.gin"
 
 
-def start(path: str, text: str, verb: str, gin_files: Sequence[str], bindings: Sequence[str]) -> None:
+def start(
+  path: str,
+  text: str,
+  verb: str,
+  gin_files: Sequence[str],
+  bindings: Sequence[str],
+  changed: Mapping[str, Any] | None = None,
+) -> None:
   """Writes the short configuration, where there is none that resolves to `text`, and adds a line to `runs.jsonl`.
 
   Args:
@@ -38,6 +46,7 @@ def start(path: str, text: str, verb: str, gin_files: Sequence[str], bindings: S
     verb: that starts.
     gin_files: as given on the command line.
     bindings: as given on the command line.
+    changed: what is bound to another value than when it was started before: by stage and name, both values.
   """
   directory, name = os.path.split(path)
   short = os.path.join(directory, short_name(name))
@@ -45,7 +54,7 @@ def start(path: str, text: str, verb: str, gin_files: Sequence[str], bindings: S
   if not os.path.exists(short) or not _read(short).startswith(head):
     files.write_text(short, head + short_text(gin_files, bindings, replaced=(path, short)))
   with open(os.path.join(directory, NAME), "a", encoding="utf-8") as file:
-    file.write(json.dumps({"verb": verb, "config": name, **facts()}) + "\n")
+    file.write(json.dumps({"verb": verb, "config": name, "changed": changed or {}, **facts()}) + "\n")
 
 
 def short_text(gin_files: Sequence[str], bindings: Sequence[str], replaced: Sequence[str] = ()) -> str:

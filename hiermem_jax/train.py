@@ -12,8 +12,11 @@ if __name__ == "__main__":  # before the imports below, which take seconds: --he
 
   cli.main("train")
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import math
 import os
 from typing import TYPE_CHECKING, Any
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
   from hiermem_jax.data.packed.decomposition import DecomposedDataset
   from hiermem_jax.data.packed.reading import PackedDataset
+  from hiermem_jax.data.packed.selection import HeldOutBatches
   from hiermem_jax.training.loop import LoopData
   from hiermem_jax.training.validation import HeldOut
 
@@ -53,8 +57,9 @@ def train(
     dataset: packed dataset to train on, of one length, or of several (dataset decomposition).
     run: the run. With MemoryConfig.part bound to a level-1 cluster, training is on the sequences below that cluster.
     directory: where this training keeps its checkpoints and metrics.
-    validation: held-out text whose loss is measured during training.
-    profile_steps: first and last step that jax's profiler records for TensorBoard.
+    validation: held-out text whose losses are measured during training.
+    profile_steps: first and last step that jax's profiler records for TensorBoard; with several steps per call, the
+      next whole calls.
     wandb_project: project of Weights & Biases that the scalars are sent to, too; needs the package wandb.
 
   Raises:
@@ -68,15 +73,20 @@ def train(
   run = _with_absolute_sources(run, run_dir)
   data = _open_data(os.path.join(run_dir, dataset), run, mesh)
   if validation is not None:
-    held_out = _open_held_out(os.path.join(run_dir, validation.dataset), validation, run, mesh)
-    data = dataclasses.replace(data, held_out=held_out)
+    measured = _open(os.path.join(run_dir, validation.dataset), run.model)
+    metadata = {**data.metadata, "validation_fingerprint": _fingerprint(measured)}
+    held_out = _open_held_out(run_dir, validation, run, mesh)
+    data = dataclasses.replace(data, held_out=held_out, metadata=metadata)
   writers.log_parameters(run.model)
   shown = writers.Shown(
     hparams=writers.flattened(run), tokens_per_step=data.tokens_per_step, wandb_project=wandb_project
   )
   open_writer = writers.open_writers(directory, shown)
-  hooks = [] if profile_steps is None else [writers.Profiler(directory, *profile_steps)]
-  state, scalars = loop.train(run, directory, data, mesh, open_writer=open_writer, hooks=hooks)
+  with contextlib.ExitStack() as stack:
+    hooks = []
+    if profile_steps is not None:
+      hooks.append(stack.enter_context(writers.Profiler(directory, *profile_steps, run.steps_per_call)))
+    state, scalars = loop.train(run, directory, data, mesh, open_writer=open_writer, hooks=hooks)
   if scalars and distributed.is_first():
     report = {"steps": int(state.step), **scalars}
     files.write_json(os.path.join(directory, "report.json"), report, indent=2)
@@ -103,16 +113,27 @@ def _open(directory: str, model: ModelConfig) -> "PackedDataset | DecomposedData
   return packed
 
 
+def _fingerprint(dataset: "PackedDataset | DecomposedDataset") -> str:
+  """First 16 hex digits of a sha256 over the checksums of a dataset's shards: of what it holds, wherever it is."""
+  from hiermem_jax.data.packed.decomposition import DecomposedDataset
+
+  parts = dataset.buckets.values() if isinstance(dataset, DecomposedDataset) else [dataset]
+  held = [[part.manifest.length, *(shard.sha256 for shard in part.manifest.shards)] for part in parts]
+  return hashlib.sha256(json.dumps(held).encode()).hexdigest()[:16]
+
+
 def _open_data(directory: str, run: TrainingRun, mesh: "Mesh") -> "LoopData":
   """The stream of batches that this process feeds its devices, and what checkpoints say of their origin."""
   from hiermem_jax.data.packed.batches import Batches
   from hiermem_jax.data.packed.decomposition import DecomposedBatches, DecomposedDataset
   from hiermem_jax.data.packed.selection import below_cluster
-  from hiermem_jax.parallel import local_sequences
+  from hiermem_jax.parallel import check_length, local_sequences
   from hiermem_jax.training.loop import LoopData
 
   dataset, memory = _open(directory, run.model), run.model.memory
   tokens = run.batch_size * dataset.manifest.length
+  for length in dataset.buckets if isinstance(dataset, DecomposedDataset) else (dataset.manifest.length,):
+    check_length(mesh, length)
   if isinstance(dataset, DecomposedDataset):
     tokens = run.batch_size * max(dataset.buckets)
     batches: DecomposedBatches | Batches = DecomposedBatches(
@@ -126,29 +147,39 @@ def _open_data(directory: str, run: TrainingRun, mesh: "Mesh") -> "LoopData":
     batches = Batches(dataset, batch_size=run.batch_size, seed=run.seed, positions=positions, sequences=sequences)
   fingerprints = ("tree_fingerprint", "tokenizer_fingerprint")
   metadata = {name: getattr(dataset.manifest, name) for name in fingerprints}
+  metadata["dataset_fingerprint"] = _fingerprint(dataset)
   return LoopData(batches=batches.iterate, origin=batches.origin, metadata=metadata, tokens_per_step=tokens)
 
 
-def _open_held_out(directory: str, config: ValidationConfig, run: TrainingRun, mesh: "Mesh") -> "HeldOut":
-  """The held-out batches, of the sequences that this run's part of the bank is about."""
+def _open_held_out(run_dir: str, config: ValidationConfig, run: TrainingRun, mesh: "Mesh") -> "HeldOut":
+  """All held-out sets."""
+  from hiermem_jax.training.validation import HeldOut
+
+  main, *others = (
+    _held_out_batches(name, os.path.join(run_dir, path), config.sequences, run, mesh) for name, path in config.datasets
+  )
+  named = dict(zip((name for name, _ in config.others), others))
+  return HeldOut(main, config.every, named, config.modes)
+
+
+def _held_out_batches(setting: str, directory: str, count: int, run: TrainingRun, mesh: "Mesh") -> "HeldOutBatches":
+  """The first `count` sequences that this run's part of the bank is about; `setting` is what binds the directory."""
   import numpy as np
 
   from hiermem_jax.data.packed.decomposition import DecomposedDataset
   from hiermem_jax.data.packed.selection import HeldOutBatches, below_cluster
-  from hiermem_jax.parallel import local_sequences
-  from hiermem_jax.training.validation import HeldOut
+  from hiermem_jax.parallel import check_length, local_sequences
 
   dataset, memory = _open(directory, run.model), run.model.memory
   if isinstance(dataset, DecomposedDataset):
-    raise InputError(f"ValidationConfig.dataset = {directory}: of several lengths; bind one of its datasets")
+    raise InputError(f"{setting} = {directory}: of several lengths; bind one of its datasets")
+  check_length(mesh, dataset.manifest.length)
   sequences = np.arange(len(dataset))
   if memory is not None and isinstance(memory.part, int):
     sequences = below_cluster(dataset, memory.part, memory.branching)
-  batches = HeldOutBatches(
+  return HeldOutBatches(
     dataset,
-    sequences=sequences[: config.sequences],
+    sequences=sequences[:count],
     batch_size=run.batch_size,
     positions=local_sequences(mesh, run.batch_size),
-    leaf=memory.num_leaves if memory is not None and memory.part == "generic" else None,
   )
-  return HeldOut(batches, config.every)

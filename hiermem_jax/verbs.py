@@ -11,7 +11,7 @@ from typing import Any
 _EVERY = ("gin_file", "gin_bindings")
 _RUN = (*_EVERY, "run_dir", "validate_only", "verbose")
 _BEAM = ("skip_bad_records", "runner", "pipeline_option")
-_PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
+_ON_DEVICES = ("compilation_cache", "distributed", "coordinator_address", "num_processes", "process_id")
 _PRINTED = ("json", "topology", "num_slices")
 
 
@@ -91,12 +91,12 @@ _ALL = (
     name="compile_pod",
     help="compiles the training step for a TPU pod on a machine without one, and prints what it needs",
     flags=(*_EVERY, *_PRINTED),
-    reads=(("run", "train"),),
+    reads=(("run", "train"), ("prepared", "prepare")),
   ),
   Verb(
     name="train",
     help="trains an anchor, or an anchor with its memory bank, on a packed dataset",
-    flags=(*_RUN, "skip_damaged_checkpoints", *_PROCESSES),
+    flags=(*_RUN, "skip_damaged_checkpoints", *_ON_DEVICES),
     trains=True,
     takes_fields_of="run",
     made=("checkpoints/{steps}",),
@@ -104,19 +104,19 @@ _ALL = (
   Verb(
     name="merge",
     help="assembles the bank that was trained one subtree at a time",
-    flags=(*_RUN, *_PROCESSES),
+    flags=(*_RUN, *_ON_DEVICES),
     made=("checkpoints",),
   ),
   Verb(
     name="evaluate",
     help="measures held-out perplexity and probe accuracy in every mode of the memory",
-    flags=(*_RUN, *_PROCESSES),
+    flags=(*_RUN, *_ON_DEVICES),
     replaces=True,
   ),
   Verb(
     name="evaluate_tasks",
     help="measures public question sets and articles in every mode of the memory",
-    flags=(*_RUN, *_PROCESSES),
+    flags=(*_RUN, *_ON_DEVICES),
     replaces=True,
   ),
   Verb(
@@ -135,7 +135,7 @@ _ALL = (
   Verb(
     name="run",
     help="runs a chain of these verbs from one gin file",
-    flags=(*_RUN, "stages", *_BEAM, "skip_damaged_checkpoints", *_PROCESSES),
+    flags=(*_RUN, "stages", *_BEAM, "skip_damaged_checkpoints", *_ON_DEVICES),
     trains=True,
   ),
 )

@@ -15,6 +15,7 @@ from hiermem_jax import checks, configuration
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.models.model import init_params
+from hiermem_jax.parallel.mesh import abstract_mesh
 from hiermem_jax.training.config import Objective, TrainingRun
 from hiermem_jax.training.optimizer import OptimizerConfig
 
@@ -45,6 +46,11 @@ def check(*bindings, verb="run", run_dir=None, gin_file="tests/smoke.gin"):
     (["evaluate.modes = ('rag none',)"], "mode 'rag none': without documents"),
     (JSONL, "no file matches /none/"),
     (["evaluate.rag = @RagConfig()", "RagConfig.documents = @JsonlSource()", JSONL[1]], "no file matches /none/"),
+    (
+      ["train.validation = @ValidationConfig()", "ValidationConfig.dataset = 'packed/train'",
+       "ValidationConfig.others = (('b', '/none/b'),)"],
+      "^/none/b/manifest.json: No such file or directory; give ValidationConfig.others",
+    ),
     (["train.dataset = '/none/train'"], "^/none/train/manifest.json: No such file or directory; give train.dataset"),
     (["prepare.tokenizer = '/none/t.model'"], "^/none/t.model: no such tokenizer; bind prepare.tokenizer"),
     (["prepare.tree = '/none/tree'"], "^/none/tree: no cluster tree there; run cluster first"),
@@ -149,3 +155,21 @@ def test_meshes_that_do_not_fit():
   with pytest.raises(InputError, match="model axis of 3"):
     checks.devices(configuration.planned(), mesh=True)
   checks.devices(configuration.planned(), mesh=False)
+
+
+def test_lengths_that_the_context_axis_does_not_divide(monkeypatch):
+  """Those that an earlier stage will pack."""
+  mesh = abstract_mesh((1, 1, 3, 1))
+  monkeypatch.setattr("hiermem_jax.parallel.make_mesh", lambda config: mesh)
+  monkeypatch.setattr("hiermem_jax.parallel.local_sequences", lambda mesh, batch_size: None)
+  configuration.load(["tests/smoke.gin"], ["AnchorConfig.num_heads = 3"])
+  configuration.dry_run("run", run_dir="")
+  with pytest.raises(InputError, match="MeshConfig.context = 3: sequences of [0-9]+ tokens cannot be split"):
+    checks.devices(configuration.planned(), mesh=True)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "a\\b"])
+def test_a_directory_whose_checkpoints_could_not_be_read_back(tmp_path, name):
+  with pytest.raises(InputError, match="in its path, and what is saved there could not be read back; use another"):
+    check(run_dir=str(tmp_path / name))
+  assert not any(tmp_path.iterdir())

@@ -366,18 +366,26 @@ def test_run_directory_of_another_configuration(chain, run, fails, tmp_path):
   arguments = train_arguments(chain, tmp_path)
   assert run(*arguments)[0] == 0
   before = (tmp_path / "run/config.gin").read_text()
-  message = fails(*arguments, "--gin_bindings=train.steps = 3")
+  message = fails(*arguments, "--gin_bindings=train.seed = 3")
   assert message.startswith(f"{tmp_path}/run: train has been run here with another configuration")
-  assert "there: 'train.steps = 2', now: 'train.steps = 3'" in message
+  assert "there: 'train.seed = 0', now: 'train.seed = 3'" in message
   assert message.endswith("or delete checkpoints there, which would be made again")
   (tmp_path / "run/stages.json").unlink()  # as of a version that did not write it
-  message = fails(*arguments, "--gin_bindings=train.steps = 3")
+  message = fails(*arguments, "--gin_bindings=train.seed = 3")
   assert message.startswith(f"{tmp_path}/run/config.gin: this directory is of a run with another configuration")
   assert (tmp_path / "run/config.gin").read_text() == before
   assert run(*arguments)[0] == 0
-  assert "has been run here" in fails(*arguments, "--gin_bindings=train.steps = 3")
+  assert "has been run here" in fails(*arguments, "--gin_bindings=train.seed = 3")
+  assert (
+    run(*arguments, "--gin_bindings=train.steps = 3", "--gin_bindings=train.log_every = 2")[0] == 0
+  )  # the same past
+  assert "train.log_every = 2\n" in (tmp_path / "run/config.gin").read_text()
+  assert json.loads((tmp_path / "run/stages.json").read_text())["train ."]["finished"]
+  changed = json.loads((tmp_path / "run/runs.jsonl").read_text().splitlines()[-1])["changed"]
+  assert changed == {"train": {"train.steps": ["2", "3"], "train.log_every": ["1", "2"]}}
+  assert (tmp_path / "run/checkpoints/3").is_dir()
   shutil.rmtree(tmp_path / "run/checkpoints")
-  assert run(*arguments, "--gin_bindings=train.steps = 3")[0] == 0
+  assert run(*arguments, "--gin_bindings=train.seed = 3")[0] == 0
 
 
 def test_a_run_that_was_refused_can_be_corrected_in_place(chain, run, fails, tmp_path):

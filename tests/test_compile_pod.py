@@ -1,6 +1,7 @@
 """`compile_pod`: a small run compiled for TPU slices on a machine that has none."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -61,15 +62,17 @@ def compile_run(gin_file, capsys):
   return run
 
 
-def command(*flags):
+def command(*flags, **variables):
   return subprocess.run(
-    [sys.executable, "-m", "hiermem_jax.compile_pod", *flags], capture_output=True, text=True, cwd=_ROOT, check=False
+    [sys.executable, "-m", "hiermem_jax.compile_pod", *flags],
+    **{"capture_output": True, "text": True, "cwd": _ROOT, "check": False, "env": os.environ | variables},
   )
 
 
-def test_page(gin_file):
-  result = command("--topology=v5e:2x2", f"--gin_file={gin_file}")
+def test_page(gin_file, tmp_path):
+  result = command("--topology=v5e:2x2", f"--gin_file={gin_file}", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
   assert result.returncode == 0, result.stderr
+  assert not list(tmp_path.glob("cache/jit_step*")) and "compilation cache" not in result.stderr
   page = result.stdout
   assert page.startswith("v5e:2x2: 4 devices, mesh replica 1, data 4, model 1; 16 sequences of 128 tokens per step\n")
   assert "of 15.75 that a program may use (16 published): fits" in page
@@ -108,9 +111,27 @@ def test_numbers(compile_run):
   assert 0 < report["mfu_bound"] <= 1
 
 
+def test_every_length_that_the_run_trains_on(compile_run):
+  """Each with as many sequences as make the same tokens; the page is about the largest peak, here the longest's."""
+  run = ("PackConfig.buckets = (128, 256)", "ModelConfig.memory = None", "prepare.tree = None")
+  report = compile_run("compile_pod.length = None", *run, topology="v5e:2x2")
+  lengths = report["lengths"]
+  assert [(each["length"], each["batch_size"]) for each in lengths] == [(256, 16), (128, 32)]
+  assert (report["length"], report["batch_size"]) == (256, 16)
+  longer, shorter = (each["hbm"]["temporaries"] for each in lengths)
+  assert longer > shorter and report["hbm"]["temporaries"] == longer
+  page = compile_pod.as_text(report)
+  assert (
+    "Lengths of sequences that the run trains on" in page and f"     128         32  {shorter / GIB:>15.3f}" in page
+  )
+
+  alone = compile_run("compile_pod.length = 128", *run, topology="v5e:2x2")
+  assert alone["batch_size"] == 32 and alone["hbm"] == lengths[1]["hbm"]
+
+
 def test_two_slices(compile_run):
   report = compile_run(topology="v5e:2x2", num_slices=2)
-  assert (report["devices"], report["mesh"]) == (8, {"replica": 2, "data": 4, "model": 1})
+  assert (report["devices"], report["mesh"]) == (8, {"replica": 2, "data": 4, "context": 1, "model": 1})
   crossing = {c["tensor"] for c in report["collectives"] if c["network"] == "DCN" and c["tensor"].startswith("push")}
   assert crossing >= {"push level_1", "push level_2"}
   rows = {(row["tensor"], row["network"]): row for row in report["exchange"]}
@@ -236,7 +257,7 @@ def test_remedies_name_a_batch_and_a_slice_that_fit():
   anchor = AnchorConfig(**_ANCHOR)
   report = {
     "hbm": {"arguments": 4 * GIB, "temporaries": 40 * GIB, "peak": 44 * GIB, "usable": 16 * GIB},
-    "mesh": {"replica": 1, "data": 64, "model": 1},
+    "mesh": {"replica": 1, "data": 64, "context": 1, "model": 1},
     "batch_size": 64 * 10,
   }
   advice = "\n".join(remedies(report, ModelConfig(anchor=anchor)))
@@ -244,8 +265,9 @@ def test_remedies_name_a_batch_and_a_slice_that_fit():
   assert "train.batch_size = 128 (now 640)" in advice  # 4 + 40 * 2 / 10 = 12 GiB; three each would just fill it
   assert "AnchorConfig.remat = 'full' (now 'none')" in advice
   report["batch_size"] = 64
-  assert "a slice of about 256 devices holds this state and batch, with train.batch_size = 256\n" in "\n".join(
-    remedies(report, ModelConfig(anchor=anchor))
+  assert (
+    "a slice of about 256 devices holds this state and batch, with train.batch_size = 256 or MeshConfig.context = 4\n"
+    in "\n".join(remedies(report, ModelConfig(anchor=anchor)))
   )
   assert "remat" not in "\n".join(remedies(report, ModelConfig(anchor=AnchorConfig(**_ANCHOR, remat="full"))))
 

@@ -35,7 +35,7 @@ def test_train():
   assert found["ModelConfig.memory"].type == "MemoryConfig | None"
   owners = {name.partition(".")[0] for name in found}
   assert owners == {"train", "ModelConfig", "AnchorConfig", "MemoryConfig", "Objective", "OptimizerConfig", "MeshConfig",
-                    "CheckpointConfig", "ValidationConfig"}  # fmt: skip
+                    "PartSettings", "CheckpointConfig", "ValidationConfig"}  # fmt: skip
 
 
 def test_all_classes_that_an_argument_can_be_are_listed():

@@ -97,7 +97,7 @@ def device_page(capsys, run, **arguments):
 def test_memory_of_a_device(capsys):
   """A2 on 256 chips, by hand: an equal part of the weights in float32, of both moments, of each table's 16^k + 1 rows."""
   device = device_page(capsys, "a2", topology="v5e:16x16")
-  assert device["mesh"] == {"replica": 1, "data": 256, "model": 1}
+  assert device["mesh"] == {"replica": 1, "data": 256, "context": 1, "model": 1}
   table = 4 * 4097 * 860_160 // 256
   assert device["bytes"]["level_3"] == table
   assert device["bytes"]["level_3 optimizer"] == 2 * table + 8  # and two counts of steps
@@ -132,7 +132,20 @@ def test_bfloat16_bank_takes_half(capsys):
     ([], {"topology": "v9:2x2"}, "--topology=v9:2x2: no such topology"),
     (["MeshConfig.model = 5"], {"devices": 10}, "AnchorConfig.num_heads = 12: cannot be split over a model axis of 5"),
     (["MeshConfig.model = 3"], {"devices": 8}, "8 devices cannot be split into 1 slices x model axis of 3"),
-    ([], {"devices": 11}, "512 cannot be split over 11 devices"),
+    (["train.batch_size = 1100"], {"devices": 11}, "512 (embed) cannot be split over 11 devices"),
+    ([], {"topology": "v5p:8x8x16"}, "bind MeshConfig.model = 2, which leaves data 512"),
+    (["train.batch_size = 12"], {"devices": 8}, "train.batch_size = 12: cannot be split over 8 devices"),
+    (
+      ["AnchorConfig.logits_chunk = 96"],
+      {"devices": 8},
+      "AnchorConfig.logits_chunk = 96: does not divide sequences of",
+    ),
+    (
+      ["AnchorConfig.attention = 'splash'", "PackConfig.buckets = (64, 128)", "prepare.tree = None"],
+      {"devices": 8},
+      "sequences of 64 are not a multiple of 128",
+    ),
+    ([], {"topology": "v5e:3x5"}, "--topology=v5e:3x5: libtpu does not know it"),
   ],
 )
 def test_layouts_that_do_not_work(bindings, arguments, message):
@@ -140,3 +153,22 @@ def test_layouts_that_do_not_work(bindings, arguments, message):
   with pytest.raises(InputError) as caught:
     configuration.call("describe", **arguments)
   assert message in str(caught.value)
+
+
+def test_state_that_does_not_fit(capsys):
+  """A2's bank on four chips, 3.6 GB of each; with four times as many rows it takes more than a chip has."""
+  configuration.load([str(_ROOT / "gin/runs/a2.gin")], ["MemoryConfig.rows = (1024, 256, 64, 0)"])
+  with pytest.raises(SystemExit) as caught:
+    configuration.call("describe", topology="v5e:2x2")
+  assert caught.value.code == 1
+  output = capsys.readouterr()
+  assert ": DOES NOT FIT" in output.out
+  assert output.err == "error: parameters and optimizer state do not fit v5e:2x2; compile_pod names remedies\n"
+
+
+def test_preset_for_whole_weights(capsys):
+  configuration.load([str(_ROOT / f"gin/{name}.gin") for name in ("runs/a2", "pods/whole_weights")], [])
+  configuration.call("describe", as_json=True, topology="v5p:8x8x16")
+  device = json.loads(capsys.readouterr().out)["device"]
+  assert device["bytes"]["anchor"] == 4 * 163_510_016
+  assert device["bytes"]["level_3"] == 4 * 4097 * 860_160 // 1024

@@ -1,5 +1,6 @@
 """Files appear whole or not at all; nothing else in the project writes a temporary file and renames it."""
 
+import errno
 import os
 import pathlib
 import subprocess
@@ -127,3 +128,37 @@ def test_lines_of_a_file_that_grows(tmp_path):
   assert files.read_jsonl(path) == [{"a": 1}, {"a": 2}]
   path.write_text('{"a": 1}\n{"a"')
   assert files.read_jsonl(path, growing=True) == [{"a": 1}]
+
+
+def test_what_may_pass_is_tried_three_times(tmp_path, monkeypatch):
+  monkeypatch.setattr(files, "_RETRY_PAUSES", (0.0, 0.0))
+  for error, tries in (
+    (OSError(errno.EIO, "Input/output error"), 3),
+    (TimeoutError("no answer"), 3),
+    (FileNotFoundError(errno.ENOENT, "No such file"), 1),
+    (ValueError("not json"), 1),
+  ):
+    calls = []
+
+    def read(error=error, calls=calls):
+      calls.append(1)
+      raise error
+
+    with pytest.raises(type(error)):
+      files.patiently(read)
+    assert len(calls) == tries
+  assert files.patiently(lambda: 3) == 3
+  limits = str(files.unreadable("a/b", OSError(errno.EMFILE, "Too many open files")))
+  assert "a/b could not be read in three tries (Too many open files)" in limits and "ulimit -n" in limits
+
+
+def test_names_of_directories_are_no_patterns(tmp_path):
+  folder = tmp_path / "a[b]*"
+  folder.mkdir()
+  for name in ("part-2.npz", "part-1.npz", "other"):
+    (folder / name).touch()
+  assert [path.name for path in files.matching(folder, "part-*.npz")] == ["part-1.npz", "part-2.npz"]
+  assert files.matching(folder / "missing", "*") == []
+  files.refuse_pattern(tmp_path)
+  with pytest.raises(InputError, match=r"a\[b\]\*: has \* \[ \] in its path"):
+    files.refuse_pattern(folder)

@@ -11,6 +11,7 @@ import pytest
 from hiermem_jax.errors import InputError
 from hiermem_jax.models import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.parallel import make_mesh
+from hiermem_jax.parallel.mesh import abstract_mesh
 from hiermem_jax.train import train
 from hiermem_jax.training import OptimizerConfig
 from hiermem_jax.training.checkpoint import load_model
@@ -72,3 +73,9 @@ def test_memory_needs_a_tree(dataset, tmp_path):
 def test_vocabulary_that_is_too_small(dataset, tmp_path):
   with pytest.raises(InputError, match="its tokenizer has 32 pieces"):
     run(tmp_path, dataset, anchor=dataclasses.replace(ANCHOR, vocab_size=31))
+
+
+def test_length_that_the_context_axis_does_not_divide(dataset, tmp_path, monkeypatch):
+  monkeypatch.setattr("hiermem_jax.parallel.make_mesh", lambda config: abstract_mesh((1, 1, 16, 1)))
+  with pytest.raises(InputError, match="sequences of 8 tokens cannot be split over a context axis of 16; bind it"):
+    run(tmp_path, dataset)

@@ -1,6 +1,6 @@
 r"""What the training loop adds to the training step: telemetry, checks and checkpoints, at their default settings.
 
-  python experiments/benchmarks/loop_overhead.py [--quick] [--json]
+  python experiments/benchmarks/loop_overhead.py [--quick] [--json] [--steps_per_call=5]
 
 A toy co-training (the quickstart's sizes) runs through `loop.train` with the writers of the `train` verb: TensorBoard,
 where it is installed, and metrics.jsonl. Every `--chunk` steps it pauses, the device comes to rest, and a bare loop
@@ -54,14 +54,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.add_argument("--chunk", type=int, default=25, help="steps between turns")
   parser.add_argument("--checkpoint_every", type=int, default=1000)
   parser.add_argument("--log_every", type=int, default=50)
+  parser.add_argument("--steps_per_call", type=int, default=1)
   parser.add_argument("--quick", action="store_true", help="300 steps")
   parser.add_argument("--json", action="store_true", help="print JSON")
   flags = parser.parse_args(argv)
-  require_positive(flags, "steps", "chunk", "checkpoint_every", "log_every")
+  require_positive(flags, "steps", "chunk", "checkpoint_every", "log_every", "steps_per_call")
   if flags.quick:
     flags.steps = min(flags.steps, 300)
   if flags.steps % flags.chunk or flags.steps < 2 * flags.chunk:
     raise InputError(f"--steps={flags.steps}: give a multiple of --chunk={flags.chunk}, at least twice")
+  if flags.chunk % flags.steps_per_call:
+    raise InputError(f"--steps_per_call={flags.steps_per_call}: give a divisor of --chunk={flags.chunk}")
   return flags
 
 
@@ -137,12 +140,14 @@ def measure(flags: argparse.Namespace) -> dict:
       training_run(flags.steps),
       checkpoints=CheckpointConfig(every=flags.checkpoint_every),
       log_every=flags.log_every,
+      steps_per_call=flags.steps_per_call,
     )
     data = LoopData(batches=lambda start: itertools.cycle(batches))
     _, scalars = train(run, os.path.join(directory, "run"), data, mesh, open_writer=open_writer, hooks=[turns])
     turns.finish()
   return {
     "steps": turns.bare_steps,
+    "steps_per_call": flags.steps_per_call,
     "loop_ms": 1e3 * turns.loop_seconds / turns.bare_steps,
     "bare_ms": 1e3 * turns.bare_seconds / turns.bare_steps,
     "overhead": turns.loop_seconds / turns.bare_seconds - 1,

@@ -1,4 +1,4 @@
-r"""Compiles the paper's runs for pods and prints the table of experiments/pods/README.md.
+r"""Compiles the paper's runs for pods and prints the tables of experiments/pods/README.md.
 
   python experiments/pods/compile_all.py                          # what is not in results.jsonl yet
   python experiments/pods/compile_all.py --table                  # only prints
@@ -8,6 +8,7 @@ delete its line. Needs no TPU, but libtpu (pip install -e ".[tpu]"), and one to 
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import shlex
@@ -17,22 +18,41 @@ import sys
 RESULTS = pathlib.Path(__file__).with_name("results.jsonl")
 _POD, _TWO = ("v5e:16x16", 1), ("v5e:16x16", 2)
 _LARGE = [_POD, ("v5p:8x8x8", 1), ("v6e:16x16", 1), _TWO]
-# Run, topologies (the first is the smallest v5e slice that it fits), and what is bound beyond gin/pods/tpu.gin.
-ENTRIES = [
-  ("a2", [("v5e:4x8", 1), *_LARGE], ()),
-  ("b2", [("v5e:8x8", 1), *_LARGE], ()),
-  ("c2", [*_LARGE], ("AnchorConfig.logits_chunk = 32",)),
-  ("a2_18b", [("v5e:4x8", 1), *_LARGE], ()),
-]
 _GIB = 2**30
 
 
-def command(run: str, topology: str, slices: int, bindings: tuple[str, ...]) -> str:
-  """The shell command of an entry, without --json."""
-  parts = ["python", "-m", "hiermem_jax.compile_pod", f"--topology={topology}"]
-  parts += [f"--num_slices={slices}"] if slices > 1 else []
-  parts += [f"--gin_file=gin/runs/{run}.gin", "--gin_file=gin/pods/tpu.gin"]
-  return shlex.join(parts + [f"--gin_bindings={binding}" for binding in bindings])
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A line: a run on a pod, with files of gin/pods and what is bound beyond them."""
+
+  run: str
+  topology: str
+  slices: int = 1
+  bindings: tuple[str, ...] = ()
+  files: tuple[str, ...] = ("tpu",)
+
+  @property
+  def command(self) -> str:
+    """The shell command, without --json."""
+    parts = ["python", "-m", "hiermem_jax.compile_pod", f"--topology={self.topology}"]
+    parts += [f"--num_slices={self.slices}"] if self.slices > 1 else []
+    parts += [f"--gin_file=gin/runs/{self.run}.gin", *(f"--gin_file=gin/pods/{name}.gin" for name in self.files)]
+    return shlex.join(parts + [f"--gin_bindings={binding}" for binding in self.bindings])
+
+
+# The first topology of a run is the smallest v5e slice that it fits.
+ENTRIES = [
+  *(Entry("a2", *pod) for pod in [("v5e:4x8", 1), *_LARGE]),
+  Entry("a2", *_POD, files=("tpu", "whole_weights")),
+  *(Entry("b2", *pod) for pod in [("v5e:8x8", 1), *_LARGE]),
+  *(Entry("c2", *pod, ("AnchorConfig.logits_chunk = 32",)) for pod in _LARGE),
+  *(Entry("a2_18b", *pod) for pod in [("v5e:4x8", 1), *_LARGE]),
+]
+# What the backward pass may keep, on one pod; gin/pods/tpu.gin binds 'full'.
+REMAT = [Entry("a2", *_POD)] + [
+  Entry("a2", *_POD, (f"AnchorConfig.remat = {remat}",))
+  for remat in ("('attention', 'w1', 'w2')", "('attention@host', 'w1@host', 'w2@host')", "'dots'", "'none'")
+]
 
 
 def results() -> dict[str, dict]:
@@ -51,21 +71,45 @@ def compile_entry(run: str, text: str) -> None:
     file.write(json.dumps({"run": run, "command": text, **report}) + "\n")
 
 
-def table(entries: list[tuple[str, str]]) -> str:
-  """The reports as a Markdown table."""
+def table() -> str:
+  """The reports of `ENTRIES` as a Markdown table."""
   lines = [
     "| run | pod | sequences per chip | state GiB | temporaries GiB | of GiB | model TFLOPs | anchor MB | fetch MB"
-    " (ratio) | gradient MB (ratio) | over DCN MB | bound by | MFU at most |",
-    "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    " (ratio) | gradient MB (ratio) | over DCN MB | HBM GB (ratio) | bound by | MFU at most | as counted |",
+    "|" + "---|" * 15,
   ]
   done = results()
-  for run, text in entries:
-    if (report := done.get(text)) is None:
+  for entry in ENTRIES:
+    if (report := done.get(entry.command)) is None:
       continue
     hbm, pod = report["hbm"], report["topology"] + (f" x {report['slices']}" if report["slices"] > 1 else "")
-    cells = [run, pod, f"{report['batch_size'] * report['mesh']['model'] / report['devices']:g}"]
+    whole = ", whole weights" if "whole_weights" in entry.files else ""
+    cells = [entry.run + whole, pod, f"{report['batch_size'] * report['mesh']['model'] / report['devices']:g}"]
     cells += [f"{hbm[name] / _GIB:.2f}" for name in ("arguments", "temporaries")] + [f"{hbm['usable'] / _GIB:.2f}"]
-    cells += work(report) if report["fits"] else ["does not fit"] + [""] * 6
+    cells += work(report) if report["fits"] else ["does not fit"] + [""] * 8
+    lines.append(f"| {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def remat_table() -> str:
+  """The reports of `REMAT` as a Markdown table."""
+  lines = [
+    "| remat | temporaries GiB | TFLOPs | kernels | HBM GB | compute ms | HBM ms | network ms |",
+    "|" + "---|" * 8,
+  ]
+  done = results()
+  for entry in REMAT:
+    if (report := done.get(entry.command)) is None:
+      continue
+    choice = entry.bindings[0].split(" = ")[1] if entry.bindings else "'full'"
+    cells = [f"`{choice}`", f"{report['hbm']['temporaries'] / _GIB:.2f}"]
+    if report["fits"]:
+      cells += [f"{report['flops']['compiled'] / 1e12:.1f}", str(report["flops"]["kernels"])]
+      cells += [f"{report['hbm_traffic']['counted'] / 1e9:.1f}"]
+      seconds = (report["seconds"]["flops"], report["compiled_hbm_seconds"], report["seconds"]["ici"])
+      cells += [f"{1e3 * value:.1f}" for value in seconds]
+    else:
+      cells += ["does not fit"] + [""] * 5
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
 
@@ -78,18 +122,22 @@ def work(report: dict) -> list[str]:
     for name in ("bytes", "bound"):
       total[kind][name] += row[name]
   anchor = sum(row["bytes"] for row in report["collectives"]) - sum(row["bytes"] for row in report["exchange"])
-  moved = [
-    f"{total[kind]['bytes'] / 1e6:.1f} ({total[kind]['bytes'] / total[kind]['bound']:.2f})"
-    for kind in ("fetch", "push")
-  ]
+  moved = ["-", "-"]
+  if report["exchange"]:
+    pairs = [(total[kind]["bytes"], total[kind]["bound"]) for kind in ("fetch", "push")]
+    moved = [f"{sent / 1e6:.1f} ({sent / bound:.2f})" for sent, bound in pairs]
+  traffic = report["hbm_traffic"]  # lines from before tiles were counted have no number
+  counted = "-" if traffic["counted"] is None else f"{traffic['counted'] / 1e9:.0f} ({traffic['ratio']:.1f})"
   dcn = f"{total['dcn']['bytes'] / 1e6:.1f}" if total["dcn"]["bytes"] else "-"
   return [
     f"{report['flops']['model'] / 1e12:.1f}",
     f"{anchor / 1e6:.0f}",
     *moved,
     dcn,
+    counted,
     report["bound_by"],
     f"{report['mfu_bound']:.0%}",
+    "-" if report["compiled_mfu"] is None else f"{report['compiled_mfu']:.0%}",
   ]
 
 
@@ -98,17 +146,14 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--table", action="store_true", help="compile nothing")
   flags = parser.parse_args()
-  entries = [
-    (run, command(run, topology, slices, bindings))
-    for run, topologies, bindings in ENTRIES
-    for topology, slices in topologies
-  ]
   if not flags.table:
-    for run, text in entries:
-      if text not in results():  # read again each time: another process may be filling the same file
-        print(text, file=sys.stderr)
-        compile_entry(run, text)
-  print(table(entries))
+    for entry in [*ENTRIES, *REMAT]:
+      if entry.command not in results():  # read again each time: another process may be filling the same file
+        print(entry.command, file=sys.stderr)
+        compile_entry(entry.run, entry.command)
+  print(table())
+  print()
+  print(remat_table())
 
 
 if __name__ == "__main__":

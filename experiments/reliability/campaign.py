@@ -22,20 +22,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
-from training_run import CONFIG, Run, wait_until, write_dataset
+from training_run import CONFIG, Outcome, Run, flip, truncate, wait_until, write_dataset
+from two_hosts import TwoHosts
 
 STEPS, EVERY = 200, 20
-COLUMNS = ("fault", "tried", "recovered", "steps_lost", "bit_identical", "seconds")
-
-
-class Outcome(NamedTuple):
-  """What one try came to."""
-
-  recovered: bool
-  steps_lost: int
-  bit_identical: bool
+COLUMNS = ("fault", "tried", "recovered", "steps_lost", "bit_identical", "waited", "seconds")
 
 
 class Campaign:
@@ -48,8 +40,6 @@ class Campaign:
     self.config = directory / "run.gin"
     self.config.write_text(CONFIG.format(data=self.data, steps=STEPS, every=EVERY))
     self.cache = str(directory / "compiled")
-    self.undisturbed = self.undisturbed_run()
-    self.expected = self.undisturbed.result()
 
   def run(self, processes: int = 1) -> Run:
     """A new run."""
@@ -62,6 +52,16 @@ class Campaign:
     if run.finish() != [0]:
       sys.exit(f"the undisturbed run failed: see {run.log()}")
     return run
+
+  @functools.cached_property
+  def undisturbed(self) -> Run:
+    """A run that nothing disturbs."""
+    return self.undisturbed_run()
+
+  @functools.cached_property
+  def expected(self) -> tuple:
+    """What it came to."""
+    return self.undisturbed.result()
 
   @functools.cached_property
   def duration(self) -> float:
@@ -166,8 +166,9 @@ class Campaign:
     shutil.copytree(self.undisturbed.directory, run.directory)
     return run
 
-  def full_disk(self, size: int, freed: bool) -> Outcome:
+  def full_disk(self, freed: bool) -> Outcome:
     """No space from the third checkpoint on: freed before the end, or only after the run has given up."""
+    size = 4 * sum(path.stat().st_size for path in (self.undisturbed.directory / f"checkpoints/{STEPS}").rglob("*"))
     run = self.run()
     run.directory.mkdir()
     with tmpfs(run.directory, size):
@@ -214,35 +215,6 @@ class Campaign:
     recovered = status == 0 and [line["step"] for line in noted] == [step] and len(noted[0]["batch"]["sequences"]) == 8
     return Outcome(recovered, 1, run.result() == self.expected)
 
-  def lost_host(self, victim: int) -> Outcome:
-    """One of two processes is killed: the other ends with an error, and both go on from the last checkpoint."""
-    whole, run = self.run(processes=2), self.run(processes=2)
-    if whole.finish() != [0, 0]:
-      sys.exit(f"two undisturbed processes failed: see {whole.log()}")
-    processes = run.start()
-    wait_until(lambda: run.steps() >= 2 * EVERY + EVERY // 2 or processes[0].poll() is not None)
-    processes[victim].kill()
-    try:
-      ended = processes[1 - victim].wait(timeout=180) not in (0, 2, 75)
-    except subprocess.TimeoutExpired:
-      processes[1 - victim].kill()
-      ended = False
-    lost = max(run.steps() - (run.checkpoints() or [0])[-1], 0)
-    finished = run.finish() == [0, 0]
-    return Outcome(ended and finished, lost, finished and run.result() == whole.result())
-
-
-def flip(path: pathlib.Path) -> None:
-  """Flips a bit in the middle of a file."""
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 1
-  path.write_bytes(content)
-
-
-def truncate(path: pathlib.Path) -> None:
-  """Cuts a file in half."""
-  os.truncate(path, path.stat().st_size // 2)
-
 
 def fill(path: pathlib.Path) -> None:
   """Writes until there is no space left."""
@@ -286,12 +258,10 @@ def conduct(campaign: Campaign, quick: bool, only: str) -> Iterator[dict]:
     "checkpoint with a bit flipped": lambda: [campaign.damaged_checkpoint(flip)],
     "data shard truncated": lambda: [campaign.truncated_shard()],
     "NaN batch": lambda: [campaign.nan_batch()],
-    "one of two hosts killed": lambda: [campaign.lost_host(victim) for victim in ((1,) if quick else (0, 1))],
-  }
+  } | TwoHosts(campaign, STEPS, EVERY).faults(quick)
   if can_mount(campaign.directory / "mount"):
-    size = 4 * sum(path.stat().st_size for path in (campaign.undisturbed.directory / f"checkpoints/{STEPS}").rglob("*"))
-    faults["disk full, freed in time"] = lambda: [campaign.full_disk(size, freed=True)]
-    faults["disk full to the end"] = lambda: [campaign.full_disk(size, freed=False)]
+    faults["disk full, freed in time"] = lambda: [campaign.full_disk(freed=True)]
+    faults["disk full to the end"] = lambda: [campaign.full_disk(freed=False)]
   else:
     print("no right to mount a tmpfs: 'disk full' is left out", file=sys.stderr)
   for fault, attempt in ((fault, attempt) for fault, attempt in faults.items() if only in fault):
@@ -303,6 +273,7 @@ def conduct(campaign: Campaign, quick: bool, only: str) -> Iterator[dict]:
       "recovered": sum(outcome.recovered for outcome in outcomes),
       "steps_lost": max(outcome.steps_lost for outcome in outcomes),
       "bit_identical": all(outcome.bit_identical for outcome in outcomes),
+      "waited": round(max(outcome.waited for outcome in outcomes), 1),
       "seconds": round(time.monotonic() - start, 1),
     }
     print(json.dumps(row), file=sys.stderr, flush=True)

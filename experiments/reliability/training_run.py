@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from hiermem_jax.data.packed.format import Manifest, encode_record, write_manife
 from hiermem_jax.training.metrics import CLOCK_SCALARS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+SETTLED = 120  # seconds after which no host may still wait for another
 LENGTH = 32  # tokens of a sequence
 _LONGEST = 1800  # seconds that anything here may take
 CONFIG = """
@@ -28,13 +30,15 @@ train.log_every = 1
 """
 # As `nohup` and a script's `&` do: SIGINT is ignored until somebody sets a handler.
 IGNORED = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
-# What a process runs: the verb, its batches poisoned where asked for.
+# What a process runs: the verb, its batches poisoned and its patience shortened where asked for.
 WORKER = """
 import os, sys
 import numpy as np
 from hiermem_jax import cli
 from hiermem_jax.data.packed.batches import Batches
+from hiermem_jax.training import checkpoint_reader
 
+checkpoint_reader.READ_SECONDS = float(os.environ.get("READ_SECONDS", checkpoint_reader.READ_SECONDS))
 poisoned, at = os.environ.get("POISONED_STEP"), Batches.at
 
 def poison(self, step):
@@ -48,6 +52,15 @@ sys.modules["tensorflow"] = None  # nobody looks at TensorBoard's events, and im
 sys.argv[0] = "hiermem_jax/train.py"
 cli.main("train")
 """
+
+
+class Outcome(NamedTuple):
+  """What one try came to."""
+
+  recovered: bool
+  steps_lost: int
+  bit_identical: bool
+  waited: float = 0.0  # seconds from a fault on one of two hosts until both had ended or gone on
 
 
 class Run:
@@ -122,6 +135,32 @@ class Run:
     lines = (self.directory / "metrics.jsonl").read_text().splitlines() if scalars else []
     lines = [{k: v for k, v in json.loads(line).items() if k not in CLOCK_SCALARS} for line in lines]
     return digests, lines
+
+
+def ends(processes: list[subprocess.Popen], seconds: float = SETTLED) -> tuple[list[int | None], float]:
+  """Waits for processes; their statuses, None for one that had to be killed, and how long that took."""
+  start, statuses = time.monotonic(), []
+  for process in processes:
+    try:
+      statuses.append(process.wait(timeout=max(start + seconds - time.monotonic(), 0)))
+    except subprocess.TimeoutExpired:
+      statuses.append(None)
+  waited = time.monotonic() - start
+  for process in processes:
+    process.kill()
+  return statuses, waited
+
+
+def flip(path: pathlib.Path) -> None:
+  """Flips a bit in the middle of a file."""
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def truncate(path: pathlib.Path) -> None:
+  """Cuts a file in half."""
+  os.truncate(path, path.stat().st_size // 2)
 
 
 def write_dataset(directory: pathlib.Path) -> None:

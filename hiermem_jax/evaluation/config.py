@@ -4,6 +4,7 @@ Importing this module loads neither jax nor TensorFlow, so that the command line
 """
 
 import dataclasses
+from typing import Literal
 
 from hiermem_jax.data.sources import Source
 from hiermem_jax.errors import InputError
@@ -19,11 +20,14 @@ class ModelFiles:
     directory: of its training; `checkpoints/` is in it.
     tree: directory of the cluster tree and its encoder; read where the model has a bank, or documents are retrieved.
     tokenizer: path of the tokenizer.
+    bank_dtype: type that the bank has in memory; None is the one that it is stored in. An anchor that computes in
+      bfloat16 fetches the same bits from a float32 bank and from one in bfloat16, which takes half of the memory.
   """
 
   directory: str = "."
   tree: str = "tree"
   tokenizer: str = "tokenizer.model"
+  bank_dtype: Literal["float32", "bfloat16"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,11 @@ class RagConfig:
   documents: Source
   level: int = 3
 
+  def __post_init__(self):
+    """Rejects what is no level."""
+    if self.level < 1:
+      raise InputError(f"RagConfig.level = {self.level}: bind a level of the tree, from 1")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrequencyConfig:
@@ -70,6 +79,11 @@ class FrequencyConfig:
 
   corpus: Source
   buckets: int = 5
+
+  def __post_init__(self):
+    """Rejects a number that is not positive."""
+    if self.buckets < 1:
+      raise InputError(f"FrequencyConfig.buckets = {self.buckets}: bind a positive number")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,3 +99,8 @@ class TaskSet:
   names: tuple[str, ...] = ()
   data: str | None = None
   shots: int | None = None
+
+  def __post_init__(self):
+    """Rejects a negative number."""
+    if self.shots is not None and self.shots < 0:
+      raise InputError(f"TaskSet.shots = {self.shots}: bind 0 or a positive number, or None")

@@ -30,7 +30,8 @@ def describe(run_dir: str, model: ModelFiles, directories: Mapping[str, str | No
   return {
     "code": hosts.facts()["hiermem_jax"],
     "read": {name: None if path is None else _contents(os.path.join(run_dir, path)) for name, path in read.items()},
-    "settings": {name: repr(value) for name, value in settings.items()} | {"read": read},
+    "settings": {name: repr(value) for name, value in settings.items()}
+    | {"read": read, "bank_dtype": model.bank_dtype},
     "sources": {name: source_state(value) for name, value in settings.items() if isinstance(value, Source)},
   }
 

@@ -306,7 +306,7 @@ def _norms(run: SavedRun, path: Sequence[int]) -> dict[int, dict[str, float]]:
 
 def _embedding_parts(tree_directory: str) -> list[str]:
   directory = files.as_path(tree_directory) / "embeddings"
-  found = sorted(map(str, directory.glob("part-*.npz"))) if directory.is_dir() else []
+  found = list(map(str, files.matching(directory, "part-*.npz")))
   if not found:
     raise InputError(f"{directory}: no packed text in the run and no embeddings there; run cluster or prepare first")
   return found

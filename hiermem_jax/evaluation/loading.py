@@ -14,6 +14,7 @@ from hiermem_jax.models.model import Model
 from hiermem_jax.parallel import make_mesh
 from hiermem_jax.retrieval.retriever import Retriever, load_retriever
 from hiermem_jax.training.checkpoint import load_model
+from hiermem_jax.training.stored_model import load_model_as
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,7 +61,11 @@ def load(
     InputError: one of them is missing or damaged, or they do not belong together.
   """
   mesh = make_mesh() if mesh is None else mesh
-  model = load_model(os.path.join(run_dir, files.directory), mesh, setting=setting)
+  directory = os.path.join(run_dir, files.directory)
+  if files.bank_dtype is None:
+    model = load_model(directory, mesh, setting=setting)
+  else:
+    model = load_model_as(files.bank_dtype, directory, mesh, setting=setting)
   tokenizer = load_tokenizer(os.path.join(run_dir, files.tokenizer))
   about = f"the model in {files.directory}"
   trained_with = model.metadata["tokenizer_fingerprint"]

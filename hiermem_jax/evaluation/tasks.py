@@ -185,7 +185,7 @@ class TaskEvaluation:
     return {
       "results": _RESULTS,
       "parameters": {name: digests[name] for name in ("anchor", "bank") if name in digests},
-    } | (self.about | settings)
+    } | (self.about | settings | ({} if (dtype := self._loaded.files.bank_dtype) is None else {"bank_dtype": dtype}))
 
   def _measure_task(self, name: str, requests, mode: Mode) -> dict[str, Any]:
     asked, kind, scorer = requests(), task_spec(name).kind, self._in_modes.scorer(mode)

@@ -5,20 +5,45 @@ mesh axes by rules elsewhere; no mesh axis appears here.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from hiermem_jax.models.anchor_config import AnchorConfig
+from hiermem_jax.models import context
+from hiermem_jax.models.anchor_config import ON_HOST, AnchorConfig
 from hiermem_jax.models.attention import attend
 from hiermem_jax.models.memory import Block, with_memory
 
-_REMAT_POLICIES = {
-  "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-  "full": jax.checkpoint_policies.nothing_saveable,
-}
+# Primitives that make a whole weight of its parts.
+_GATHERING = ("all_gather", "sharding_constraint")
+
+
+def _all_but_gathered(primitive, *_, **__) -> bool:
+  """What the backward pass keeps without remat: everything, except that weights are gathered again."""
+  return primitive.name not in _GATHERING
+
+
+def _remat_policy(config: AnchorConfig):
+  """What the backward pass keeps of a layer, as `jax.checkpoint` takes it; None: all, there is nothing to say."""
+  if isinstance(config.remat, tuple):
+    on_host = [point.removesuffix(ON_HOST) for point in config.remat if point.endswith(ON_HOST)]
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[point for point in config.remat if not point.endswith(ON_HOST)],
+      names_which_can_be_offloaded=on_host,
+      offload_src="device",
+      offload_dst="pinned_host",
+    )
+  if config.remat == "none":
+    mesh = jax.sharding.get_abstract_mesh()
+    return _all_but_gathered if any(mesh.shape[axis] > 1 for axis in mesh.manual_axes) else None
+  return {
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": jax.checkpoint_policies.nothing_saveable,
+  }[config.remat]
 
 
 class KVCache(NamedTuple):
@@ -33,34 +58,68 @@ class Weight(nn.Module):
 
   Inside `parallel.batch_parallel` a device holds a part of the matrix only, because the rules split it over the data
   axis (FSDP). The module then gathers the parts, so that it always returns the whole matrix. The gradient of a gather
-  is a reduce-scatter: every device ends with the gradient of its own part.
+  is a reduce-scatter: every device ends with the gradient of its own part, summed in `config.gradient_dtype`. The whole
+  weight of a layer is never kept for the backward pass, which gathers it again.
   """
 
   shape: tuple[int, int]
   axes: tuple[str, str]  # logical names
   sigma: float | jax.Array  # of the initial truncated normal, cut at 3 sigma
-  dtype: str
+  config: AnchorConfig
   parameter: str = "kernel"  # name of the variable
 
   @nn.compact
   def __call__(self) -> jax.Array:
-    """Gives the whole weight, of `shape` and `dtype`."""
+    """Gives the whole weight, of `shape` and the anchor's `dtype`."""
+    dtype = self.config.dtype
     if self.is_initializing():
 
       def init(key, shape):
         return jax.random.truncated_normal(key, -3, 3, shape) * self.sigma
 
       initial: Any = self.param(self.parameter, nn.with_logical_partitioning(init, self.axes), self.shape)
-      return initial.astype(self.dtype)
-    weight: Any = self.get_variable("params", self.parameter).astype(self.dtype)  # `param` refuses a part
+      return initial.astype(dtype)
+    weight: Any = self.get_variable("params", self.parameter)  # `param` refuses a part
     names: list[str | None] = list(self.axes)
     running = jax.sharding.get_abstract_mesh().manual_axes
     for axis, mesh_axis in enumerate(nn.logical_to_mesh_axes(self.axes) or ()):
       if mesh_axis in running:
         names[axis] = None
         if jax.lax.axis_size(mesh_axis) > 1:  # a gather of one part would still cost a copy
-          weight = jax.lax.all_gather(weight, mesh_axis, axis=axis, tiled=True)
-    return nn.with_logical_constraint(weight, tuple(names))  # and its gradient: they stay split over the other axes
+          weight = gather(weight, mesh_axis, axis, dtype, self.config.gradient_dtype)
+    return nn.with_logical_constraint(weight.astype(dtype), tuple(names))  # and its gradient: split over other axes
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def gather(part: jax.Array, mesh_axis: str, axis: int, dtype: str, gradient_dtype: str) -> jax.Array:
+  """The whole of an array that is split along one of its axes over a mesh axis, for use inside `jax.shard_map`.
+
+  Its gradient is a reduce-scatter, whose terms, one of each device, are sent and summed in `gradient_dtype`.
+
+  Args:
+    part: [..., n, ...], this device's.
+    mesh_axis: name of the mesh axis, of size d.
+    axis: number of the array's axis.
+    dtype: what is sent forward.
+    gradient_dtype: what is sent and summed backward.
+
+  Returns:
+    [..., d * n, ...] of `dtype`.
+  """
+  return jax.lax.all_gather(part.astype(dtype), mesh_axis, axis=axis, tiled=True)
+
+
+def _gather_forward(part, *how):
+  return gather(part, *how), jnp.zeros((0,), part.dtype)
+
+
+def _gather_backward(mesh_axis, axis, dtype, gradient_dtype, like, gradient):
+  del dtype
+  terms = gradient.astype(gradient_dtype)
+  return (jax.lax.psum_scatter(terms, mesh_axis, scatter_dimension=axis, tiled=True).astype(like.dtype),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
 
 
 @jax.custom_vjp
@@ -163,7 +222,8 @@ class Attention(nn.Module):
     3. split into heads                          [B, S, N, H]
     4. RoPE on queries and keys                  [B, S, N, H]
     5. with a cache: write the keys and values of these positions into it, and read all T of it    [B, T, N, H]
-    6. masked softmax attention                  [B, S, N, H]
+    6. masked softmax attention                  [B, S, N, H]; where several devices share a sequence, on all of its
+       positions and a part of the heads (see `context`)
     7. project back                              [B, S, N * H] -> [B, S, D]
 
   A memory block adds what its kind says at steps 1 (`query`, `key`, `value`), 6 (`attention`) and 7 (`out`).
@@ -179,7 +239,7 @@ class Attention(nn.Module):
       x: [B, S, D].
       block: this layer's vectors [B, R, width], or None.
       mask: bool [B, 1, S, T], positions of the cache that each position sees; None without a cache.
-      segment_ids: int32 [B, S].
+      segment_ids: int32 [B, S], of whole sequences.
       positions: int32 [B, S].
       angles: of the positions, for RoPE.
       cache: keys and values [B, T, N, H], or None.
@@ -193,7 +253,8 @@ class Attention(nn.Module):
     shape, axes, sigma = (c.width, c.attention_width), ("embed", "heads"), c.width**-0.5
 
     def project(name):
-      return with_memory(x @ Weight(shape, axes, sigma, c.dtype, name=name)(), block, name, x, layer)
+      projected = x @ Weight(shape, axes, sigma, c, name=name)()
+      return checkpoint_name(with_memory(projected, block, name, x, layer), name)
 
     q, k, v = (project(name) for name in ("query", "key", "value"))
     if c.qk_norm:
@@ -206,12 +267,15 @@ class Attention(nn.Module):
       cache = KVCache(cache.key.at[here].set(k), cache.value.at[here].set(v))
       k, v = cache
     if cache is None:
-      y = attend(q, k, v, segment_ids, c)
+      q, k, v = map(context.to_heads, (q, k, v))
+      y = context.to_positions(attend(q, k, v, segment_ids, c))
+      if c.attention != "splash":  # whose kernel names what it keeps
+        y = checkpoint_name(y, "attention")
     else:
       y = jax.nn.dot_product_attention(q, k, v, mask=mask)
     y = with_memory(y, block, "attention", unrotated, layer).reshape(*x.shape[:2], c.attention_width)
-    out = Weight(shape[::-1], axes[::-1], sigma / jnp.sqrt(2.0 * (layer + 1)), c.dtype, name="out")
-    return with_memory(y @ out(), block, "out", y, layer), cache
+    out = Weight(shape[::-1], axes[::-1], sigma / jnp.sqrt(2.0 * (layer + 1)), c, name="out")
+    return checkpoint_name(with_memory(y @ out(), block, "out", y, layer), "out"), cache
 
 
 class FeedForward(nn.Module):
@@ -226,9 +290,10 @@ class FeedForward(nn.Module):
     shape, axes = (c.width, c.mlp_width), ("embed", "mlp")
 
     def project(name):
-      return with_memory(x @ Weight(shape, axes, c.width**-0.5, c.dtype, name=name)(), block, name, x, layer)
+      projected = x @ Weight(shape, axes, c.width**-0.5, c, name=name)()
+      return checkpoint_name(with_memory(projected, block, name, x, layer), name)
 
-    w3 = Weight(shape[::-1], axes[::-1], c.mlp_width**-0.5 / jnp.sqrt(2.0 * (layer + 1)), c.dtype, name="w3")
+    w3 = Weight(shape[::-1], axes[::-1], c.mlp_width**-0.5 / jnp.sqrt(2.0 * (layer + 1)), c, name="w3")
     gate, up = project("w1"), project("w2")
     hidden = nn.silu(gate) * up
     y = with_memory(hidden @ w3(), block, "w3", hidden, layer)
@@ -259,13 +324,12 @@ class Anchor(nn.Module):
   def setup(self):
     """Declares the embedding, the head, the scanned layers and the final norm."""
     c = self.config
-    sigma, dtype = c.width**-0.5, c.dtype
-    self.embed = Weight((c.vocab_size, c.width), ("vocab", "embed"), sigma, dtype, parameter="embedding")
+    sigma = c.width**-0.5
+    self.embed = Weight((c.vocab_size, c.width), ("vocab", "embed"), sigma, c, parameter="embedding")
     if not c.tied_embeddings:
-      self.head = Weight((c.width, c.vocab_size), ("embed", "vocab"), sigma, dtype)
-    layer = Layer
-    if c.remat != "none":
-      layer = nn.remat(Layer, policy=_REMAT_POLICIES[c.remat], prevent_cse=False)
+      self.head = Weight((c.width, c.vocab_size), ("embed", "vocab"), sigma, c)
+    policy = _remat_policy(c)
+    layer = Layer if policy is None else nn.remat(Layer, policy=policy, prevent_cse=False)
     self.layers = nn.scan(
       layer,
       variable_axes={"params": 0},
@@ -282,6 +346,7 @@ class Anchor(nn.Module):
     self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array, block: Block | None = None
   ) -> tuple[jax.Array, jax.Array]:
     """Factors of the logits: hidden states [B, S, D] and the output head [D, V]; arguments as for `__call__`."""
+    segment_ids = context.whole_sequence(segment_ids)
     hidden, head, _ = self._run(tokens, segment_ids, positions, None, block, None)
     return hidden, head
 

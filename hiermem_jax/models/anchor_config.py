@@ -1,9 +1,14 @@
 """Configuration of the anchor, and the arithmetic on it. Pure Python."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from hiermem_jax.errors import InputError
+
+# What the backward pass may keep of a layer: outputs of the attention's and the MLP's steps.
+REMAT_POINTS = ("query", "key", "value", "attention", "out", "w1", "w2")
+ON_HOST = "@host"  # ends the name of a point whose values wait in the host's memory
 
 
 def require_positive(owner: object, *names: str) -> None:
@@ -33,7 +38,12 @@ class AnchorConfig:
     qk_norm: normalise queries and keys.
     rope_base: base of the rotary embedding's frequencies.
     dtype: of activations and matmuls; parameters are float32.
-    remat: what the backward pass keeps: all, the outputs of matmuls, the layers' inputs.
+    gradient_dtype: in which devices send and sum the gradients of weights that are split over them (FSDP). bfloat16
+      halves the bytes and rounds at every addition.
+    remat: what the backward pass keeps. "none" computes nothing again, and keeps all but gathered weights; "dots" keeps
+      the outputs of matmuls, "full" the layers' inputs. Or names of points whose outputs are kept beside the layers'
+      inputs, e.g. ("attention", "w1", "w2@host"): query, key, value, attention, out, w1, w2. Those that end in "@host"
+      wait in the host's memory.
     unroll: layers in each round of the scan over layers. More make a longer program, which is faster on a CPU.
     attention: "xla" runs everywhere. "splash" is the flash-attention kernel for TPUs, "cudnn" the one for GPUs.
     splash_blocks: block sizes of the splash kernel: queries, keys, and keys that are computed with at a time, of the
@@ -53,7 +63,8 @@ class AnchorConfig:
   qk_norm: bool = True
   rope_base: float = 100_000.0
   dtype: Literal["bfloat16", "float32"] = "bfloat16"
-  remat: Literal["none", "dots", "full"] = "none"
+  gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+  remat: Literal["none", "dots", "full"] | tuple[str, ...] = "none"
   unroll: int = 1
   attention: Literal["xla", "splash", "cudnn"] = "xla"
   splash_blocks: tuple[int, int, int, int, int, int] | None = None
@@ -65,19 +76,32 @@ class AnchorConfig:
     require_positive(self, "rope_base", "unroll")
     if self.head_dim % 2:
       raise InputError(f"AnchorConfig.head_dim = {self.head_dim}: RoPE rotates pairs; bind an even number")
+    if not isinstance(self.remat, str):
+      points = [point.removesuffix(ON_HOST) for point in self.remat]
+      if not set(points) <= set(REMAT_POINTS) or len(set(points)) < len(points) or not points:
+        raise InputError(
+          f"AnchorConfig.remat = {self.remat}: bind 'none', 'dots', 'full' or a tuple of points, each once:"
+          f" {', '.join(REMAT_POINTS)}, or e.g. 'attention{ON_HOST}'"
+        )
     if self.attention == "cudnn" and (self.dtype != "bfloat16" or self.head_dim % 8 or self.head_dim > 256):
       raise InputError(
         f"AnchorConfig.attention = 'cudnn': the kernel computes in bfloat16, with a head_dim that is a multiple of"
         f" 8 up to 256, not in {self.dtype} with {self.head_dim}; bind 'xla'"
       )
     if self.splash_blocks is not None:
-      self._check_splash_blocks()
+      self._check_splash_blocks(self.splash_blocks)
     if self.logits_chunk is not None:
       require_positive(self, "logits_chunk")
 
-  def _check_splash_blocks(self):
-    blocks = tuple(self.splash_blocks)  # of JSON it is a list
-    object.__setattr__(self, "splash_blocks", blocks)
+  @classmethod
+  def from_json(cls, stored: Mapping[str, Any]) -> "AnchorConfig":
+    """The configuration whose fields JSON holds, tuples as lists. A field that `stored` lacks gets its default."""
+    fields: dict[str, Any] = {
+      name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
+    }
+    return cls(**fields)
+
+  def _check_splash_blocks(self, blocks: tuple[int, ...]) -> None:
     if len(blocks) != 6 or any(size < 1 or size % 128 for size in blocks):
       raise InputError(f"AnchorConfig.splash_blocks = {blocks}: bind six positive multiples of 128")
     for keys, computed in (blocks[1:3], blocks[4:6]):

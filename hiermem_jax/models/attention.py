@@ -192,7 +192,9 @@ def _local_splash(q, k, v, segment_ids, *, blocks: tuple[int, ...], interpret: b
   names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
   sizes = splash_attention.BlockSizes(**dict(zip(names, blocks)), use_fused_bwd_kernel=True)
   mask = splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads)
-  kernel = splash_attention.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+  kernel = splash_attention.make_splash_mha_single_device(
+    mask, block_sizes=sizes, interpret=interpret, residual_checkpoint_name="attention"
+  )
   segments = splash_attention.SegmentIds(q=segment_ids, kv=segment_ids)
   by_head = (y.swapaxes(1, 2) for y in (q, k, v))
   return jax.vmap(kernel)(*by_head, segments).swapaxes(1, 2)

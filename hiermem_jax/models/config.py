@@ -241,7 +241,7 @@ class ModelConfig:
   def from_json(cls, stored: Mapping[str, Any]) -> "ModelConfig":
     """The configuration that `to_json` made `stored` of. A field that `stored` lacks gets its default."""
     memory = None if stored["memory"] is None else MemoryConfig.from_json(stored["memory"])
-    return cls(anchor=AnchorConfig(**stored["anchor"]), memory=memory)
+    return cls(anchor=AnchorConfig.from_json(stored["anchor"]), memory=memory)
 
   @property
   def _levels(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from hiermem_jax.errors import InputError
+from hiermem_jax.models import context
 from hiermem_jax.models.anchor import Anchor
 from hiermem_jax.models.anchor_config import AnchorConfig
 from hiermem_jax.models.memory import Block
@@ -36,23 +37,62 @@ def anchor_losses(anchor: AnchorConfig, params, batch: Batch, block: Block | Non
   """`token_losses` of a batch; only `anchor.logits_chunk` positions of the logits exist at a time."""
   hidden, head = anchor_hidden(anchor, params, batch, block)
   targets = batch["decoder_target_tokens"]
-
-  def losses(head, hidden, targets):
-    return token_losses((hidden @ head).astype(jnp.float32), {"decoder_target_tokens": targets})
-
   length = targets.shape[1]
   chunk = anchor.logits_chunk or length
   if chunk >= length:
-    return losses(head, hidden, targets)
+    return _head_losses(head, hidden, targets)
   if length % chunk:
-    raise InputError(f"AnchorConfig.logits_chunk = {chunk}: does not divide sequences of {length}; bind a divisor")
+    held = "sequences" if context.axis() is None else "a device's parts of sequences"
+    raise InputError(f"AnchorConfig.logits_chunk = {chunk}: does not divide {held} of {length}; bind a divisor")
 
   def split(x):
     return jnp.moveaxis(x.reshape(x.shape[0], length // chunk, chunk, *x.shape[2:]), 1, 0)
 
-  # The logits are computed again in the backward pass; the head is an argument, so that it is gathered once.
-  chunks = jax.lax.map(lambda x: jax.checkpoint(losses)(head, *x), (split(hidden), split(targets)))
+  chunks = _chunked_losses(head, split(hidden), split(targets))
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(targets.shape), chunks)
+
+
+def _head_losses(head, hidden, targets):
+  """`token_losses` from the factors of the logits."""
+  return token_losses((hidden @ head).astype(jnp.float32), {"decoder_target_tokens": targets})
+
+
+@jax.custom_vjp
+def _chunked_losses(head: jax.Array, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """`_head_losses` of one chunk after the other; the logits are computed again in the backward pass.
+
+  The head's gradient is the sum over the chunks, in float32, rounded once to the head's type. In bfloat16 each of many
+  additions would round.
+
+  Args:
+    head: [D, V]; an argument, so that it is gathered once.
+    hidden: [chunks, B, C, D].
+    targets: int32 [chunks, B, C].
+
+  Returns:
+    Losses and log-partitions, float32 [chunks, B, C] each.
+  """
+  return jax.lax.map(lambda chunk: _head_losses(head, *chunk), (hidden, targets))
+
+
+def _chunked_forward(head, hidden, targets):
+  return _chunked_losses(head, hidden, targets), (head, hidden, targets)
+
+
+def _chunked_backward(saved, gradients):
+  head, hidden, targets = saved
+
+  def add(total, chunk):
+    hidden, targets, gradient = chunk
+    _, backward = jax.vjp(lambda head, hidden: _head_losses(head, hidden, targets), head, hidden)
+    of_head, of_hidden = backward(gradient)
+    return total + of_head.astype(jnp.float32), of_hidden
+
+  total, of_hidden = jax.lax.scan(add, jnp.zeros(head.shape, jnp.float32), (hidden, targets, gradients))
+  return total.astype(head.dtype), of_hidden, None
+
+
+_chunked_losses.defvjp(_chunked_forward, _chunked_backward)
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -10,10 +10,12 @@ from hiermem_jax.parallel.mesh import (
   batch_parallel,
   batch_sharding,
   batch_shards,
+  check_length,
   local_sequences,
   make_mesh,
   place_batch,
   state_shardings,
+  token_sharding,
 )
 
 __all__ = [
@@ -21,11 +23,13 @@ __all__ = [
   "batch_parallel",
   "batch_sharding",
   "batch_shards",
+  "check_length",
   "fetch",
   "local_sequences",
   "make_mesh",
   "place_batch",
   "push",
   "state_shardings",
+  "token_sharding",
   "with_fetched_block",
 ]

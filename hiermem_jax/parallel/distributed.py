@@ -10,16 +10,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import jax
-import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
 from hiermem_jax.errors import InputError
-from hiermem_jax.parallel import hosts
+from hiermem_jax.parallel import agreement, hosts
 
 T = TypeVar("T")
 
-_MESSAGE_BYTES = 1024
 _HEARTBEAT_SECONDS = 60  # a process that is silent for so long counts as dead, and the others end
 
 
@@ -62,7 +59,7 @@ def initialize(
     logging.set_verbosity(logging.WARNING)
   devices = jax.local_device_count(), jax.device_count()
   logging.info("%d processes; of %d devices, %d are here", jax.process_count(), *devices[::-1])
-  hosts.check_agreement([json.loads(each) for each in _everyones(json.dumps(here))])
+  hosts.check_agreement([json.loads(each) for each in agreement.exchange(json.dumps(here))])
 
 
 def leave(seconds: float) -> bool:
@@ -101,19 +98,12 @@ def together(function: Callable[[], T]) -> T:
     result.append(function())
   except Exception as error:
     failure, kind = error, 1 if isinstance(error, (InputError, OSError)) else 2
-  lines = _everyones(f"{kind}process {jax.process_index()}: {failure}" if failure else "")
+  lines = agreement.exchange(f"{kind}process {jax.process_index()}: {failure}" if failure else "")
   if failure:
     raise failure
   for line in filter(None, lines):
     raise (InputError if line[0] == "1" else RuntimeError)(line[1:])
   return result[0]
-
-
-def _everyones(text: str) -> list[str]:
-  """The text of each process, at most _MESSAGE_BYTES of it."""
-  encoded = np.frombuffer(text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES), np.uint8)
-  everyone = multihost_utils.process_allgather(encoded).reshape(-1, _MESSAGE_BYTES)
-  return [bytes(line).decode(errors="ignore").strip() for line in everyone]
 
 
 def on_first(function: Callable[[], object]) -> None:
@@ -122,9 +112,7 @@ def on_first(function: Callable[[], object]) -> None:
 
 
 def from_first(number: int) -> int:
-  """The first process's value of a number of at most 64 bits."""
+  """The first process's value of a number."""
   if not jax.distributed.is_initialized():
     return number
-  own = np.frombuffer(np.int64(number).tobytes(), np.uint8)  # jax would cut the integer to 32 bits
-  first = np.asarray(multihost_utils.broadcast_one_to_all(own)).astype(np.uint8)
-  return int(np.frombuffer(first.tobytes(), np.int64)[0])
+  return int(agreement.exchange(str(number))[0])

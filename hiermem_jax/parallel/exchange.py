@@ -10,6 +10,7 @@ more sequences than a shallow level's table has rows. It then receives each of t
 for each. So M_k = min(sequences per device, C_k + 1) rows of level k travel per device and direction.
 
 Slices hold copies of the tables. A fetch never leaves its slice; of a push, the sums of each slice cross to the others.
+The devices of the context axis hold copies, too, and have the same sequences: each fetches for itself.
 """
 
 import functools
@@ -36,6 +37,7 @@ from hiermem_jax.models.config import MemoryConfig, ModelConfig
 from hiermem_jax.parallel.layout import anchor_specs
 from hiermem_jax.parallel.mesh import (
   BATCH_AXES,
+  CONTEXT_AXIS,
   DATA_AXIS,
   MODEL_AXIS,
   REPLICA_AXIS,
@@ -130,7 +132,14 @@ def push(block: Block, leaf: jax.Array, model: ModelConfig, mesh: Mesh) -> dict[
 
 
 def with_fetched_block(
-  function: Callable, model: ModelConfig, mesh: Mesh, rules: Rules, *, out_specs: Any, more_specs: tuple = ()
+  function: Callable,
+  model: ModelConfig,
+  mesh: Mesh,
+  rules: Rules,
+  *,
+  out_specs: Any,
+  more_specs: tuple = (),
+  split_positions: bool = False,
 ) -> Callable:
   """`function` on the devices' own sequences, each with the block that its leaf id addresses; for use inside `jax.jit`.
 
@@ -139,18 +148,20 @@ def with_fetched_block(
     model: shapes of the anchor and of the memory. Without memory the block is None.
     mesh: the mesh.
     rules: of the layout.
-    out_specs: how the results are split over replica and data.
+    out_specs: how the results are split over replica, data and context.
     more_specs: the same for the further arguments.
+    split_positions: whether arrays [B, S] of the batch are split over the context axis, too; see `batch_parallel`.
 
   Returns:
     run(params, leaf int32 [B], batch, *more) -> results. `params` has "anchor" and, with memory, "bank"; every array of
     `batch` has a leading axis of B sequences.
   """
-  specs = (anchor_specs(model.anchor, rules), _LEAF, _LEAF, *more_specs)
-  local = batch_parallel(function, mesh, rules, in_specs=specs, out_specs=out_specs)
+  weights, axes = anchor_specs(model.anchor, rules), (BATCH_AXES, CONTEXT_AXIS if split_positions else None)
 
   def run(params, leaf, batch, *more):
     block = None if model.memory is None else fetch(params["bank"], leaf, model, mesh)
+    specs = (weights, _LEAF, jax.tree.map(lambda x: PartitionSpec(*axes[: x.ndim]), batch), *more_specs)
+    local = batch_parallel(function, mesh, rules, specs, out_specs, split_positions=split_positions)
     return local(params["anchor"], block, batch, *more)
 
   return run

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.anchor import init_anchor
 from hiermem_jax.models.config import AnchorConfig, ModelConfig
-from hiermem_jax.parallel.mesh import DATA_AXIS, DEFAULT_RULES, MODEL_AXIS, Rules, state_shardings
+from hiermem_jax.parallel.mesh import CONTEXT_AXIS, DATA_AXIS, DEFAULT_RULES, MODEL_AXIS, Rules, state_shardings
 
 
 def anchor_specs(anchor: AnchorConfig, rules: Rules = DEFAULT_RULES) -> Any:
@@ -26,7 +26,7 @@ def anchor_specs(anchor: AnchorConfig, rules: Rules = DEFAULT_RULES) -> Any:
 
 
 def check_mesh(mesh: Mesh | AbstractMesh, model: ModelConfig) -> None:
-  """Raises InputError when the model axis does not divide the attention heads or the memory units of a level."""
+  """Raises InputError when the mesh does not divide the attention heads or the memory units of a level."""
   parts = mesh.shape[MODEL_AXIS]
   sizes = {"AnchorConfig.num_heads": model.anchor.num_heads}
   for level in () if model.memory is None else model.memory.levels:
@@ -35,6 +35,12 @@ def check_mesh(mesh: Mesh | AbstractMesh, model: ModelConfig) -> None:
   for name, size in sizes.items():
     if size % parts:
       raise InputError(f"{name} = {size}: cannot be split over a model axis of {parts}; bind MeshConfig.model to less")
+  heads, context = model.anchor.num_heads, mesh.shape[CONTEXT_AXIS]
+  if heads % (parts * context):
+    raise InputError(
+      f"AnchorConfig.num_heads = {heads}: cannot be split over a context axis of {context} and a model axis of {parts};"
+      " bind MeshConfig.context to less"
+    )
 
 
 def abstract_arrays(init: Callable[[], Any], mesh: Mesh | AbstractMesh, rules: Rules = DEFAULT_RULES) -> Any:

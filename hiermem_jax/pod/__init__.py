@@ -4,6 +4,7 @@
   peaks.py         published peak FLOP/s by device kind
   hlo.py           reads the text of a compiled program
   cost.py          FLOPs and HBM bytes of a compiled program, loops counted
+  least.py         the least bytes that a step moves through HBM
   collectives.py   what a compiled program sends between devices
   tensor_names.py  which weight, bank level or gradient a collective moves
   report.py        all of this for one training step: what `compile_pod` prints

@@ -76,7 +76,7 @@ def collectives(text: str, devices_per_slice: int | None = None) -> list[Collect
       for array, name in found.tensors:
         key = (found.kind, array.dtype, name, found.network)
         count, size, group = rows.get(key, (0, 0.0, 0))
-        size += times * _BYTES[found.kind](array.bytes, found.group)
+        size += times * _BYTES[found.kind](array.data_bytes, found.group)
         rows[key] = (count + times, size, max(group, found.group))
   result = [Collective(*key, count, size, group) for key, (count, size, group) in rows.items() if group > 1]
   return sorted(result, key=lambda c: (-c.bytes, c.kind, c.tensor))

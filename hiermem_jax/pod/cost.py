@@ -2,15 +2,22 @@
 
 `jax.stages.Compiled.cost_analysis()` counts the body of a loop once, however often it runs: of a model that scans its
 layers it sees one. The counts here are taken from the same text as the collectives, with the loops' trip counts.
+
+Bytes of HBM are those of the arrays that an instruction reads and writes, with the padding of their tiles. Arrays that
+the compiler keeps in on-chip memory cost nothing; their way there and back costs what HBM has of it. What a kernel
+reads more than once is counted once.
 """
 
+import dataclasses
 import math
 import re
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
 
 from hiermem_jax.pod.hlo import Array, Computation, Instruction, Module, matched
+from hiermem_jax.pod.tensor_names import Names, scope_name
 
 # These touch no data, or (for loops and calls) others do it for them.
 _FREE = {
@@ -22,12 +29,33 @@ _FREE = {
 _PASSING = ("tuple", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "custom-call")
 
 
-class Cost(NamedTuple):
-  """Of one device and step."""
+class Consumer(NamedTuple):
+  """Instructions of one kind that read or write HBM, of one device and step."""
 
-  flops: float  # of matrix products and convolutions, recomputation included; everything else is small beside them
-  hbm_bytes: float  # read and written by the instructions; arrays that the compiler keeps in on-chip memory left out
-  kernels: int  # custom kernels that run, whose FLOPs the text does not tell
+  name: str  # where they belong, e.g. "layers/attention gradient" (see `tensor_names`), or a kernel's name
+  kind: str  # the primitive, "kernel", or "copy" for ways to and from on-chip memory
+  count: int
+  bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """Of one device and step.
+
+  Attributes:
+    flops: of matrix products and convolutions, recomputation included; everything else is small beside them.
+    kernels: custom kernels that run, whose FLOPs the text does not tell.
+    consumers: what reads and writes HBM, largest first.
+  """
+
+  flops: float
+  kernels: int
+  consumers: tuple[Consumer, ...]
+
+  @property
+  def hbm_bytes(self) -> float:
+    """Bytes read and written, all consumers together."""
+    return sum(consumer.bytes for consumer in self.consumers)
 
 
 def cost(text: str) -> Cost:
@@ -37,16 +65,36 @@ def cost(text: str) -> Cost:
     ValueError: a loop that multiplies matrices has no number of iterations that can be told.
   """
   module = Module(text)
-  flops = hbm_bytes = kernels = 0
+  names = Names(module)
+  flops = kernels = 0
+  consumers: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0])
   for computation, times in module.executions():
     for instruction in module.computations[computation].values():
       products = _flops(module, computation, instruction)
       if products and times is None:
         raise ValueError(f"{instruction.name} in {computation}: the loop around it has no known number of iterations")
       flops += products * (times or 1)
-      hbm_bytes += _hbm_bytes(module, computation, instruction) * (times or 1)
       kernels += (times or 1) * ("tpu_custom_call" in instruction.attributes)
-  return Cost(flops, hbm_bytes, kernels)
+      if size := _hbm_bytes(module, computation, instruction):
+        found = consumers[_name(names, computation, instruction)]
+        found[0] += times or 1
+        found[1] += size * (times or 1)
+  listed = [Consumer(*key, int(count), size) for key, (count, size) in consumers.items()]
+  return Cost(flops, kernels, tuple(sorted(listed, key=lambda consumer: -consumer.bytes)))
+
+
+def _name(names: Names, computation: str, instruction: Instruction) -> tuple[str, str]:
+  """Name and kind of a consumer."""
+  scope = scope_name(instruction.op_name)
+  if "tpu_custom_call" in instruction.attributes:
+    return instruction.name.split(".")[0], "kernel"
+  if instruction.opcode in ("copy-start", "slice-start", "copy"):
+    kind = "copy"
+  else:
+    kind = instruction.op_name.split("/")[-1] if scope else instruction.opcode.removesuffix("-start")
+  if not scope and instruction.operands:
+    scope = names.of(computation, instruction, instruction.operands[0])
+  return scope, kind
 
 
 def _flops(module: Module, computation: str, instruction: Instruction) -> int:

@@ -1,10 +1,11 @@
 """Reads the text of a compiled program (`jax.stages.Compiled.as_text()`): instructions, and how often each runs.
 
 Understands what XLA prints for CPU and TPU: scheduled modules, fusions, asynchronous `-start` and `-done` pairs, and
-layouts with memory spaces. What is counted from it is in `collectives` and `hlo_cost`.
+layouts with tiles and memory spaces. What is counted from it is in `collectives` and `cost`.
 """
 
 import dataclasses
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,25 +24,46 @@ _ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\](\{[^{}]*\})?")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-  """Type of one array: element type, dimensions, and the memory it lives in (0: HBM; 1: on-chip vector memory)."""
+  """Type and layout of one array.
+
+  Attributes:
+    dtype: element type.
+    dims: dimensions.
+    space: the memory it lives in; 0: HBM, 1: on-chip vector memory.
+    order: numbers of the dimensions, the one whose elements lie beside each other first; empty: the last one first.
+    tiles: of the layout. The last dimensions in memory are cut into the first tile, and that into the second. A tile at
+      an edge is as large as the others.
+  """
 
   dtype: str
   dims: tuple[int, ...]
   space: int = 0
+  order: tuple[int, ...] = ()
+  tiles: tuple[tuple[int, ...], ...] = ()
 
   @property
   def elements(self) -> int:
     """Number of elements."""
-    count = 1
-    for size in self.dims:
-      count *= size
-    return count
+    return math.prod(self.dims)
+
+  @property
+  def data_bytes(self) -> int:
+    """Size of the elements alone."""
+    return self._bytes(self.elements)
 
   @property
   def bytes(self) -> int:
-    """Size without the padding that a tiled layout may add."""
+    """Size in memory, with what the tiles pad: bf16[4,100,32] in tiles of 8 x 128 takes as much as bf16[4,104,128]."""
+    sizes = [self.dims[axis] for axis in reversed(self.order)] if self.order else list(self.dims)
+    for tile in self.tiles:
+      sizes = [1] * (len(tile) - len(sizes)) + sizes
+      split = len(sizes) - len(tile)
+      sizes = sizes[:split] + [-(-size // part) for size, part in zip(sizes[split:], tile)] + list(tile)
+    return self._bytes(math.prod(sizes))
+
+  def _bytes(self, elements: int) -> int:
     bits = 8 if self.dtype == "pred" else int((re.search(r"\d+", self.dtype) or ["0"])[0])
-    return self.elements * bits // 8
+    return elements * bits // 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,17 +246,24 @@ def _parse(line: str) -> Instruction | None:
   opcode = line[end:opening].strip()
   close = _closing(line, opening)
   arguments = line[opening + 1 : close - 1]
-  arrays = tuple(
-    Array(dtype, tuple(int(size) for size in dims.split(",") if size), _space(layout))
-    for dtype, dims, layout in _ARRAY.findall(types)
-  )
+  arrays = tuple(Array(dtype, _numbers(dims), *_layout(layout)) for dtype, dims, layout in _ARRAY.findall(types))
   operands = () if opcode in ("constant", "parameter") else tuple(re.findall(r"%([\w.\-]+)", arguments))
   return Instruction(head[2], opcode, arrays, operands, arguments, line[close:], bool(head[1]))
 
 
-def _space(layout: str) -> int:
-  found = re.search(r"S\((\d+)\)", layout)
-  return int(found[1]) if found else 0
+def _layout(text: str) -> tuple[int, tuple[int, ...], tuple[tuple[int, ...], ...]]:
+  """Memory space, order and tiles of "{1,0:T(8,128)(2,1)S(1)}"."""
+  space = re.search(r"S\((\d+)\)", text)
+  tiles = re.search(r"T((?:\([\d,]+\))+)", text)
+  return (
+    int(space[1]) if space else 0,
+    _numbers(text.strip("{}").split(":")[0]),
+    tuple(_numbers(tile) for tile in re.findall(r"\(([\d,]+)\)", tiles[1])) if tiles else (),
+  )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+  return tuple(int(number) for number in text.split(",") if number)
 
 
 def _closing(line: str, opening: int) -> int:

@@ -5,13 +5,17 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
+from hiermem_jax import compilation_cache
 from hiermem_jax.models.bank import table_shapes
 from hiermem_jax.models.config import ModelConfig
 from hiermem_jax.parallel.layout import bytes_per_device
-from hiermem_jax.parallel.mesh import DATA_AXIS, MODEL_AXIS, REPLICA_AXIS
+from hiermem_jax.parallel.mesh import CONTEXT_AXIS, DATA_AXIS, MODEL_AXIS, REPLICA_AXIS
 from hiermem_jax.pod.collectives import Collective, collectives
 from hiermem_jax.pod.cost import cost
+from hiermem_jax.pod.least import least_bytes
 from hiermem_jax.pod.topology import GIB, Topology, out_of_memory
+
+_LARGEST = 10  # consumers of HBM bytes that a report lists
 
 
 class StepProgram(Protocol):
@@ -21,7 +25,7 @@ class StepProgram(Protocol):
     model: shapes of the anchor and of the memory.
     mesh: devices of the topology.
     batch_size: sequences of a global batch.
-    abstract_state: shapes, types and shardings of the state; has `params`.
+    abstract_state: shapes, types and shardings of the state; has `params` and `opt_state`.
   """
 
   @property
@@ -37,8 +41,12 @@ class StepProgram(Protocol):
     """Sequences of a global batch."""
 
   @property
+  def microbatches(self) -> int:
+    """Parts that a device's sequences are split into."""
+
+  @property
   def abstract_state(self) -> Any:
-    """Shapes, types and shardings of the state; has `params`."""
+    """Shapes, types and shardings of the state; has `params` and `opt_state`."""
 
   def abstract_batch(self, length: int) -> Any:
     """Shapes, types and shardings of a batch of sequences of `length` tokens."""
@@ -65,6 +73,7 @@ def pod_report(program: StepProgram, *, topology: Topology, length: int) -> dict
     "devices": program.mesh.size,
     "mesh": dict(program.mesh.shape),
     "batch_size": program.batch_size,
+    "microbatches": program.microbatches,
     "length": length,
   }
   compiled, report["hbm"] = _compile(program, topology, length)
@@ -72,7 +81,7 @@ def pod_report(program: StepProgram, *, topology: Topology, length: int) -> dict
   report["reason"] = None if report["fits"] else _reason(report, program)
   report["remedies"] = [] if report["fits"] else remedies(report, program.model)
   if compiled is not None:
-    report |= _traffic(compiled, report, program.model, topology)
+    report |= _traffic(compiled, report, program, topology)
   return report
 
 
@@ -87,7 +96,8 @@ def _compile(
   if arguments > hbm["usable"]:  # no need to ask the compiler, which may take very long over such arrays
     return None, hbm
   try:
-    compiled = program.lower(length).compile()
+    with compilation_cache.bypassed():
+      compiled = program.lower(length).compile()
   except jax.errors.JaxRuntimeError as error:
     if (sizes := out_of_memory(error)) is None:
       raise
@@ -115,14 +125,18 @@ def _reason(report: dict, program: StepProgram) -> str:
   )
 
 
-def _traffic(compiled: jax.stages.Compiled, report: dict, model: ModelConfig, topology: Topology) -> dict:
-  text, analysis = compiled.as_text() or "", dict(compiled.cost_analysis() or {})
+def _traffic(compiled: jax.stages.Compiled, report: dict, program: StepProgram, topology: Topology) -> dict:
+  text, analysis, model = compiled.as_text() or "", dict(compiled.cost_analysis() or {}), program.model
   found, counted = collectives(text, topology.devices_per_slice), cost(text)
-  model_flops = (
-    3 * model.flops_per_token(report["length"]) * report["batch_size"] * report["length"] / report["devices"]
-  )
-  seconds = step_seconds(max(model_flops, counted.flops), counted.hbm_bytes, found, topology)
+  tokens = report["batch_size"] * report["length"] / report["devices"]
+  model_flops = 3 * model.flops_per_token(report["length"]) * tokens
+  sizes = {name: report[name] for name in ("batch_size", "length", "microbatches")}
+  least = least_bytes(model, program.mesh, program.abstract_state, **sizes)
+  flops = max(model_flops, counted.flops)
+  seconds = step_seconds(flops, sum(least.values()), found, topology)
+  compiled_seconds = step_seconds(flops, counted.hbm_bytes, found, topology)
   slowest = max(seconds, key=lambda name: seconds[name])
+  model_seconds = model_flops / (topology.chip.peak_flops / topology.chip.devices)
   return {
     "flops": {
       "model": model_flops,  # forward, and twice that backward
@@ -130,12 +144,19 @@ def _traffic(compiled: jax.stages.Compiled, report: dict, model: ModelConfig, to
       "cost_analysis": analysis["flops"],  # as XLA counts: the body of a loop once
       "kernels": counted.kernels,  # custom kernels that run, whose FLOPs nothing of this counts
     },
-    "hbm_traffic": counted.hbm_bytes,
+    "hbm_traffic": {
+      "counted": counted.hbm_bytes,  # as `cost` reads the compiled step
+      "least": least,
+      "ratio": counted.hbm_bytes / sum(least.values()),
+      "largest": [consumer._asdict() for consumer in counted.consumers[:_LARGEST]],
+    },
     "collectives": [vars(collective) for collective in found],
     "exchange": exchange_ratios(found, report, model),
     "seconds": seconds,
     "bound_by": slowest,
-    "mfu_bound": model_flops / (topology.chip.peak_flops / topology.chip.devices) / seconds[slowest],
+    "mfu_bound": model_seconds / seconds[slowest],
+    "compiled_hbm_seconds": compiled_seconds["hbm"],
+    "compiled_mfu": model_seconds / max(compiled_seconds.values()),  # were the counted bytes moved at the peak
   }
 
 
@@ -203,13 +224,16 @@ def exchange_ratios(found: list[Collective], report: dict, model: ModelConfig) -
 def remedies(report: dict, model: ModelConfig) -> list[str]:
   """What would make a step fit, by arithmetic: the state and the batch are split over the devices of a slice."""
   hbm, mesh = report["hbm"], report["mesh"]
-  split, shards = mesh[DATA_AXIS] * mesh[MODEL_AXIS], mesh[REPLICA_AXIS] * mesh[DATA_AXIS]
+  context, model_parts, shards = mesh[CONTEXT_AXIS], mesh[MODEL_AXIS], mesh[REPLICA_AXIS] * mesh[DATA_AXIS]
+  split = mesh[DATA_AXIS] * context * model_parts
   anchor, remaining, advice = model.anchor, hbm["usable"] - hbm["arguments"], []
   devices = split
   while devices * hbm["usable"] < split * hbm["peak"]:
     devices *= 2
-  sequences = devices // mesh[MODEL_AXIS] * mesh[REPLICA_AXIS]
-  larger = f", with train.batch_size = {sequences}" if sequences > report["batch_size"] else ""
+  sequences, larger = devices // (context * model_parts) * mesh[REPLICA_AXIS], ""
+  if sequences > report["batch_size"]:
+    parts, larger = context * sequences // report["batch_size"], f", with train.batch_size = {sequences}"
+    larger += "" if model.anchor.num_heads % (parts * model_parts) else f" or MeshConfig.context = {parts}"
   advice.append(f"more chips: a slice of about {devices} devices holds this state and batch{larger}")
   if remaining <= 0:
     if model.memory is not None:
@@ -219,7 +243,7 @@ def remedies(report: dict, model: ModelConfig) -> list[str]:
       )
     return advice
   if anchor.remat != "full":
-    advice.append(f"remat: AnchorConfig.remat = 'full' (now '{anchor.remat}')")
+    advice.append(f"remat: AnchorConfig.remat = 'full' (now {anchor.remat!r})")
   if anchor.logits_chunk is None:
     advice.append("fewer logits at a time: AnchorConfig.logits_chunk = 256")
   if anchor.attention != "splash":

@@ -150,6 +150,11 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
   return Topology(name, slices, chip, shape)
 
 
+def has_libtpu() -> bool:
+  """Whether libtpu is installed, which knows the topologies and compiles for them."""
+  return importlib.util.find_spec("libtpu") is not None
+
+
 def topology_devices(topology: Topology) -> Sequence[jax.Device]:
   """Devices to build a mesh of and compile for; nothing can run on them.
 
@@ -158,7 +163,7 @@ def topology_devices(topology: Topology) -> Sequence[jax.Device]:
   Raises:
     InputError: libtpu is not installed, or does not know the shape.
   """
-  if importlib.util.find_spec("libtpu") is None:
+  if not has_libtpu():
     raise InputError(
       "libtpu is not installed, and it is what compiles for a TPU; run pip install 'hiermem_jax[tpu]' (no TPU needed)"
     )

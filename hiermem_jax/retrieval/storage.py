@@ -69,17 +69,18 @@ def read_artifact(directory: str, name: str) -> tuple[dict[str, Any], dict[str, 
   """Reads the JSON object and the arrays that were given to `write_artifact`.
 
   Raises:
-    InputError: a file is missing or damaged, or the two files do not belong together.
+    InputError: a file is missing, damaged or out of reach, or the two files do not belong together.
   """
   meta = read_meta(directory, name)
   expected = meta.pop("digest")
   path = pathlib.Path(directory) / f"{name}.npz"
   try:
-    with np.load(path, allow_pickle=False) as archive:
-      arrays = {key: archive[key] for key in archive.files}
+    arrays = files.patiently(lambda: files.read_arrays(path))
   except FileNotFoundError as error:
     raise InputError(f"{path} is missing: restore it or cluster the corpus again") from error
   except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    if isinstance(error, OSError) and files.may_pass(error):
+      raise files.unreadable(path, error) from error
     raise InputError(f"{path} is damaged (not an npz archive): restore it or cluster the corpus again") from error
   if digest(meta, arrays) != expected:
     raise InputError(f"{path} does not match {name}.json beside it: restore both or cluster the corpus again")

@@ -1,6 +1,8 @@
 """What a training run is: the configurations that `train` binds, and that `describe` and `compile_pod` read."""
 
 import dataclasses
+import re
+from typing import Literal
 
 import optax
 
@@ -58,20 +60,39 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-  """Held-out text whose loss is measured during training; the best model by it is kept in `best/`.
+  """Held-out text whose losses are measured during training; the best model by one of them is kept in `best/`.
 
   Attributes:
-    dataset: packed dataset of one sequence length.
+    dataset: packed dataset of one sequence length, the set `main`.
     every: steps between measurements; the last step always has one.
-    sequences: how many of its sequences are measured, the first ones.
+    sequences: how many sequences of each set are measured, the first ones.
+    others: further sets, each a name and a packed dataset like `dataset`, e.g. (('code', '/data/code/validation'),).
+    modes: memories that sequences are given: none, the generic one, or that of their own path. The last one decides, on
+      the set `main`, which model is the best. A model without a bank has the mode none alone, whatever is named.
   """
 
   dataset: str
   every: int = 1000
   sequences: int = 1024
+  others: tuple[tuple[str, str], ...] = ()
+  modes: tuple[Literal["none", "generic", "fetched"], ...] = ("fetched",)
+
+  @property
+  def datasets(self) -> tuple[tuple[str, str], ...]:
+    """(what binds it, path) of each dataset, the main one first."""
+    return (("ValidationConfig.dataset", self.dataset), *(("ValidationConfig.others", path) for _, path in self.others))
 
   def __post_init__(self):
-    """Rejects numbers that are not positive."""
+    """Rejects numbers that are not positive, names that are no names of scalars or taken, and no modes."""
+    names = [name for name, _ in self.others]
+    for name in names:
+      if not re.fullmatch(r"[\w.-]+", name) or name == "main" or names.count(name) > 1:
+        raise InputError(
+          f"ValidationConfig.others: a set is named {name!r}; bind letters, digits, points, hyphens and underscores,"
+          " each name once, and not 'main', which is ValidationConfig.dataset"
+        )
+    if not self.modes:
+      raise InputError("ValidationConfig.modes = (): bind one of 'none', 'generic' and 'fetched' at least")
     for name in ("every", "sequences"):
       if getattr(self, name) < 1:
         raise InputError(f"ValidationConfig.{name} = {getattr(self, name)}: bind a positive number")
@@ -83,10 +104,14 @@ class TrainingRun:
 
   Attributes:
     model: the anchor and its memory.
-    optimizer: one setting for anchor and bank.
+    optimizer: of anchor and bank.
     steps: length of the run, which also sets the learning-rate schedule.
     batch_size: sequences of a global batch. On a dataset of several lengths it counts sequences of the longest; a batch
       of shorter ones has as many more as keep the number of tokens.
+    microbatches: parts that a device's sequences of a batch are split into (gradient accumulation). One part at a time
+      has activations; loss and update are those of the whole batch.
+    steps_per_call: steps that the devices make before the host takes its turn, where no checkpoint or measurement is
+      due between them. Where a step takes a few milliseconds, several save the time between them.
     objective: the loss and what it trains.
     mesh: how the devices are arranged, and what is split over them.
     init_from: run directory whose newest anchor starts this run, with a fresh optimizer. A run that resumes ignores it.
@@ -101,6 +126,8 @@ class TrainingRun:
   optimizer: OptimizerConfig
   steps: int
   batch_size: int
+  microbatches: int = 1
+  steps_per_call: int = 1
   objective: Objective = Objective()
   mesh: MeshConfig = ALL_DEVICES
   init_from: str | None = None
@@ -109,6 +136,14 @@ class TrainingRun:
   log_every: int = 50
   max_skipped: int = 10
   seed: int = 0
+
+  def __post_init__(self):
+    """Rejects counts that are not positive, and a negative seed."""
+    for name in ("steps", "batch_size", "microbatches", "steps_per_call", "log_every", "max_skipped"):
+      if getattr(self, name) < 1:
+        raise InputError(f"train.{name} = {getattr(self, name)}: bind a positive number")
+    if self.seed < 0:
+      raise InputError(f"train.seed = {self.seed}: bind 0 or a positive number")
 
   def check(self) -> None:
     """Checks what can be known of a run before it starts.
@@ -140,7 +175,7 @@ class TrainingRun:
     """The optimizer of this run's parameters; see `OptimizerConfig.build`.
 
     Raises:
-      InputError: the warmup leaves no step, or `OptimizerConfig.bank_update` does not fit the tree.
+      InputError: a schedule leaves no step, or `OptimizerConfig.bank_update` or `levels` does not fit the tree.
     """
     return self.optimizer.build(
       self.steps, self.model.memory, self.batch_size, frozen_anchor=self.objective.frozen_anchor

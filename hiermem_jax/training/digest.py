@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,9 +17,26 @@ def digest(tree: Any) -> str:
   summation. One pass over the arrays, at the speed of memory. Checkpoints hold it: computed in any other way, it would
   make every older one look damaged.
   """
-  # Each is waited for: of several sums in flight, processes with CPU devices may run theirs in different orders.
-  sums = [int(_jitted(getattr(x, "sharding", None))(x)) for x in jax.tree.leaves(tree)]
-  return hashlib.sha256(b"".join(x.to_bytes(4, "little") for x in sums)).hexdigest()[:8]
+  return combined(array_digests(tree).values())
+
+
+def array_digests(tree: Any) -> dict[str, str]:
+  """The digest of each array by its path in the tree."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): array_digest(x)
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def array_digest(x: jax.Array) -> str:
+  """The part of one array in a digest, 8 hexadecimal digits."""
+  # It is waited for: of several sums in flight, processes with CPU devices may run theirs in different orders.
+  return f"{int(_jitted(getattr(x, 'sharding', None))(x)):08x}"
+
+
+def combined(digests: Iterable[str]) -> str:
+  """The digest of a tree whose arrays, in the order of its leaves, have these digests."""
+  return hashlib.sha256(b"".join(int(x, 16).to_bytes(4, "little") for x in digests)).hexdigest()[:8]
 
 
 @functools.cache

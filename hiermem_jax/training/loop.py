@@ -1,6 +1,7 @@
 """The training loop: batches in, checkpoints and scalars out."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,9 +21,9 @@ from hiermem_jax.training.metrics import MetricWriter, NoWriter
 from hiermem_jax.training.preemption import preemption_notice
 from hiermem_jax.training.program import make_program
 from hiermem_jax.training.recorder import Recorder
-from hiermem_jax.training.start import load_start, resume
+from hiermem_jax.training.start import Start, resume
 from hiermem_jax.training.state import TrainState
-from hiermem_jax.training.validation import BestModel, HeldOut, make_validation_loss
+from hiermem_jax.training.validation import LOSS, BestModel, HeldOut, make_validation_losses, measured_modes
 
 _LAST_SAVE_TRIES, _LAST_SAVE_PAUSE = 3, 10.0  # seconds
 
@@ -35,7 +36,7 @@ class LoopData:
     batches: from a step, counted from 0, to an iterator that starts there. It gives, of each global batch, the
       sequences that this process feeds to its devices (`parallel.local_sequences`).
     origin: from a step to a JSON value that says which sequences its batch has.
-    held_out: text whose loss is measured during training; the best model by it is kept in `DIRECTORY/best`.
+    held_out: text whose losses are measured during training; the best model by one of them is kept in `DIRECTORY/best`.
     metadata: JSON values kept with each checkpoint, e.g. fingerprints of the tree and the tokenizer.
     tokens_per_step: positions of a global batch, padding included; 0 where it is not known.
   """
@@ -66,7 +67,7 @@ def train(
     data: what it trains on.
     mesh: devices to train on.
     open_writer: from the step that the run starts at to the writer of its scalars.
-    hooks: called with the step after every step.
+    hooks: called with the step after every step; of several steps of one call, after the last.
 
   Returns:
     The final state and the scalars of the last step (empty when no step remained), with the whole run's `seconds`,
@@ -92,17 +93,16 @@ def train(
     console.say("resuming at step %d of %d", start, steps)
   else:
     fits: dict[str, Any] = {"model": model, "metadata": metadata, "mesh": mesh, "rules": run.mesh.rules}
-    initial = load_start(run.init_from, run.init_bank_from, **fits)
+    initial = Start(run.init_from, run.init_bank_from, **fits)
     state = program.init(init_key)
-    params = {name: tree | initial.get(name, {}) for name, tree in state.params.items()}
-    state = dataclasses.replace(state, params=params)
+    state = dataclasses.replace(state, params=initial.take(state.params))
   step_key = program.replicate(step_key)
   peak = (peak_flops(mesh.local_devices[0]) or 0) * mesh.size
   writer = open_writer(start) if start < steps else NoWriter()  # a finished run has nothing to write
   recorder = Recorder(run, directory, writer, start, peak_flops=peak, batch_origin=data.origin)
   if data.held_out:
-    validation_loss = make_validation_loss(data.held_out, model, mesh, run.mesh.rules)
-    best = BestModel(directory, metadata)
+    validation_losses = make_validation_losses(data.held_out, model, mesh, run.mesh.rules)
+    best = BestModel(directory, metadata, measured_modes(data.held_out.modes, model.memory)[-1])
 
   step, stream = start, data.batches(start)
   with preemption_notice() as ends_at, recorder.progress:
@@ -110,29 +110,39 @@ def train(
       while step < steps:
         if ends_at(step):
           recorder.drain()
+          store.wait()
           if step > (store.latest_step or 0):
             store.save(state, metadata)
           store.wait()
           recorder.flush()
           raise Preempted(f"{directory}: told to end after step {step} of {steps}; the same command goes on")
+        count = _steps_of_call(step, run, data.held_out)
         with recorder.waiting("data"):
-          batch = next(stream, None)
-        if batch is None:
+          batches = list(itertools.islice(stream, count))
+        if len(batches) < count:
           recorder.drain()
           raise InputError(
-            f"{directory}: the batches ended after step {step} of {steps}; give more data or bind fewer steps"
+            f"{directory}: the batches ended after step {step + len(batches)} of {steps}; give more data or bind fewer"
+            " steps"
           )
-        step += 1
-        state, metrics = program.step(state, place_batch(batch, mesh), step_key)
-        recorder.step(step, metrics, batch["decoder_target_tokens"].shape[1])
+        for call in _calls(batches):
+          placed = [place_batch(batch, mesh) for batch in call]
+          with jax.profiler.StepTraceAnnotation("train", step_num=step + len(call)):
+            if len(placed) == 1:
+              state, metrics = program.step(state, placed[0], step_key)
+            else:
+              state, metrics = program.steps(state, placed, step_key)
+          step += len(call)
+          recorder.step(step, metrics, call[0]["decoder_target_tokens"].shape[1])
         for hook in hooks:
-          hook(step)
+          for number in range(step + 1 - count, step + 1):
+            hook(number)
         if data.held_out and (step % data.held_out.every == 0 or step == steps):
           recorder.drain()
           with recorder.waiting("validation"):
-            loss = validation_loss(state.params)
-            best.offer(step, state.params, loss)
-          recorder.write(step, {"loss/validation": loss})
+            losses = validation_losses(state.params)
+            best.offer(step, state.params, losses[LOSS])
+          recorder.write(step, losses)
         if step % run.checkpoints.every == 0 or step == steps:
           recorder.drain()  # a run that resumes from this checkpoint does not see these steps again
           with recorder.waiting("checkpoint"):
@@ -150,6 +160,22 @@ def train(
   recorder.flush()
   summary = recorder.summary()
   return state, summary and summary | {"skipped": int(state.skipped), "failed_checkpoints": store.failed}
+
+
+def _steps_of_call(step: int, run: TrainingRun, held_out: HeldOut | None) -> int:
+  """How many steps are made at once after `step`.
+
+  It follows from the numbers of the steps alone, so that a run that resumes groups them as the first one did.
+  """
+  ends = [run.steps_per_call, run.checkpoints.every, *([held_out.every] if held_out else [])]
+  until = min(run.steps - step, *(end - step % end for end in ends))
+  return until if step % run.steps_per_call == 0 and until == run.steps_per_call else 1
+
+
+def _calls(batches: list[Mapping[str, np.ndarray]]) -> list[list[Mapping[str, np.ndarray]]]:
+  """Batches of one shape together; those of several lengths one by one."""
+  shapes = {batch["decoder_target_tokens"].shape for batch in batches}
+  return [batches] if len(shapes) == 1 else [[batch] for batch in batches]
 
 
 def _require_last(store: CheckpointStore, state: TrainState, metadata: Mapping[str, Any], directory: str) -> None:

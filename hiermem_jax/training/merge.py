@@ -1,6 +1,7 @@
 """One bank of the parts that separate jobs have trained beside the same frozen anchor (paper, Appendix A.2)."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 
@@ -12,16 +13,19 @@ from jax.sharding import Mesh
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.bank import Bank
 from hiermem_jax.models.config import MemoryConfig
-from hiermem_jax.models.model import Model, init_params
+from hiermem_jax.models.model import init_params
 from hiermem_jax.parallel.layout import abstract_arrays
 from hiermem_jax.parallel.mesh import Rules
-from hiermem_jax.training.checkpoint import CheckpointStore, load_model
+from hiermem_jax.training.checkpoint import CheckpointStore
+from hiermem_jax.training.stored_model import StoredModel
 
 
 def merge_parts(
   subtrees: Sequence[str], generic: str | None, directory: str, mesh: Mesh, rules: Rules
 ) -> tuple[MemoryConfig, Bank]:
   """Writes the merged model to `directory`, as a checkpoint without an optimizer.
+
+  The whole bank is in memory once, and beside it one table of one part at a time.
 
   Args:
     subtrees: run directories, one for every level-1 cluster, in any order.
@@ -36,10 +40,10 @@ def merge_parts(
   Raises:
     InputError: a part is missing, there twice, or does not fit the others; or `directory` has a checkpoint.
   """
-  models = {source: load_model(source, mesh, rules, setting="merge.subtrees") for source in subtrees}
+  models = {source: StoredModel(source, mesh, rules, setting="merge.subtrees") for source in subtrees}
   by_part: dict[int | str, str] = {}
   for source, model in models.items():
-    part = None if model.memory is None else model.memory.part
+    part = None if model.config.memory is None else model.config.memory.part
     if not isinstance(part, int):
       raise InputError(f"{source}: its bank's part is {part!r}, not a level-1 cluster; train it with MemoryConfig.part")
     if part in by_part:
@@ -50,8 +54,8 @@ def merge_parts(
   if missing := [part for part in range(branching) if part not in by_part]:
     raise InputError(f"level-1 clusters {missing} are missing beside {sorted(by_part)}; train or name them")
   if generic is not None:
-    models[generic] = load_model(generic, mesh, rules, setting="merge.generic")
-    held = models[generic].memory
+    models[generic] = StoredModel(generic, mesh, rules, setting="merge.generic")
+    held = models[generic].config.memory
     if held is None or held.part != "generic":
       raise InputError(f"{generic}: its bank's part is {held and held.part!r}, not 'generic'; bind merge.generic")
   for source, model in models.items():
@@ -59,20 +63,19 @@ def merge_parts(
 
   memory = dataclasses.replace(first.config.required_memory, part="all")
   config = dataclasses.replace(first.config, memory=memory)
-  abstract = abstract_arrays(lambda: init_params(jax.random.key(0), config), mesh, rules)["bank"]
-  parts = [models[by_part[part]].params["bank"] for part in range(branching)]
-  last = parts[0] if generic is None else models[generic].params["bank"]
-  bank = {}
-  for name, table in abstract.items():
-    tables = [*(part[name][:-1] for part in parts), last[name][-1:]]
-    bank[name] = jax.jit(lambda *tables: jnp.concatenate(tables), out_shardings=table.sharding)(*tables)
   store = CheckpointStore(directory)
   try:
     if store.latest_step is not None:
       raise InputError(f"{directory}: has a checkpoint already; give another directory, or delete it")
-    steps = {source: model.metadata["step"] for source, model in models.items()}
-    metadata = first.metadata | config.to_json() | {"merged": steps}
-    store.save_model(max(steps.values()), first.params | {"bank": bank}, metadata)
+    abstract = abstract_arrays(lambda: init_params(jax.random.key(0), config), mesh, rules)["bank"]
+    parts = [models[by_part[part]] for part in range(branching)]
+    last = parts[0] if generic is None else models[generic]
+    bank = {name: _assemble(name, table, parts, last) for name, table in abstract.items()}
+    for model in models.values():
+      model.check()
+    steps = {source: model.facts["step"] for source, model in models.items()}
+    metadata = first.facts | config.to_json() | {"merged": steps}
+    store.save_model(max(steps.values()), {"anchor": first.anchor(), "bank": bank}, metadata)
     store.wait()
     if store.failed:
       raise OSError(f"{directory}: could not be written; make room and merge again")
@@ -82,13 +85,35 @@ def merge_parts(
   return memory, bank
 
 
-def _require_same(source: str, model: Model, other_source: str, other: Model) -> None:
+def _assemble(name: str, table: jax.ShapeDtypeStruct, parts: Sequence[StoredModel], generic: StoredModel) -> jax.Array:
+  """One table of the whole bank: the clusters of all parts in order, and the generic row of `generic`.
+
+  Beside it, the table of one part is in memory at a time.
+  """
+  fill = functools.partial(jax.jit, donate_argnums=0, out_shardings=table.sharding)
+
+  @fill
+  def put_clusters(whole, part, start):
+    return jax.lax.dynamic_update_slice_in_dim(whole, part[:-1], start, axis=0)
+
+  @fill
+  def put_generic(whole, part):
+    return whole.at[-1].set(part[-1])
+
+  whole = jax.jit(lambda: jnp.zeros(table.shape, table.dtype), out_shardings=table.sharding)()
+  size = (table.shape[0] - 1) // len(parts)
+  for number, part in enumerate(parts):
+    whole = jax.block_until_ready(put_clusters(whole, part.table(name), number * size))
+  return jax.block_until_ready(put_generic(whole, generic.table(name)))
+
+
+def _require_same(source: str, model: StoredModel, other_source: str, other: StoredModel) -> None:
   held, others = (dataclasses.replace(m.config.required_memory, part="all") for m in (model, other))
   pairs = {
-    "anchor configuration": (model.anchor, other.anchor),
+    "anchor configuration": (model.config.anchor, other.config.anchor),
     "bank": (held, others),
-    "tree": (model.metadata.get("tree_fingerprint"), other.metadata.get("tree_fingerprint")),
-    "anchor (digest)": (model.metadata["digests"]["anchor"], other.metadata["digests"]["anchor"]),
+    "tree": (model.facts.get("tree_fingerprint"), other.facts.get("tree_fingerprint")),
+    "anchor (digest)": (model.facts["digests"]["anchor"], other.facts["digests"]["anchor"]),
   }
   for name, (mine, theirs) in pairs.items():
     if mine != theirs:

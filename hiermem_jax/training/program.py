@@ -14,8 +14,9 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.attention import check_platform
 from hiermem_jax.models.config import ModelConfig
-from hiermem_jax.parallel import batch_sharding, batch_shards
+from hiermem_jax.parallel import batch_sharding, batch_shards, token_sharding
 from hiermem_jax.parallel.layout import abstract_arrays, bytes_per_device, check_mesh
+from hiermem_jax.parallel.mesh import check_batch
 from hiermem_jax.training.config import TrainingRun
 from hiermem_jax.training.state import TrainState, init_state
 from hiermem_jax.training.step import make_train_step
@@ -23,9 +24,9 @@ from hiermem_jax.training.step import make_train_step
 
 @flax.struct.dataclass
 class Scalars:
-  """Named float32 scalars in one array: a step then has one output for all of them."""
+  """Named float32 scalars in one array: a call then has one output for all of them."""
 
-  values: jax.Array  # float32 [n]
+  values: jax.Array  # float32 [n], of several steps [steps, n]
   names: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
   @classmethod
@@ -34,12 +35,12 @@ class Scalars:
     return cls(jnp.stack([jnp.float32(value) for value in scalars.values()]), tuple(scalars))
 
   def __getitem__(self, name: str) -> jax.Array:
-    """One of them, float32 []."""
-    return self.values[self.names.index(name)]
+    """One of them, float32 [] or [steps]."""
+    return self.values[..., self.names.index(name)]
 
-  def read(self) -> dict[str, float]:
-    """All of them, as soon as they have been computed."""
-    return dict(zip(self.names, np.asarray(self.values).tolist()))
+  def read(self) -> list[dict[str, float]]:
+    """Those of each step, as soon as they have been computed."""
+    return [dict(zip(self.names, row)) for row in np.asarray(self.values).reshape(-1, len(self.names)).tolist()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +48,12 @@ class Program:
   """A jitted training step, and shapes, types and shardings of its arguments; see `make_program`."""
 
   model: ModelConfig
-  mesh: Mesh
+  mesh: Mesh  # where nothing but `trace` is needed, an AbstractMesh will do
   batch_size: int
+  microbatches: int
   abstract_state: TrainState  # shapes, types and shardings
   step: Any  # jitted (state, batch, key) -> (state, `Scalars`), see `make_train_step`; the state given is consumed
+  steps: Any  # the same of a sequence of batches of one shape, one step for each, in one call
   _init: Any
 
   def init(self, key: jax.Array) -> TrainState:
@@ -68,19 +71,31 @@ class Program:
     return jax.jit(lambda x: x, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(array)
 
   def abstract_batch(self, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The batch contract for sequences of `length` tokens."""
-    shape, sharding = (self.batch_size, length), batch_sharding(self.mesh)
+    """The batch contract for sequences of `length` tokens.
+
+    Raises:
+      InputError: the mesh does not divide the length.
+    """
+    shape, sharding = (self.batch_size, length), token_sharding(self.mesh, length)
     names = ("input_tokens", "target_tokens", "segment_ids", "positions")
     batch = {f"decoder_{name}": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name in names}
     batch["decoder_loss_weights"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-    batch["memory_leaf"] = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=sharding)
+    batch["memory_leaf"] = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=batch_sharding(self.mesh))
     return batch
 
-  def lower(self, length: int) -> jax.stages.Lowered:
-    """The step lowered for abstract arguments, which needs no device."""
+  def trace(self, length: int) -> jax.stages.Traced:
+    """The step traced for abstract arguments; the mesh may be an abstract one.
+
+    Raises:
+      InputError: the model cannot take sequences of this length.
+    """
     key = jax.eval_shape(jax.random.key, 0)
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
-    return self.step.lower(self.abstract_state, self.abstract_batch(length), key)
+    return self.step.trace(self.abstract_state, self.abstract_batch(length), key)
+
+  def lower(self, length: int) -> jax.stages.Lowered:
+    """The step lowered for abstract arguments, which needs no device; raises as `trace` does."""
+    return self.trace(length).lower()
 
   def _check_memory(self) -> None:
     stats = self.mesh.local_devices[0].memory_stats() or {}
@@ -99,25 +114,38 @@ def make_program(run: TrainingRun, mesh: Mesh) -> Program:
   """The training program of a run on a mesh, whose devices may be those of an ahead-of-time topology.
 
   Raises:
-    InputError: the mesh does not divide the batch, the heads, the memory units or a weight, or its devices do not have
-      the attention kernel.
+    InputError: the mesh does not divide the batch, the heads, the memory units or a weight, the microbatches do not
+      divide a device's sequences, or the devices do not have the attention kernel.
   """
+  check_batch(mesh, run.batch_size)
   shards = batch_shards(mesh)
-  if run.batch_size % shards:
-    raise InputError(f"train.batch_size = {run.batch_size}: cannot be split over {shards} devices; bind a multiple")
+  if run.batch_size % (shards * run.microbatches):
+    raise InputError(
+      f"train.microbatches = {run.microbatches}: does not divide the {run.batch_size // shards} sequences that each of"
+      f" {shards} devices has of train.batch_size = {run.batch_size}; bind a divisor"
+    )
   check_platform(run.model.anchor.attention, mesh.devices.flat[0].platform)
   optimizer = run.transformation()
   abstract_state = abstract_train_state(run, mesh)
-  train_step = make_train_step(run.model, optimizer, mesh, objective=run.objective, rules=run.mesh.rules)
+  train_step = make_train_step(
+    run.model, optimizer, mesh, objective=run.objective, rules=run.mesh.rules, microbatches=run.microbatches
+  )
 
   def step(state, batch, key):
     state, metrics = train_step(state, batch, key)
     return state, Scalars.pack(metrics)
 
+  def steps(state, batches, key):
+    def one(state, batch):
+      state, metrics = step(state, batch, key)
+      return jax.lax.with_sharding_constraint(state, shardings), metrics
+
+    return jax.lax.scan(one, state, jax.tree.map(lambda *arrays: jnp.stack(arrays), *batches))
+
   shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
+  jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
   init = functools.partial(init_state, model=run.model, optimizer=optimizer)
-  return Program(run.model, mesh, run.batch_size, abstract_state, step, init)
+  return Program(run.model, mesh, run.batch_size, run.microbatches, abstract_state, jit(step), jit(steps), init)
 
 
 def abstract_train_state(run: TrainingRun, mesh: Mesh | AbstractMesh) -> TrainState:

@@ -18,15 +18,16 @@ from hiermem_jax.training.config import TrainingRun
 from hiermem_jax.training.metrics import JsonlWriter, MetricWriter
 from hiermem_jax.training.program import Scalars
 
-_BEHIND = 8  # steps whose metrics may be unread, so that the device always has work while the loop goes on
+_BEHIND = 8  # steps whose metrics may be unread, so that the device always has work while the loop goes on; or a call
 
 
 class Recorder:
   """Reads the metrics of each step once the device has computed them, and writes those that are due.
 
-  Besides the step's own metrics a line has `learning_rate` and, since the line before: `tokens_per_second`, `mfu`
-  (model FLOPs utilisation, where the devices' peak is known), `data_wait`, `checkpoint_wait` and `validation_wait`
-  (shares of the time), and `device_memory_gib` (the most that the first device has held, where it says so).
+  Besides the step's own metrics a line has `learning_rate` (also `learning_rate/PART`, where a part has its own) and,
+  since the line before: `tokens_per_second`, `mfu` (model FLOPs utilisation, where the devices' peak is known),
+  `data_wait`, `checkpoint_wait` and `validation_wait` (shares of the time), and `device_memory_gib` (the most that the
+  first device has held, where it says so).
   """
 
   def __init__(
@@ -51,7 +52,7 @@ class Recorder:
     """
     self.progress = console.Progress("step", run.steps, start)
     self._run, self._writer, self._start = run, writer, start
-    self._schedule = run.optimizer.schedule(run.steps)
+    self._schedules = run.optimizer.schedules(run.steps, run.model.memory)
     self._peak, self._batch_origin = peak_flops, batch_origin
     self._skipped_path = os.path.join(directory, "skipped.jsonl")
     self._skipped_writer: JsonlWriter | None = None
@@ -73,18 +74,20 @@ class Recorder:
       self._waits[what] = self._waits.get(what, 0.0) + time.monotonic() - start
 
   def step(self, step: int, metrics: Scalars, length: int) -> None:
-    """Takes the metrics of a step that was just dispatched, and reads those of earlier steps that are computed by now.
+    """Takes the metrics of a call that was just dispatched, and reads those of earlier ones that are computed by now.
 
     Args:
-      step: its number, from 1.
-      metrics: of the step; reading them would wait for the device.
+      step: number of the call's last step, from 1.
+      metrics: of its steps; reading them would wait for the device.
       length: tokens of a sequence.
 
     Raises:
       FloatingPointError: too many batches in a row were not finite.
     """
     self._pending.append((step, metrics, length))
-    while len(self._pending) > _BEHIND or (self._pending and _is_ready(self._pending[0][1])):
+    while len(self._pending) > max(_BEHIND // self._run.steps_per_call, 1) or (
+      self._pending and _is_ready(self._pending[0][1])
+    ):
       self._read(*self._pending.popleft())
 
   def drain(self) -> None:
@@ -97,14 +100,19 @@ class Recorder:
       self._read(*self._pending.popleft())
 
   def _read(self, step: int, metrics: Scalars, length: int) -> None:
+    rows = metrics.read()
+    for number, values in enumerate(rows, step + 1 - len(rows)):
+      self._read_step(number, values, length)
+
+  def _read_step(self, step: int, values: dict[str, float], length: int) -> None:
     due = step % self._run.log_every == 0 or step in (self._start + 1, self._run.steps)
-    values = metrics.read()
     self._tokens += values["tokens"]
     self._flops_done += values["tokens"] * self._run.flops_per_token(length)
     self.progress.update(step, f"loss {values['loss']:.2f}", amount=values["tokens"], of="tokens")
     finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
     if due:
-      values["learning_rate"] = float(self._schedule(step - 1 - int(values["skipped"])))
+      updates = step - 1 - int(values["skipped"])
+      values |= {name: float(schedule(updates)) for name, schedule in self._schedules.items()}
       self._write_due(step, values)
     self._in_a_row = 0 if finite else self._in_a_row + 1
     if not finite:

@@ -5,15 +5,21 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from absl import logging
 from jax.sharding import Mesh
 
+from hiermem_jax import run_identity
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.bank import table_name
 from hiermem_jax.models.config import AnchorConfig, MemoryConfig, ModelConfig
 from hiermem_jax.parallel.mesh import Rules
-from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointError, load_model
+from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointError
 from hiermem_jax.training.state import TrainState
+from hiermem_jax.training.stored_model import StoredModel
+
+DATASETS = ("dataset_fingerprint", "validation_fingerprint")  # in the metadata of checkpoints
+_TYPES = ("dtype", "gradient_dtype")  # fields of AnchorConfig
 
 
 def resume(
@@ -39,48 +45,71 @@ def resume(
         ) from error
 
 
-def load_start(
-  init_from: str | None,
-  init_bank_from: str | None,
-  *,
-  model: ModelConfig,
-  metadata: Mapping[str, Any],
-  mesh: Mesh,
-  rules: Rules,
-) -> dict[str, Any]:
-  """Parameters from the newest checkpoints of other runs. Those runs may have had another mesh.
+class Start:
+  """Parameters that a run takes from the newest checkpoints of other runs. Those may have had another mesh."""
 
-  Args:
-    init_from: run directory whose anchor to take, or None.
-    init_bank_from: run directory whose bank to take, or None. Levels that it has no table for are left out, so that a
-      trained bank can be given another level.
-    model: this run's anchor and memory.
-    metadata: of this run's checkpoints; the tree's fingerprint must be the bank's.
-    mesh: where to put the parameters.
-    rules: how to lay them out.
+  def __init__(
+    self,
+    init_from: str | None,
+    init_bank_from: str | None,
+    *,
+    model: ModelConfig,
+    metadata: Mapping[str, Any],
+    mesh: Mesh,
+    rules: Rules,
+  ):
+    """Checks that they fit; no array is read yet.
 
-  Returns:
-    {"anchor": ..., "bank": {table name: ...}}; a key is missing where nothing is taken.
+    Args:
+      init_from: run directory whose anchor to take, or None.
+      init_bank_from: run directory whose bank to take, or None. Levels that it has no table for keep this run's own
+        first values, so that a trained bank can be given another level.
+      model: this run's anchor and memory.
+      metadata: of this run's checkpoints; the tree's fingerprint must be the bank's.
+      mesh: where to put the parameters.
+      rules: how to lay them out.
 
-  Raises:
-    InputError: there is no checkpoint, or it does not fit; both sides are named.
-  """
-  result = {}
-  if init_from is not None:
-    held = load_model(init_from, mesh, rules, bank=False, setting="train.init_from")
-    if not _same_parameters(held.anchor, model.anchor):
-      raise InputError(f"{init_from}: its anchor is {held.anchor}, this run's is {model.anchor}; bind the same values")
-    result["anchor"] = held.params["anchor"]
-  if init_bank_from is not None:
-    held = load_model(init_bank_from, mesh, rules, setting="train.init_bank_from")
-    _check_bank(init_bank_from, held.config, model)
-    tree, wanted = held.metadata.get("tree_fingerprint"), metadata.get("tree_fingerprint")
-    if tree != wanted:
-      raise InputError(
-        f"{init_bank_from}: its bank is of the tree {tree}, this run's dataset of {wanted}; use the ones of one tree"
-      )
-    result["bank"] = held.params["bank"]
-  return result
+    Raises:
+      InputError: there is no checkpoint, or it does not fit; both sides are named.
+    """
+    self._anchor: StoredModel | None = None
+    self._bank: StoredModel | None = None
+    if init_from is not None:
+      self._anchor = StoredModel(init_from, mesh, rules, bank=False, setting="train.init_from")
+      held = self._anchor.config.anchor
+      if not _same_parameters(held, model.anchor):
+        raise InputError(f"{init_from}: its anchor is {held}, this run's is {model.anchor}; bind the same values")
+    if init_bank_from is not None:
+      self._bank = StoredModel(init_bank_from, mesh, rules, setting="train.init_bank_from")
+      _check_bank(init_bank_from, self._bank.config, model)
+      tree, wanted = self._bank.facts.get("tree_fingerprint"), metadata.get("tree_fingerprint")
+      if tree != wanted:
+        raise InputError(
+          f"{init_bank_from}: its bank is of the tree {tree}, this run's dataset of {wanted}; use the ones of one tree"
+        )
+
+  def take(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts what is taken in the place of a run's own first parameters.
+
+    Each array is deleted before the one that takes its place is read, so that there is never more than one of them.
+
+    Args:
+      params: {"anchor": ..., "bank": {table name: ...}}, which must not be used afterwards.
+
+    Raises:
+      InputError: a checkpoint is damaged or cannot be read.
+    """
+    result = dict(params)
+    if self._anchor is not None:
+      jax.tree.map(lambda array: array.delete(), result["anchor"])
+      result["anchor"] = self._anchor.anchor()
+    if self._bank is not None:
+      result["bank"] = dict(result["bank"])
+      for name in self._bank.tables:
+        result["bank"][name].delete()
+        result["bank"][name] = self._bank.table(name)
+      self._bank.check()
+    return result
 
 
 def _check_bank(source: str, held_model: ModelConfig, model: ModelConfig) -> None:
@@ -107,20 +136,20 @@ def _check_bank(source: str, held_model: ModelConfig, model: ModelConfig) -> Non
 def _same_parameters(config: AnchorConfig, other: AnchorConfig) -> bool:
   """Whether two configurations have the same parameters and the same function.
 
-  Fields that say how the function is computed may differ: the type of activations, remat, the attention kernel, chunks.
+  What says how the function and its gradient are computed may differ, their types too.
   """
-  how = {
-    name: getattr(other, name) for name in ("dtype", "remat", "unroll", "attention", "splash_blocks", "logits_chunk")
-  }
-  return dataclasses.replace(config, **how) == other
+  types = {name: getattr(other, name) for name in _TYPES}
+  return run_identity.same(dataclasses.replace(config, **types), other)
 
 
 def _check_resumable(run_dir: str, stored: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
   """Raises InputError when the checkpoints of `run_dir` are not of the run that `metadata` describes."""
   for name, value in metadata.items():
     held: Any = stored.get(name)
+    if name in DATASETS and None in (held, value):  # an older version kept none, or nothing was measured
+      continue
     if name == "anchor":
-      same = _same_parameters(AnchorConfig(**held), AnchorConfig(**value))
+      same = _same_parameters(AnchorConfig.from_json(held), AnchorConfig.from_json(value))
     elif name == "memory":
       same = _memory(held) == _memory(value)
     else:

@@ -169,26 +169,41 @@ class WandbWriter:
 
 
 class Profiler:
-  """A hook that records some steps with jax's profiler, for TensorBoard's profile tab."""
+  """A hook that records some steps with jax's profiler, for TensorBoard's profile tab.
 
-  def __init__(self, directory: str, first: int, last: int):
-    """Records the steps from `first` to `last` into `directory`.
+  A context: where the run ends between the first and the last step, what is recorded is written all the same.
+  """
+
+  def __init__(self, directory: str, first: int, last: int, steps_per_call: int = 1):
+    """Records the steps from `first` to `last` into `directory`; of calls of several steps, the next whole ones.
 
     Raises:
       InputError: there are no such steps.
     """
     if not 1 < first <= last:
       raise InputError(f"train.profile_steps = {(first, last)}: bind a first step after 1 and a last one not before it")
-    self._directory, self._first, self._last, self._records = directory, first, last, False
+    self._directory, self._steps_per_call, self._records = directory, steps_per_call, False
+    self._start = -(-(first - 1) // steps_per_call) * steps_per_call  # a step after which it begins
+    self._stop_at = self._start - (first - 1 - last) // steps_per_call * steps_per_call
+
+  def __enter__(self) -> "Profiler":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._stop()
 
   def __call__(self, step: int) -> None:
     """Starts or stops, after a step. A run that resumes between the two records what is left."""
-    if self._records and step >= self._last:
-      jax.profiler.stop_trace()
-      self._records = False
-    elif not self._records and self._first - 1 <= step < self._last:
+    if step >= self._stop_at:
+      self._stop()
+    elif not self._records and step >= self._start and step % self._steps_per_call == 0:
       jax.profiler.start_trace(self._directory)
       self._records = True
+
+  def _stop(self) -> None:
+    if self._records:
+      self._records = False
+      jax.profiler.stop_trace()
 
 
 def log_parameters(model: ModelConfig) -> None:

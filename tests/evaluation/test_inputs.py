@@ -26,10 +26,11 @@ def run_dir(tmp_path):
   return tmp_path
 
 
-def describe(run_dir, **settings):
+def describe(run_dir, bank_dtype=None, **settings):
   probes = JsonlSource(pattern=str(run_dir / "probes.jsonl"))
   settings = {"modes": ("none",), "probes": probes} | settings
-  found = inputs.describe(str(run_dir), ModelFiles(directory="model"), {"data": "data", "baseline": None}, **settings)
+  model = ModelFiles(directory="model", bank_dtype=bank_dtype)
+  found = inputs.describe(str(run_dir), model, {"data": "data", "baseline": None}, **settings)
   return json.loads(json.dumps(found))
 
 
@@ -48,6 +49,7 @@ def test_another_content_is_another_input(run_dir, name):
 def test_another_setting_source_checkpoint_or_code_is_another_input(run_dir, monkeypatch):
   before = describe(run_dir)
   assert describe(run_dir, modes=("none", "fetched")) != before
+  assert describe(run_dir, bank_dtype="bfloat16") != before
   (run_dir / "probes.jsonl").write_text("other questions")
   assert describe(run_dir) != before
   before = describe(run_dir)

@@ -11,7 +11,8 @@ def test_campaign(run, tmp_path):
   assert done.returncode == 0, done.err
   (row,) = json.loads(done.out)
   assert row.pop("seconds") > 0
-  assert row == {"fault": "NaN batch", "tried": 1, "recovered": 1, "steps_lost": 1, "bit_identical": False}
+  expected = {"tried": 1, "recovered": 1, "steps_lost": 1, "bit_identical": False, "waited": 0.0}
+  assert row == {"fault": "NaN batch", **expected}
   again = run("reliability/campaign", f"--directory={tmp_path}")
   assert again.returncode == 2 and "is not empty; give another" in again.err
 

@@ -30,7 +30,7 @@ def state(run, mesh):
   configuration.load([str(_ROOT / f"gin/runs/{run}.gin")], [])
   # As if nothing were frozen: what a run would keep of all its parameters.
   bound = dataclasses.replace(configuration.bound_arguments("train", TrainingRun), objective=Objective())
-  return abstract_train_state(bound, abstract_mesh(mesh))
+  return abstract_train_state(bound, abstract_mesh((*mesh[:2], 1, mesh[2])))
 
 
 def as_text(run, mesh):

@@ -217,7 +217,8 @@ def test_remat_and_unrolled_layers_change_no_gradient(random_anchor):
 
   expected = gradients()
   assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected))
-  for how in ({"remat": "dots"}, {"remat": "full"}, {"unroll": 2}):
+  points = ({"remat": ("attention", "w1")}, {"remat": ("query", "key", "value", "out", "w2@host")})
+  for how in ({"remat": "dots"}, {"remat": "full"}, *points, {"unroll": 2}):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), gradients(**how), expected)
 
 

@@ -1,6 +1,7 @@
 """Configurations: what they refuse, and their arithmetic against the shapes that are really created."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -119,3 +120,14 @@ def test_the_clusters_of_a_part_are_those_below_its_level_1_cluster(part):
 def test_parts_that_do_not_exist(part):
   with pytest.raises(InputError, match="bind 'all', 'generic' or a level-1 cluster, 0 to 2"):
     MemoryConfig(rows=(4, 2), branching=3, part=part)
+
+
+@pytest.mark.parametrize("remat", [("attention", "w3"), ("w1", "w1@host"), (), ("attention@disk",)])
+def test_points_that_no_layer_has(remat):
+  with pytest.raises(InputError, match="a tuple of points, each once: query, key, value, attention, out, w1, w2"):
+    dataclasses.replace(TINY, remat=remat)
+
+
+def test_named_points_survive_a_checkpoint():
+  model = ModelConfig(anchor=dataclasses.replace(TINY, remat=("attention", "w1@host")))
+  assert ModelConfig.from_json(json.loads(json.dumps(model.to_json()))) == model

@@ -1,5 +1,6 @@
 """What the tests of this folder share: two processes that find each other on this machine, four CPU devices each."""
 
+import contextlib
 import os
 import pathlib
 import socket
@@ -29,9 +30,8 @@ def environment(without_tensorflow):
   return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
-@pytest.fixture
-def start(environment):
-  """Starts python with arguments and environment variables; what still runs when the test ends is killed."""
+@contextlib.contextmanager
+def _starting(environment):
   processes = []
 
   def start_process(*arguments, **variables):
@@ -53,6 +53,20 @@ def start(environment):
 
 
 @pytest.fixture
+def start(environment):
+  """Starts python with arguments and environment variables; what still runs when the test ends is killed."""
+  with _starting(environment) as start_process:
+    yield start_process
+
+
+@pytest.fixture(scope="module")
+def start_process(environment):
+  """The same for what the tests of a file share."""
+  with _starting(environment) as start_process:
+    yield start_process
+
+
+@pytest.fixture(scope="session")
 def finish():
   """Waits for processes together; returns (status, standard output, standard error) of each."""
 

@@ -18,6 +18,15 @@ WORDS = (
   ("planet", "orbit", "comet", "telescope", "galaxy", "moon", "crater", "rocket", "star", "eclipse"),
   ("violin", "concert", "melody", "chord", "rhythm", "opera", "flute", "choir", "tempo", "piano"),
 )
+# A verb in a process that takes another for dead when it has been silent for ten seconds, where a minute is usual.
+IMPATIENT = """
+import sys
+from hiermem_jax import cli
+from hiermem_jax.parallel import distributed
+distributed._HEARTBEAT_SECONDS = 10
+sys.argv[0] = "hiermem_jax/{verb}.py"
+cli.main("{verb}")
+"""
 pytestmark = pytest.mark.slow
 
 
@@ -34,8 +43,9 @@ def corpus(tmp_path_factory):
 def start_two(corpus, start, free_port):
   """Starts a verb in two processes with four devices each; `own` are bindings of one process."""
 
-  def start_verb(verb, run_dir, *bindings, own=((), ()), **variables):
-    arguments = ["-m", f"hiermem_jax.{verb}", f"--gin_file={GIN_FILE}", f"--run_dir={run_dir}"]
+  def start_verb(verb, run_dir, *bindings, own=((), ()), impatient=False, **variables):
+    arguments = ["-c", IMPATIENT.format(verb=verb)] if impatient else ["-m", f"hiermem_jax.{verb}"]
+    arguments += [f"--gin_file={GIN_FILE}", f"--run_dir={run_dir}"]
     arguments += ["--distributed", f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2"]
     arguments = [
       [*arguments, f"--process_id={number}", *(f"--gin_bindings={x}" for x in (corpus, *bindings, *own[number]))]
@@ -140,7 +150,7 @@ def test_when_one_of_two_dies_the_other_ends_with_an_error(
 ):
   """What has been saved is good: this process goes on from there, on its one device."""
   run_dir = tmp_path / "run"
-  processes = start_two("train", run_dir, *training)
+  processes = start_two("train", run_dir, *training, impatient=True)
   wait_for((run_dir / "checkpoints/20").exists, processes)
   processes[victim].send_signal(signal.SIGKILL)
   results = finish(processes)

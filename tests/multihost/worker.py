@@ -14,16 +14,17 @@ from hiermem_jax.training.config import CheckpointConfig, Objective, TrainingRun
 from hiermem_jax.training.loop import LoopData
 from hiermem_jax.training.metrics import JsonlWriter, NoWriter
 
-# Slices, model axis, and in which order the eight devices fill the mesh. In the last, each process has half of a model
-# pair, so that both feed the pair's rows, and rows of their own.
+# Slices, model axis, in which order the eight devices fill the mesh, and context axis. In the last two, each process has
+# half of a pair of the inner axis, so that both feed the pair's rows, and rows of their own.
 MESHES = {
   "2x4x1 interleaved": (2, 1, (0, 4, 1, 5, 2, 6, 3, 7)),
   "1x4x2 across": (1, 2, (0, 1, 2, 4, 3, 5, 6, 7)),
+  "1x4x2x1 across": (1, 1, (0, 1, 2, 4, 3, 5, 6, 7), 2),
 }
 
 
-def train(run_dir, slices, model, devices):
-  config = MeshConfig(slices=slices, model=model)
+def train(run_dir, slices, model, devices, context=1):
+  config = MeshConfig(slices=slices, model=model, context=context)
   mesh = make_mesh(config, [jax.devices()[number] for number in devices])
   positions = local_sequences(mesh, BATCH)
 

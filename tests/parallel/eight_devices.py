@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import reference
+import shared_sequences
 from jax.sharding import NamedSharding, PartitionSpec
 from small_run import ANCHOR, BATCH, GENERIC, LEAF, LENGTH, MEMORY, MODEL, STEPS, TOUCHED, batch, optimizer
 
@@ -24,6 +25,8 @@ from hiermem_jax.parallel.layout import abstract_arrays
 from hiermem_jax.training.checkpoint import CheckpointStore, load_model
 from hiermem_jax.training.config import Objective, TrainingRun
 from hiermem_jax.training.program import make_program
+from hiermem_jax.training.stored_model import load_model_as
+from hiermem_jax.training.validation import HeldOut, make_validation_losses
 
 SHAPES = table_shapes(MODEL)
 Z_LOSS = 1e-2
@@ -49,7 +52,7 @@ def collectives(compiled):
 
 def wire_types(lowered, operation):
   """Element types of what the program asks to send, before a backend changes them."""
-  return re.findall(rf'"stablehlo.{operation}".*-> tensor<(?:\d+x)*(\w+)>', lowered.as_text())
+  return re.findall(rf'"stablehlo.{operation}".*?-> tensor<(?:\d+x)*(\w+)>', lowered.as_text(), re.DOTALL)
 
 
 def spec(array):
@@ -113,7 +116,7 @@ def check_exchange(slices, model):
   }
 
 
-def train(slices, model, bank_update, devices=8, memory=MEMORY, **objective):
+def train(slices, model, bank_update, devices=8, memory=MEMORY, microbatches=1, **objective):
   """A few steps; returns (start, state, losses, compiled step) with the parameters of the start as numpy."""
   config, mesh = config_and_mesh(slices, model, devices)
   run = TrainingRun(
@@ -121,6 +124,7 @@ def train(slices, model, bank_update, devices=8, memory=MEMORY, **objective):
     optimizer=optimizer(bank_update),
     steps=STEPS,
     batch_size=BATCH,
+    microbatches=microbatches,
     objective=Objective(generic_probability=0.0, z_loss=Z_LOSS, **objective),
     mesh=config,
   )
@@ -145,8 +149,9 @@ def check_training(findings, run_dir):
   runs = {"1x1x1 dense": (start, state, losses, None)}
   for slices, model, update in [(1, 1, "lazy"), (2, 1, "dense"), (2, 2, "lazy")]:
     runs[f"{slices}x{8 // slices // model}x{model} {update}"] = train(slices, model, update)
+  runs["2x2x2 lazy, 3 microbatches"] = train(2, 2, "lazy", microbatches=3)
   for name, (begin, state, losses, compiled) in runs.items():
-    params, reference_losses = expected[name.split()[1]]
+    params, reference_losses = expected[name.split()[1].rstrip(",")]
     untouched = np.setdiff1d(np.arange(GENERIC + 1), TOUCHED["level_3"])
     tables = np.asarray(state.params["bank"]["level_3"]), begin["bank"]["level_3"]
     moved = np.abs(tables[0] - tables[1]).max(axis=1)
@@ -212,20 +217,30 @@ def check_checkpoint(findings, state, run_dir):
   store.close()
   loaded = load_model(run_dir, config_and_mesh(1, 1, 1)[1])
   findings["restored"]["loaded"] = {"difference": largest_difference(loaded.params, state.params), "devices": 1}
+  by_table = load_model_as("float32", run_dir, config_and_mesh(2, 2)[1])
+  findings["restored"]["by table"] = {
+    "difference": largest_difference(by_table.params, state.params),
+    "devices": len(by_table.params["bank"]["level_3"].sharding.device_set),
+  }
 
 
 def check_scoring(params):
-  """Log-likelihoods and greedy generation on eight devices and on one; some sequences end early, others do not."""
+  """Log-likelihoods, greedy generation and held-out losses on eight devices and on one.
+
+  Some sequences end early, others do not.
+  """
   rng = np.random.default_rng(5)
   params["bank"] = {name: rng.standard_normal(table.shape).astype(np.float32) for name, table in params["bank"].items()}
   prompts = [rng.integers(0, ANCHOR.vocab_size, length).tolist() for length in rng.integers(0, 20, 11)]
   continuations = [rng.integers(0, ANCHOR.vocab_size, length).tolist() for length in rng.integers(1, 4, 11)]
   leaf = rng.integers(-1, GENERIC + 1, 11).astype(np.int32)
-  results, stop = [], []
+  held_out = HeldOut(lambda: [batch(0)], every=1, modes=("none", "generic", "fetched"))
+  results, stop, validation = [], [], []
   for slices, model, devices in ((1, 1, 1), (2, 2, 8)):
     config, mesh = config_and_mesh(slices, model, devices)
     abstract = abstract_arrays(lambda: init_params(jax.random.key(0), MODEL), mesh, config.rules)
     placed = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), params, abstract)
+    validation.append(make_validation_losses(held_out, MODEL, mesh, config.rules)(placed))
     scorer = Scorer(Model(MODEL, placed, {}), mesh, batch_size=4, rules=config.rules)
     scores, _ = scorer.score_continuations(prompts, continuations, leaf)
     if not stop:  # the first sequence, and with it its device, is done after one token
@@ -234,6 +249,7 @@ def check_scoring(params):
   (scores, text), (other_scores, other_text) = results
   return {
     "score_difference": float(np.abs(scores - other_scores).max()),
+    "validation": validation,
     "same_text": text == other_text,
     "distinct": len({tuple(tokens) for tokens in text}),
     "lengths": [len(tokens) for tokens in text],
@@ -243,11 +259,14 @@ def check_scoring(params):
 def check_wire():
   """What a bfloat16 anchor asks to send, where slices cross as well."""
   config, mesh = config_and_mesh(2, 1)
-  model = ModelConfig(anchor=dataclasses.replace(ANCHOR, dtype="bfloat16"), memory=MEMORY)
-  run = TrainingRun(model=model, optimizer=optimizer("lazy"), steps=STEPS, batch_size=BATCH, mesh=config)
-  program = make_program(run, mesh)
-  lowered = program.lower(LENGTH)
-  return {name: wire_types(lowered, name) for name in ("all_to_all", "all_gather")}
+
+  def lower(**anchor):
+    model = ModelConfig(anchor=dataclasses.replace(ANCHOR, dtype="bfloat16", **anchor), memory=MEMORY)
+    run = TrainingRun(model=model, optimizer=optimizer("lazy"), steps=STEPS, batch_size=BATCH, mesh=config)
+    return make_program(run, mesh).lower(LENGTH)
+
+  found = {name: wire_types(lower(), name) for name in ("all_to_all", "all_gather", "reduce_scatter")}
+  return found | {"reduce_scatter, bfloat16": wire_types(lower(gradient_dtype="bfloat16"), "reduce_scatter")}
 
 
 def main(run_dir):
@@ -257,6 +276,7 @@ def main(run_dir):
   params = check_training(findings, run_dir)
   findings["variants"] = check_variants()
   findings["scoring"] = check_scoring(params)
+  findings["shared"] = shared_sequences.findings(f"{run_dir}/shared")
   print(json.dumps(findings))
 
 

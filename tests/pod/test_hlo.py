@@ -289,6 +289,58 @@ def test_sizes_of_element_types(dtype, size):
   assert Array("token", ()).bytes == 0
 
 
+@pytest.mark.parametrize(
+  "layout, padded",
+  [
+    ("bf16[4,100,32]{2,1,0:T(8,128)(2,1)}", 4 * 104 * 128 * 2),
+    ("bf16[4,100,32]{1,2,0:T(8,128)(2,1)}", 4 * 32 * 128 * 2),  # the second dimension is innermost
+    ("f32[4,2048,12,16]{3,2,1,0:T(8,128)}", 4 * 2048 * 16 * 128 * 4),
+    ("f32[100]{0:T(128)}", 128 * 4),
+    ("pred[5000]{0:T(1024)(128)(4,1)}", 5 * 1024),
+    ("bf16[3,50]{1,0:T(4,128)(2,1)S(1)}", 4 * 128 * 2),
+    ("f32[]{:T(128)}", 128 * 4),
+    ("f32[3,50]{1,0}", 150 * 4),
+  ],
+)
+def test_tiles_pad(layout, padded):
+  module = Module(_HEAD + entry(f"ROOT %x = {layout} parameter(0)"))
+  (array,) = module.root("main").arrays
+  assert array.bytes == padded
+  assert array.data_bytes == np.prod(array.dims, initial=1) * {"bf16": 2, "f32": 4, "pred": 1}[array.dtype]
+  assert array.space == ("S(1)" in layout)
+
+
+def test_padding_is_counted_in_memory_and_not_on_the_wire():
+  text = _HEAD + entry(
+    "%x = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)",
+    f"ROOT %r = bf16[64,32]{{1,0:T(8,128)(2,1)}} all-reduce(%x), {_ALL}, to_apply=%add",
+  )
+  assert only(text).bytes == 2 * 64 * 32 * 2 * 7 / 8
+  assert cost(text).hbm_bytes == 2 * 64 * 128 * 2
+
+
+def test_consumers_are_named_and_sorted():
+  scope = "jit(step)/transpose(jvp(Anchor))/while/body/layers/attention"
+  text = _HEAD + entry(
+    "%x = f32[64,128]{1,0} parameter(0), metadata={op_name=\"state.params[\\'anchor\\'][\\'head\\']\"}",
+    f'%y = f32[64,128]{{1,0}} multiply(%x, %x), metadata={{op_name="{scope}/mul"}}',
+    f'%z = f32[64,128]{{1,0}} multiply(%y, %y), metadata={{op_name="{scope}/mul"}}',
+    "%start = (f32[64,128]{1,0:S(1)}, f32[64,128]{1,0}, u32[]{:S(2)}) copy-start(%x)",
+    "%near = f32[64,128]{1,0:S(1)} copy-done(%start)",
+    '%flash.7 = f32[64,128]{1,0} custom-call(%z), custom_call_target="tpu_custom_call"',
+    "ROOT %sum = f32[64,128]{1,0} add(%flash.7, %near)",
+  )
+  array = 64 * 128 * 4
+  found = cost(text)
+  assert [tuple(consumer) for consumer in found.consumers] == [
+    ("layers/attention gradient", "mul", 2, 6 * array),
+    ("flash", "kernel", 1, 2 * array),
+    ("layers/attention gradient", "add", 1, 2 * array),
+    ("head", "copy", 1, array),
+  ]
+  assert found.hbm_bytes == 11 * array and found.kernels == 1
+
+
 def test_flops_count_every_iteration():
   def step(x, weights):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0].sum()

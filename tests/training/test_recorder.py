@@ -97,9 +97,9 @@ def test_unknown_peak_gives_no_utilisation(clock, tmp_path):
 
 
 def test_the_learning_rate_follows_the_updates_that_were_made(clock, tmp_path):
-  """Warmup of four steps to 0.1: the third step, of which one was skipped, has the rate of the second."""
+  """Warmup of four steps to 0.1: the fourth step, before which one was skipped, has the rate of the third."""
   lines, _ = record(clock, tmp_path, [2.0, float("nan"), 2.0, 2.0], start=0)
-  assert [lines[step]["learning_rate"] for step in (1, 4)] == pytest.approx([0.0, 0.05])
+  assert [lines[step]["learning_rate"] for step in (1, 4)] == pytest.approx([0.025, 0.075])
 
 
 def test_skipped_batches_count_only_in_a_row(clock, tmp_path):

@@ -23,6 +23,7 @@ ANCHOR = {
 }
 HOW = {
   "dtype": "bfloat16",
+  "gradient_dtype": "bfloat16",
   "remat": "full",
   "unroll": 2,
   "attention": "splash",
@@ -96,6 +97,21 @@ def test_a_bank_beside_another_anchor_is_not_taken(toy, whole, tmp_path, field):
   anchor = dataclasses.replace(toy.anchor, **{field: ANCHOR[field]})
   with pytest.raises(InputError, match=f"its bank has {field}"):
     toy.run(tmp_path, anchor=anchor, init_bank_from=str(whole[0]))
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "microbatches", "steps_per_call", "log_every", "max_skipped"])
+def test_counts_of_a_run_are_positive(toy, name):
+  run = toy.training_run({})
+  with pytest.raises(InputError, match=rf"^train\.{name} = 0: bind a positive number$"):
+    dataclasses.replace(run, **{name: 0})
+
+
+def test_microbatches_that_do_not_divide_a_devices_sequences(toy, tmp_path):
+  with pytest.raises(
+    InputError, match=r"^train\.microbatches = 4: does not divide the 6 sequences that each of 1 devices"
+  ):
+    toy.run(tmp_path, microbatches=4)
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

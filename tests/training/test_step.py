@@ -56,12 +56,13 @@ def random_batch(leaf=LEAF, seed=0):
   }
 
 
-def make_step(memory, generic_probability=0.0, anchor=ANCHOR, optimizer=RECORD):
+def make_step(memory, generic_probability=0.0, anchor=ANCHOR, optimizer=RECORD, microbatches=1, **objective):
   step = make_train_step(
     ModelConfig(anchor=anchor, memory=memory),
     optimizer,
     make_mesh(devices=jax.devices()[:1]),
-    objective=Objective(generic_probability=generic_probability, z_loss=Z_LOSS),
+    objective=Objective(**{"generic_probability": generic_probability, "z_loss": Z_LOSS} | objective),
+    microbatches=microbatches,
   )
   return jax.jit(step)
 
@@ -121,6 +122,28 @@ def test_gradients_equal_those_of_the_dense_formulation(params, fetched_step):
   norm = np.sqrt(sum((np.asarray(leaf, np.float64) ** 2).sum() for leaf in jax.tree.leaves(expected)))
   assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
   assert int(state.step) == 1
+
+
+@pytest.mark.parametrize("microbatches, objective", [(2, {}), (6, {"z_loss": 0.0}), (3, {"frozen_anchor": True})])
+def test_microbatches_give_the_gradient_of_the_whole_batch(params, microbatches, objective):
+  """Sequences of unequal numbers of tokens, one without any; rows that sequences of two microbatches share."""
+  batch = random_batch()
+  batch["decoder_loss_weights"] *= np.array([1, 1, 0, 1, 1, 1])[:, None] * np.random.default_rng(3).integers(0, 2, 6)
+  whole, parts = (
+    make_step(MEMORY, 0.3, microbatches=count, **objective)(make_state(params), batch, jax.random.key(0))
+    for count in (1, microbatches)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-7, rtol=2e-6), parts[0].opt_state, whole[0].opt_state
+  )
+  assert parts[1].keys() == whole[1].keys()
+  for name, value in whole[1].items():
+    np.testing.assert_allclose(parts[1][name], value, rtol=1e-6, err_msg=name)
+
+
+def test_microbatches_that_do_not_divide_the_batch(params):
+  with pytest.raises(InputError, match=r"^train\.microbatches = 4: does not divide the 6 sequences that a device has"):
+    make_step(MEMORY, microbatches=4)(make_state(params), random_batch(), jax.random.key(0))
 
 
 def test_padding_is_ignored(params, fetched_step):

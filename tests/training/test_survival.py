@@ -1,6 +1,7 @@
 """What happens to a run when something breaks: bad batches, SIGTERM, damaged checkpoints, a place that takes no more."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -14,11 +15,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from hiermem_jax import files
 from hiermem_jax.errors import InputError, Preempted
 from hiermem_jax.training import loop
-from hiermem_jax.training.checkpoint import CheckpointStore, DamagedCheckpointError, load_model
+from hiermem_jax.training.checkpoint import (
+  CheckpointReader,
+  CheckpointStore,
+  DamagedCheckpointError,
+  UnreadableCheckpointError,
+  load_model,
+)
 from hiermem_jax.training.digest import digest
 from hiermem_jax.training.metrics import Lenient
+from hiermem_jax.training.validation import BestModel
 
 
 def poisoned(toy, *steps):
@@ -113,13 +122,11 @@ def test_no_damage_to_any_file_goes_unnoticed(toy, whole, copy, damage):
   for path in [path for path in (copy / "checkpoints/12").rglob("*") if path.is_file() and path.stat().st_size]:
     content = path.read_bytes()
     damage(path)
-    store = CheckpointStore(str(copy), read_only=True)
     try:
-      toy.assert_equal(store.restore(whole[1]), whole[1])
+      toy.assert_equal(CheckpointReader(str(copy)).restore(whole[1]), whole[1])
     except DamagedCheckpointError as error:
       assert "checkpoints/12 is damaged (" in str(error)
       found.add(path.relative_to(copy / "checkpoints/12").parts[0])
-    store.close()
     path.write_bytes(content)
   assert found >= {"anchor", "bank", "optimizer", "metadata"}
 
@@ -142,6 +149,95 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used_on_request(toy, w
   toy.assert_equal(state, whole[1])
   assert (copy / "damaged/12").is_dir() and (copy / "checkpoints/12").is_dir()
   assert toy.metrics(copy) == toy.metrics(whole[0])
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    TimeoutError("the server does not answer"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    MemoryError("no room"),
+    ValueError("UNAVAILABLE: Error reading local file: connection refused"),
+    RuntimeError("event loop is closed"),
+  ],
+)
+def test_what_is_no_damage_is_named_and_nothing_is_set_aside(toy, copy, monkeypatch, error):
+  """Neither is it called damage, nor does a run that may skip damaged checkpoints take another one."""
+  tries = []
+
+  def restore(self, *args, **kwargs):
+    tries.append(args)
+    raise error
+
+  monkeypatch.setattr(files, "_RETRY_PAUSES", (0.0, 0.0))
+  monkeypatch.setattr(ocp.Checkpointer, "restore", restore)
+  with pytest.raises(UnreadableCheckpointError, match=r"checkpoints/12 could not be read \(item metadata, ") as caught:
+    toy.run(copy, skip_damaged=True)
+  assert type(error).__name__ in str(caught.value) and str(error) in str(caught.value)
+  assert "\n" not in str(caught.value) and "skip_damaged" not in str(caught.value)
+  assert len(tries) == 3 and not (copy / "damaged").exists()
+
+
+def test_what_passes_is_tried_again(toy, whole, copy, monkeypatch):
+  restore, left = ocp.Checkpointer.restore, [2]
+
+  def failing(self, *args, **kwargs):
+    left[0] -= 1
+    if left[0] >= 0:
+      raise OSError(errno.EIO, "Input/output error")
+    return restore(self, *args, **kwargs)
+
+  monkeypatch.setattr(files, "_RETRY_PAUSES", (0.0, 0.0))
+  monkeypatch.setattr(ocp.Checkpointer, "restore", failing)
+  toy.assert_equal(CheckpointReader(str(copy)).restore(whole[1]), whole[1])
+
+
+def test_a_first_save_that_cannot_be_read_back_ends_the_run(toy, tmp_path, monkeypatch):
+  """A place that takes everything and keeps it wrong, as orbax does in a directory whose name it reads as a pattern."""
+  monkeypatch.setattr(files, "refuse_pattern", lambda path: None)
+  with pytest.raises(
+    DamagedCheckpointError, match=r"checkpoints/4 is damaged .* as soon as it has been saved.*another"
+  ):
+    toy.run(tmp_path / "run [1]")
+
+
+@pytest.mark.parametrize("name", ["a[b", "a]b", "a*b", "a?b", "a\\b"])
+def test_a_directory_that_orbax_takes_for_a_pattern_is_refused(toy, tmp_path, name):
+  with pytest.raises(InputError, match=r"has . in its path, and what is saved there could not be read back"):
+    toy.run(tmp_path / name / "run")
+  assert not (tmp_path / name).exists()
+
+
+def test_a_damaged_best_model_is_set_aside(toy, whole, tmp_path):
+  """It only says how good the best was; the run goes on, and the next best takes its place."""
+  best = BestModel(str(tmp_path), {"name": "toy"})
+  best.offer(4, whole[1].params, 0.5)
+  best.close()
+  assert BestModel(str(tmp_path), {}).loss == 0.5
+  damage_item(tmp_path / "best/checkpoints/4/metadata")
+  assert BestModel(str(tmp_path), {}).loss == float("inf")
+  assert (tmp_path / "best/damaged/4").is_dir()
+
+
+def test_one_save_at_a_time(toy, whole, tmp_path, monkeypatch):
+  """A save of any store waits for that of any other."""
+  stores = [CheckpointStore(str(tmp_path / name)) for name in ("a", "b")]
+  for store in stores:
+    store.save_model(1, whole[1].params, {})
+  busy, save = [], ocp.CheckpointManager.save
+
+  def saving(self, *args, **kwargs):
+    busy.append(any(other._saving is not None for other in stores))
+    return save(self, *args, **kwargs)
+
+  monkeypatch.setattr(ocp.CheckpointManager, "save", saving)
+  for step in (2, 3):
+    for store in stores:
+      store.save_model(step, whole[1].params, {})
+  for store in stores:
+    store.close()
+    assert store.latest_step == 3
+  assert busy == [False] * 4
 
 
 def test_when_every_checkpoint_is_damaged_nothing_starts_over(toy, copy):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import types
 
 import jax
@@ -16,10 +17,10 @@ from hiermem_jax.models.bank import RowGradient
 from hiermem_jax.models.losses import anchor_losses
 from hiermem_jax.pod.peaks import peak_flops
 from hiermem_jax.train import train
-from hiermem_jax.training.checkpoint import CheckpointStore, load_model
+from hiermem_jax.training.checkpoint import CheckpointReader, load_model
 from hiermem_jax.training.config import Objective, TrainingRun, ValidationConfig
 from hiermem_jax.training.telemetry import Losses, step_scalars
-from hiermem_jax.training.validation import HeldOut
+from hiermem_jax.training.validation import BestModel, HeldOut, measured_modes
 
 
 def test_losses_are_split_by_memory_and_by_level_1_cluster():
@@ -104,10 +105,14 @@ def test_held_out_loss_and_the_best_model(toy, tmp_path):
   """The loss is that of the plain forward pass; the best model is kept, and a resumed run does not forget it."""
   held_out = [toy.random_batch(step) for step in (101, 102)]
   held_out[1]["decoder_loss_weights"][3:] = 0
-  validation = HeldOut(lambda: held_out, every=3)
-  state, _ = toy.run(tmp_path, held_out=validation, every=6)
-  losses = {line["step"]: line["loss/validation"] for line in toy.metrics(tmp_path) if "loss/validation" in line}
+  passes = []
+  validation = HeldOut(lambda: passes.append("main") or held_out, every=3, modes=("generic", "none", "fetched"))
+  other = {"other": lambda: passes.append("other") or held_out[1:]}
+  state, _ = toy.run(tmp_path, held_out=validation._replace(others=other), every=6)
+  lines = [line for line in toy.metrics(tmp_path) if "loss/validation" in line]
+  losses = {line["step"]: line["loss/validation"] for line in lines}
   assert list(losses) == [3, 6, 9, 12]
+  assert passes == ["main", "other"] * 4  # one pass over the text, whatever the modes
 
   @jax.jit
   def loss(params, batch):
@@ -115,11 +120,20 @@ def test_held_out_loss_and_the_best_model(toy, tmp_path):
     values, _ = anchor_losses(toy.anchor, params["anchor"], batch, block)
     return (values * batch["decoder_loss_weights"]).sum()
 
-  def expected(params):
-    tokens = sum(batch["decoder_loss_weights"].sum() for batch in held_out)
-    return sum(float(loss(params, batch)) for batch in held_out) / tokens
+  def expected(params, batches=held_out, **changes):
+    tokens = sum(batch["decoder_loss_weights"].sum() for batch in batches)
+    return sum(float(loss(params, batch | changes)) for batch in batches) / tokens
 
   assert losses[12] == pytest.approx(expected(state.params), rel=1e-5)
+  for mode, changes in (
+    ("fetched", {}),
+    ("generic", {"memory_leaf": np.full(6, 4)}),
+    ("none", {"memory_leaf": np.full(6, -1)}),
+  ):
+    for name, batches in (("main", held_out), ("other", held_out[1:])):
+      found = lines[-1].pop(f"loss/validation/{name}/{mode}")
+      assert found == pytest.approx(expected(state.params, batches, **changes), rel=1e-5)
+  assert lines[-1].keys() == {"step", "loss/validation"}
   best = min(losses, key=losses.get)
   model = load_model(str(tmp_path / "best"), toy.mesh)
   assert model.metadata["step"] == best and model.metadata["validation_loss"] == pytest.approx(losses[best])
@@ -127,7 +141,33 @@ def test_held_out_loss_and_the_best_model(toy, tmp_path):
   # A worse model later, from a resumed run, does not replace it.
   worse = validation._replace(batches=lambda: [toy.random_batch(500) | {"memory_leaf": np.full(6, -1)}])
   toy.run(tmp_path, held_out=worse, steps=12)
-  assert load_model(str(tmp_path / "best"), toy.mesh).metadata["step"] == best
+  model = load_model(str(tmp_path / "best"), toy.mesh)
+  assert model.metadata["step"] == best
+  assert (model.metadata["validation_set"], model.metadata["validation_mode"]) == ("main", "fetched")
+
+
+def test_modes_that_a_model_has_the_memory_for(toy):
+  modes = ("none", "generic", "fetched")
+  assert measured_modes(modes, None) == measured_modes(("fetched",), None) == ("none",)
+  assert measured_modes(modes, toy.memory) == modes
+  assert measured_modes(("fetched", "none"), toy.memory) == ("fetched", "none")
+  alone = dataclasses.replace(toy.memory, part="generic")
+  assert measured_modes(modes, alone) == ("none", "generic")
+  assert measured_modes(("fetched",), alone) == ("generic",)
+  assert measured_modes(("generic", "none", "fetched"), alone) == ("none", "generic")  # the last one decides
+
+
+def test_a_best_model_by_another_mode_does_not_stand_in_the_way(toy, whole, tmp_path):
+  params, metadata = whole[1].params, toy.model.to_json()
+  best = BestModel(str(tmp_path), metadata, "fetched")
+  best.offer(1, params, 0.5)
+  best.close()
+  assert BestModel(str(tmp_path), metadata, "fetched").loss == 0.5
+  other = BestModel(str(tmp_path), metadata, "none")
+  other.offer(2, params, 0.7)
+  other.close()
+  assert BestModel(str(tmp_path), metadata, "none").loss == 0.7
+  assert load_model(str(tmp_path / "best"), toy.mesh).metadata["step"] == 2
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +184,13 @@ def verb(toy, run_dir, packed, **changes):
 
 
 def test_the_verb_measures_every_held_out_sequence_once(toy, packed, tmp_path):
-  """21 sequences in batches of 4; the last is filled up with no tokens."""
-  verb(toy, tmp_path, packed, validation=ValidationConfig(dataset=packed, every=6))
+  """21 sequences in batches of 4; the last is filled up with no tokens. Of every set in every mode."""
+  modes = ("none", "generic", "fetched")
+  shutil.copytree(packed, tmp_path / "second")
+  validation = ValidationConfig(dataset=packed, every=6, others=(("second", "second"),), modes=modes)
+  verb(toy, tmp_path, packed, validation=validation)
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-  (loss,) = [line["loss/validation"] for line in lines if "loss/validation" in line]
+  (losses,) = [line for line in lines if "loss/validation" in line]
   from hiermem_jax.data.packed.batches import in_order
   from hiermem_jax.data.packed.reading import PackedDataset
   from hiermem_jax.evaluation.modes import Mode
@@ -155,8 +198,12 @@ def test_the_verb_measures_every_held_out_sequence_once(toy, packed, tmp_path):
   from hiermem_jax.evaluation.scoring import Scorer
 
   model = load_model(str(tmp_path), toy.mesh)
-  expected = held_out_loss(Scorer(model, toy.mesh, 7), in_order(PackedDataset(packed), 7), Mode.parse("fetched"))
-  assert loss == pytest.approx(expected, rel=1e-5)
+  scorer = Scorer(model, toy.mesh, 7)
+  for mode in modes:
+    expected = held_out_loss(scorer, in_order(PackedDataset(packed), 7), Mode.parse(mode))
+    assert losses[f"loss/validation/main/{mode}"] == pytest.approx(expected, rel=1e-5)
+    assert losses[f"loss/validation/second/{mode}"] == losses[f"loss/validation/main/{mode}"]
+  assert losses["loss/validation"] == losses["loss/validation/main/fetched"]
   assert json.loads((tmp_path / "report.json").read_text())["steps"] == 6
 
 
@@ -173,8 +220,19 @@ def test_validation_that_cannot_be_used(toy, packed, write_decomposed, tmp_path)
   sequences = {n: [(0, np.zeros(n, np.int32), np.ones(n, np.int32))] * 8 for n in (8, 16)}
   several = write_decomposed(str(tmp_path / "several"), sequences, vocab_size=13, num_leaves=4)
   assert isinstance(several, DecomposedDataset)
-  with pytest.raises(InputError, match="several: of several lengths; bind one of its datasets"):
-    verb(toy, tmp_path, packed, validation=ValidationConfig(dataset=several.directory))
+  for changes, setting in (
+    ({"dataset": str(several.directory)}, "dataset"),
+    ({"others": (("b", "several"),)}, "others"),
+  ):
+    with pytest.raises(
+      InputError, match=f"ValidationConfig.{setting} = .*several: of several lengths; bind one of its"
+    ):
+      verb(toy, tmp_path, packed, validation=ValidationConfig(**{"dataset": packed} | changes))
+  for others in ((("main", "a"),), (("a/b", "a"),), (("", "a"),), (("a", "x"), ("a", "y"))):
+    with pytest.raises(InputError, match="ValidationConfig.others: a set is named '.*'; bind letters"):
+      ValidationConfig(dataset="x", others=others)
+  with pytest.raises(InputError, match=r"ValidationConfig.modes = \(\): bind one of"):
+    ValidationConfig(dataset="x", modes=())
 
 
 def test_a_subtree_reads_its_own_sequences_alone(toy, packed, tmp_path):
@@ -186,5 +244,5 @@ def test_a_subtree_reads_its_own_sequences_alone(toy, packed, tmp_path):
   for line in lines:
     assert not {"loss/cluster_00", "loss/generic"} & line.keys()
   assert sum("loss/cluster_01" in line for line in lines) == 6
-  assert CheckpointStore(str(tmp_path), read_only=True).latest_step == 6
+  assert CheckpointReader(str(tmp_path)).latest_step == 6
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_model(str(tmp_path), toy.mesh).params))

@@ -5,6 +5,7 @@ import functools
 import sys
 import types
 
+import jax
 import pytest
 
 from hiermem_jax.errors import InputError
@@ -141,3 +142,44 @@ def test_a_run_that_resumes_between_the_profiled_steps_records_what_is_left(tmp_
   for step in range(start + 1, 9):
     profiler(step)
   assert tuple(calls) == traced
+
+
+@pytest.mark.parametrize("window, traced", [((2, 5), (10, 20)), ((11, 20), (10, 20)), ((12, 31), (20, 40))])
+def test_of_calls_of_several_steps_whole_ones_are_recorded(tmp_path, monkeypatch, window, traced):
+  """The hook is called for all ten steps of a call after the call."""
+  calls = []
+  monkeypatch.setattr("jax.profiler.start_trace", lambda directory: calls.append(done))
+  monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append(done))
+  profiler = writers.Profiler(str(tmp_path), *window, 10)
+  for done in range(10, 60, 10):
+    for step in range(done - 9, done + 1):
+      profiler(step)
+  assert tuple(calls) == traced
+
+
+def _profiled_steps(directory):
+  """Numbers of the annotated steps in the profile that was written."""
+  (path,) = directory.rglob("*.xplane.pb")
+  events = [
+    event
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes
+    for line in plane.lines
+    for event in line.events
+  ]
+  return [dict(event.stats)["step_num"] for event in events if event.name == "train"]
+
+
+def test_a_run_that_ends_between_the_profiled_steps_and_goes_on_there_writes_both_profiles(tmp_path, toy):
+  """Steps 4 to 9 of 12. It ends before step 7 and goes on at its checkpoint, step 4."""
+
+  def until_killed(start):
+    for step in range(start + 1, 7):
+      yield toy.random_batch(step)
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt), writers.Profiler(str(tmp_path / "first"), 4, 9) as profiler:
+    toy.run(tmp_path, batches=until_killed, hooks=[profiler])
+  with writers.Profiler(str(tmp_path / "second"), 4, 9) as profiler:
+    toy.run(tmp_path, hooks=[profiler])
+  assert _profiled_steps(tmp_path / "first") == [4, 5, 6]
+  assert _profiled_steps(tmp_path / "second") == [6, 7, 8, 9]  # a trace cannot begin before a run's first step

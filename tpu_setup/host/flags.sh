@@ -10,8 +10,6 @@ if [[ $CHIP == cpu ]]; then
 else
   # Without this a host whose chips are not found would silently train on its CPU, and the others wait for it.
   export JAX_PLATFORMS=tpu,cpu
-  # Compiled programs are kept, so that a relaunch on the same slice starts in seconds.
-  export JAX_COMPILATION_CACHE_DIR="$HOME/hiermem/compiled"
   # Keeps large host buffers in huge pages; libtpu warns at start when it is off.
   echo always | sudo -n tee /sys/kernel/mm/transparent_hugepage/enabled > /dev/null 2>&1 || true
 fi

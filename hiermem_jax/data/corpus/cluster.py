@@ -71,7 +71,8 @@ def cluster_corpus(
     return finished
   task = EmbedPart(source, tokenizer.path, directory, read, sample)
   parts = list(enumerate(source.parts()))
-  claim(os.path.join(directory, "embeddings"), inputs | {"parts": parts_fingerprint([part for _, part in parts])})
+  claimed = inputs | {"parts": parts_fingerprint([part for _, part in parts])}
+  claim(os.path.join(directory, "embeddings"), claimed, ReadConfig().identity())
   missing = [part for part in parts if not task.done(part[0])]
   logging.info("embedding the windows of %d of %d parts of the corpus", len(missing), len(parts))
   if missing:
@@ -94,11 +95,12 @@ def _finished(directory: str, inputs: dict[str, Any], config: TreeConfig) -> Clu
   """
   if not (files.as_path(directory) / "report.json").exists():
     return None
+  defaults = ReadConfig().identity() | _level_inputs(TreeConfig())
   for folder, wanted in (("embeddings", inputs), ("levels", _level_inputs(config))):
     path = files.as_path(directory) / folder / "inputs.json"
     if path.exists():
       held = files.read_json(path)
-      require_same_inputs(directory, {name: held.get(name) for name in wanted}, wanted)
+      require_same_inputs(directory, {name: held[name] for name in wanted if name in held}, wanted, defaults)
   tree = ClusterTree.load(directory)
   require_same_inputs(directory, {"depth": tree.depth}, {"depth": config.depth})
   console.say("%s holds this tree already (%d leaves): reusing it", directory, tree.num_leaves)
@@ -114,7 +116,7 @@ def _build(
   embedded: Sequence[str], config: TreeConfig, encoder: Encoder, directory: str, beam_config: BeamConfig
 ) -> ClusterTree:
   """Learns the levels that are not in `directory` yet, with one pipeline each."""
-  claim(directory, _level_inputs(config) | {"embeddings": len(embedded)})
+  claim(directory, _level_inputs(config) | {"embeddings": len(embedded)}, _level_inputs(TreeConfig()))
   levels: list[np.ndarray] = []
   for level in range(1, config.depth + 1):
     path = os.path.join(directory, f"level_{level}.npz")

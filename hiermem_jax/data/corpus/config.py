@@ -93,3 +93,21 @@ class PackConfig:
       )
     if self.tails == "mix" and not has_tree:
       raise InputError("PackConfig.tails = 'mix': without a tree no leaf has siblings; give 'pad' or 'drop'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+  """What `prepare` is bound to, as far as it decides which sequences a run trains on."""
+
+  pack: PackConfig = PackConfig()
+
+  def batches(self, batch_size: int) -> dict[int, int]:
+    """Length of sequences -> how many a batch has of them, longest first.
+
+    `batch_size` counts sequences of the longest; a batch of shorter ones has the same number of tokens.
+    """
+    longest = max(self.pack.lengths)
+    return {length: batch_size * longest // length for length in reversed(self.pack.lengths)}
+
+
+ONE_LENGTH = Prepared()

@@ -32,6 +32,7 @@ from hiermem_jax.errors import InputError
 from hiermem_jax.retrieval.retriever import Retriever, load_retriever
 from hiermem_jax.retrieval.tree import ClusterTree
 
+_DEFAULTS = dataclasses.asdict(PackConfig()) | ReadConfig().identity()  # of what the record of a dataset has of both
 _WHOLE_DOCUMENTS = 2**30  # tokens in a window, so that no document is cut
 
 
@@ -70,7 +71,7 @@ def prepare(
   _check_unfinished(directory)
   parts = list(enumerate(source.parts()))
   names = [part for _, part in parts]
-  claim(work, inputs | {"parts": names})
+  claim(work, inputs | {"parts": names}, _DEFAULTS)
   router = None
   if tree is not None and retriever is not None:
     embedded = embedding_inputs(source, tokenizer, retriever.encoder.fingerprint, read)
@@ -183,7 +184,7 @@ def _finished(directory: str, inputs: dict[str, Any]) -> PackedDataset | Decompo
   if not is_decomposed(directory) and not (files.as_path(directory) / "manifest.json").exists():
     return None
   dataset = open_dataset(directory)
-  require_same_inputs(directory, dataset.manifest.inputs, inputs)
+  require_same_inputs(directory, dataset.manifest.inputs, inputs, _DEFAULTS)
   dataset.verify()
   files.as_path(os.path.join(directory, "work")).rmtree(missing_ok=True)
   console.say("%s holds this packed dataset already (%d sequences): reusing it", directory, len(dataset))
@@ -209,7 +210,7 @@ def _sum_leaves(summaries: Sequence[dict[str, Any]]) -> dict[int, tuple[int, int
 def _clean(job: PackJob) -> None:
   """Removes the work directory, and temporary files that killed processes have left beside the shards."""
   for folder in job.directories.values():
-    for path in files.as_path(folder).glob(".shard-*.tmp"):
+    for path in files.matching(folder, ".shard-*.tmp"):
       path.unlink()
   files.as_path(job.work).rmtree()
 

@@ -1,8 +1,9 @@
 """What the pipelines of `cluster` and `prepare` share: passes over parts, inputs of directories, cached objects."""
 
 import functools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -21,10 +22,15 @@ def run_over(items: Sequence[Any], task: beam.DoFn, runner: BeamConfig) -> None:
   runner.run(lambda p: p | beam.Create(items) | beam.Reshuffle() | beam.ParDo(task), num_units=len(items))
 
 
-def claim(directory: str, inputs: dict[str, Any]) -> None:
+def claim(directory: str, inputs: dict[str, Any], defaults: Mapping[str, Any] = {}) -> None:  # noqa: B006 (only read)
   """Marks a directory as holding unfinished work on these inputs.
 
   The first call writes `directory/inputs.json`; later calls compare with it, so that only work on equal inputs goes on.
+
+  Args:
+    directory: of the work.
+    inputs: what it is a function of.
+    defaults: see `require_same_inputs`.
 
   Raises:
     InputError: the directory holds work on other inputs.
@@ -32,13 +38,22 @@ def claim(directory: str, inputs: dict[str, Any]) -> None:
   """
   path = files.as_path(directory) / "inputs.json"
   if path.exists():
-    require_same_inputs(directory, files.read_json(path), inputs)
+    require_same_inputs(directory, files.read_json(path), inputs, defaults)
   else:
     files.write_json(path, inputs)
 
 
-def require_same_inputs(directory: str, held: dict[str, Any], inputs: dict[str, Any]) -> None:
-  """Raises InputError naming the first input in which `held`, read from a file, and `inputs` differ."""
+def require_same_inputs(
+  directory: str,
+  held: dict[str, Any],
+  inputs: dict[str, Any],
+  defaults: Mapping[str, Any] = {},  # noqa: B006 (only read)
+) -> None:
+  """Raises InputError naming the first input in which `held`, read from a file, and `inputs` differ.
+
+  `defaults` are those of settings: what an earlier version wrote lacks the ones that it did not have.
+  """
+  held = {name: value for name, value in json.loads(json.dumps(dict(defaults))).items() if name in inputs} | held
   for name in sorted(held.keys() | inputs.keys()):
     if held.get(name) != inputs.get(name):
       raise InputError(

@@ -74,8 +74,10 @@ class DecomposedDataset:
     self.directory = str(directory)
     path = files.as_path(directory) / _FILE
     try:
-      lengths = json.loads(path.read_text())["lengths"]
+      lengths = json.loads(files.patiently(path.read_text))["lengths"]
     except OSError as error:
+      if files.may_pass(error):
+        raise files.unreadable(path, error) from error
       reason = error.strerror or "not readable"
       raise InputError(f"{path}: {reason}; give the directory that the prepare verb wrote") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -1,16 +1,20 @@
 """Reads packed datasets: any sequence by its number, without TensorFlow and without reading its neighbours."""
 
 import collections
+import errno
+import functools
 import pathlib
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from hiermem_jax import files
 from hiermem_jax.data.packed.format import FORMAT, Manifest, Shard, decode_records, leaves_path, sha256_of
 from hiermem_jax.errors import InputError
+
+T = TypeVar("T")
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # reads no more than what is asked for
 
@@ -30,7 +34,7 @@ class PackedDataset:
     """Reads the manifest and checks the sizes of the shards. Their contents are checked by `verify` only.
 
     Raises:
-      InputError: the directory, the manifest or a shard is missing or damaged.
+      InputError: the directory, the manifest or a shard is missing, damaged or out of reach.
     """
     self.directory = str(directory)
     path = pathlib.Path(directory) / "manifest.json"
@@ -38,8 +42,10 @@ class PackedDataset:
     if path.parent.is_dir() and not path.exists():
       raise InputError(f"{path.parent}: no packed dataset, or an unfinished one{others}; run prepare (again)")
     try:
-      self.manifest = Manifest.from_json(path.read_text())
+      self.manifest = Manifest.from_json(files.patiently(path.read_text))
     except OSError as error:
+      if files.may_pass(error):
+        raise files.unreadable(path, error) from error
       reason = error.strerror or "not readable"
       raise InputError(f"{path}: {reason}{others}; give the directory that the prepare verb wrote") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -64,7 +70,7 @@ class PackedDataset:
 
     Raises:
       IndexError: a number is out of range.
-      InputError: a shard is damaged.
+      InputError: a shard is damaged, or out of reach for longer than 12 seconds.
     """
     indices = np.asarray(indices, np.int64)
     if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
@@ -91,8 +97,10 @@ class PackedDataset:
     for number, shard in enumerate(self.manifest.shards):
       path = leaves_path(self._path(number))
       try:
-        part = np.load(path)
+        part = files.patiently(functools.partial(np.load, path))
       except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, OSError) and files.may_pass(error):
+          raise files.unreadable(path, error) from error
         raise InputError(f"{path} is missing or damaged: {_remedy(self.directory)}") from error
       if part.shape != (shard.records,):
         raise InputError(f"{path} has shape {part.shape}, the shard {shard.records} records: {_remedy(self.directory)}")
@@ -106,32 +114,54 @@ class PackedDataset:
     """Reads every shard and compares its checksum with the manifest's.
 
     Raises:
-      InputError: a shard is missing or damaged.
+      InputError: a shard is missing, damaged or out of reach.
     """
     for shard in self.manifest.shards:
       self._check_size(shard)
-      path = pathlib.Path(self.directory) / shard.name
-      if sha256_of(path) != shard.sha256:
-        raise InputError(f"{path} is damaged (its sha256 is not the manifest's): {_remedy(self.directory)}")
+      self._reached(shard, functools.partial(self._check_content, shard))
 
   def _records(self, shard: int, records: list[int]) -> list[bytes]:
+    return self._reached(self.manifest.shards[shard], functools.partial(self._try_records, shard, records))
+
+  def _try_records(self, shard: int, records: list[int]) -> list[bytes]:
+    """Reads records. The reader does not say why it fails, so the file's checksum tells damage from the rest."""
     with self._lock:  # a reader cannot be used by two threads at once
       try:
         if shard not in self._readers:
           reader = _open(self._path(shard))
           if reader.num_records() != self.manifest.shards[shard].records:
-            raise RuntimeError("number of records")
+            raise RuntimeError("another number of records")
           self._readers[shard] = reader
         return self._readers[shard].read(records)
       except (RuntimeError, IndexError, ValueError) as error:
-        raise InputError(f"{self._path(shard)} is damaged: {_remedy(self.directory)}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        for reader in self._readers.values():  # the files that may be open are limited
+          reader.close()
+        self._readers.clear()
+    self._check_content(self.manifest.shards[shard])
+    raise OSError(errno.EIO, f"its checksum is right, and its reader says: {reason}")
 
   def _check_size(self, shard: Shard) -> None:
     path = pathlib.Path(self.directory) / shard.name
-    if not path.is_file():
+    if not self._reached(shard, path.is_file):
       raise InputError(f"{path} is missing: {_remedy(self.directory)}")
-    if (size := path.stat().st_size) != shard.bytes:
+    if (size := self._reached(shard, path.stat).st_size) != shard.bytes:
       raise InputError(f"{path} has {size} bytes, its manifest says {shard.bytes}: {_remedy(self.directory)}")
+
+  def _check_content(self, shard: Shard) -> None:
+    path = pathlib.Path(self.directory) / shard.name
+    if sha256_of(path) != shard.sha256:
+      raise InputError(f"{path} is damaged (its sha256 is not the manifest's): {_remedy(self.directory)}")
+
+  def _reached(self, shard: Shard, read: Callable[[], T]) -> T:
+    """What `read` gives of a shard; tries again what may pass."""
+    path = pathlib.Path(self.directory) / shard.name
+    try:
+      return files.patiently(read)
+    except FileNotFoundError as error:
+      raise InputError(f"{path} is missing: {_remedy(self.directory)}") from error
+    except OSError as error:
+      raise files.unreadable(path, error) from error
 
   def _path(self, shard: int) -> pathlib.Path:
     return pathlib.Path(self.directory) / self.manifest.shards[shard].name

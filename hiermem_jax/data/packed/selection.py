@@ -33,7 +33,6 @@ class HeldOutBatches:
     sequences: np.ndarray,
     batch_size: int,
     positions: np.ndarray,
-    leaf: int | None = None,
   ):
     """Sets up the batches; nothing is read yet.
 
@@ -42,14 +41,13 @@ class HeldOutBatches:
       sequences: integer [n], numbers of the sequences.
       batch_size: number of sequences in a global batch.
       positions: integer [b], the positions in a global batch that this process reads.
-      leaf: the leaf of all sequences, in place of their own; None keeps their own.
 
     Raises:
       InputError: there are no sequences.
     """
     if not len(sequences):
       raise InputError(f"{dataset.directory}: has no such sequences to validate on; prepare a larger one")
-    self._dataset, self._sequences, self._leaf = dataset, sequences, leaf
+    self._dataset, self._sequences = dataset, sequences
     self._batch_size, self._positions = batch_size, positions
 
   def __call__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -58,6 +56,4 @@ class HeldOutBatches:
       numbers = np.resize(self._sequences[start : start + self._batch_size], self._batch_size)[self._positions]
       batch = to_batch(*self._dataset.read(numbers), bos_id=self._dataset.manifest.bos_id)
       batch["decoder_loss_weights"] *= (start + self._positions < len(self._sequences))[:, None]
-      if self._leaf is not None:
-        batch["memory_leaf"] = np.full_like(batch["memory_leaf"], self._leaf)
       yield batch

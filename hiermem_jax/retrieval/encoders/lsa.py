@@ -50,6 +50,8 @@ class LsaEncoder(EncoderConfig):
     for name in ("dim", "num_features", "word_ngrams", "max_words"):
       if getattr(self, name) < 1:
         raise InputError(f"LsaEncoder.{name} is {getattr(self, name)}: set it to at least 1")
+    if self.seed < 0:
+      raise InputError(f"LsaEncoder.seed is {self.seed}: set it to at least 0")
 
   def fit(self, texts: Iterable[str]) -> "FittedLsaEncoder":
     """Fits the encoder. Reads `texts` once and holds their word counts in memory.

@@ -28,6 +28,17 @@ def test_the_first_difference_is_named():
     require_same_inputs("set", {"a": 1, "b": 1}, {"a": 2, "b": 2})
 
 
+def test_what_an_earlier_version_wrote_lacks_later_settings(tmp_path):
+  """They had their defaults, as JSON has them; a tuple is a list there."""
+  directory, defaults = str(tmp_path), {"new": (1, 2), "other": 3}
+  claim(directory, {"a": 1})
+  claim(directory, {"a": 1, "new": [1, 2]}, defaults)
+  with pytest.raises(InputError, match=r"was made with new \[1, 2\], asked for is \[4\]"):
+    claim(directory, {"a": 1, "new": [4]}, defaults)
+  with pytest.raises(InputError, match="was made with new None"):
+    claim(directory, {"a": 1, "new": [1, 2]})
+
+
 def test_a_source_without_a_repr_cannot_stand_in_a_manifest():
   class Nameless(Source):
     def parts(self):

@@ -1,10 +1,16 @@
 """What is written is read back; what is missing, unfinished or damaged is named."""
 
 import concurrent.futures
+import errno
+import os
+import pathlib
+import resource
 
 import numpy as np
 import pytest
 
+from hiermem_jax import files
+from hiermem_jax.data.packed import reading
 from hiermem_jax.data.packed.reading import PackedDataset
 from hiermem_jax.errors import InputError
 
@@ -121,6 +127,61 @@ def test_damage_seen_when_read(write, tmp_path):
     dataset.read(range(11))
   with pytest.raises(InputError, match="shard-00001.array_record is damaged .*sha256"):
     dataset.verify()
+
+
+def test_files_that_may_be_open_are_limited(write, tmp_path, monkeypatch):
+  """More shards than the limit: the readers of others are closed, and nothing is called damaged."""
+  monkeypatch.setattr(files, "_RETRY_PAUSES", (0.0, 0.0))
+  dataset = write(tmp_path / "set", count=40, num_shards=40)
+  expected = dataset.read(range(40))[1]
+  dataset = PackedDataset(dataset.directory)
+  before, used = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/proc/self/fd"))
+  resource.setrlimit(resource.RLIMIT_NOFILE, (used + 10, before[1]))
+  try:
+    read = dataset.read(range(40))[1]
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+  np.testing.assert_array_equal(read, expected)
+
+
+def failing(error, times, then):
+  """A function that raises, so many times."""
+  left = [times]
+
+  def call(*args, **kwargs):
+    left[0] -= 1
+    if left[0] >= 0:
+      raise error
+    return then(*args, **kwargs)
+
+  return call
+
+
+def test_a_shard_that_cannot_be_read_for_a_while_is_not_damaged(write, tmp_path, monkeypatch):
+  monkeypatch.setattr(files, "_RETRY_PAUSES", (0.0, 0.0))
+  write(tmp_path / "set", num_shards=2)
+  opened, error = reading._open, RuntimeError("read: Input/output error")
+  monkeypatch.setattr(reading, "_open", failing(error, 2, opened))
+  assert len(PackedDataset(str(tmp_path / "set")).read(range(11))[0]) == 11
+  monkeypatch.setattr(reading, "_open", failing(error, 3, opened))
+  with pytest.raises(InputError, match=r"shard-00000.array_record could not be read in three tries .*Input/output"):
+    PackedDataset(str(tmp_path / "set")).read(range(11))
+
+
+@pytest.mark.parametrize("number, reason", [(errno.EIO, "Input/output error"), (errno.ESTALE, "Stale file handle")])
+def test_a_manifest_or_leaves_out_of_reach_are_not_damaged(write, tmp_path, monkeypatch, number, reason):
+  monkeypatch.setattr(files, "_RETRY_PAUSES", (0.0, 0.0))
+  dataset, unreachable = write(tmp_path / "set", num_shards=2), failing(OSError(number, reason), 10, None)
+  with monkeypatch.context() as patch:
+    patch.setattr(np, "load", unreachable)
+    with pytest.raises(InputError, match=rf"leaves.npy could not be read in three tries \({reason}\)"):
+      dataset.leaves()
+  monkeypatch.setattr(pathlib.Path, "read_text", unreachable)
+  with pytest.raises(
+    InputError, match=rf"manifest.json could not be read in three tries \({reason}\).*again"
+  ) as caught:
+    PackedDataset(dataset.directory)
+  assert "prepare" not in str(caught.value)
 
 
 def test_another_file_of_the_same_size(write, tmp_path):

@@ -44,11 +44,6 @@ def test_every_sequence_counts_once(dataset, batch_size, processes):
     assert sorted(seen) == [10, 11, 12, 14, 16]
 
 
-def test_one_leaf_for_all(dataset):
-  (batch,) = held_out(dataset, 5, leaf=-1)()
-  assert batch["memory_leaf"].tolist() == [-1] * 5 and batch["memory_leaf"].dtype == np.int32
-
-
 def test_no_sequences(dataset):
   with pytest.raises(InputError, match="has no such sequences to validate on; prepare a larger one"):
     held_out(dataset, 2, sequences=np.zeros(0, np.int64))
