@@ -161,7 +161,7 @@ def _traffic(traffic: dict) -> list[str]:
     " their padding; the largest:",
   ]
   lines += [
-    f"    {row['bytes'] / 1e9:>9.3f}  {row['count']:>5}  {row['kind']:<20.20}  {row['name'][:70]}"
+    f"    {row['bytes'] / 1e9:>9.3f}  {row['instructions']:>5}  {row['kind']:<20.20}  {row['name'][:70]}"
     for row in traffic["largest"]
   ]
   return lines

@@ -176,16 +176,13 @@ def rope(x: jax.Array, angles: Angles) -> jax.Array:
   Returns:
     [B, S, N, H] of x's dtype; the rotation itself is computed in float32.
   """
-  # On the flat axis N * H: a TPU pads the last axis to 128 numbers, also that of a head, and half of one even more.
-  flat, half = x.reshape(*x.shape[:2], -1).astype(jnp.float32), x.shape[-1] // 2
-  cos, sin = (jnp.broadcast_to(y, x.shape).reshape(flat.shape) for y in angles)
+  half, x32 = x.shape[-1] // 2, x.astype(jnp.float32)
 
-  def shift(by):  # zeros come in at the ends, where they are not used
-    return jax.lax.pad(flat, jnp.float32(0), [(0, 0, 0), (0, 0, 0), (by, -by, 0)])
+  def shift(by):  # zeros come in; an array of the half alone would be padded to a TPU's 128 lanes
+    return jax.lax.pad(x32, jnp.float32(0), [(0, 0, 0)] * (x.ndim - 1) + [(by, -by, 0)])
 
-  first = jnp.arange(flat.shape[-1]) % x.shape[-1] < half  # x1 of a head, not x2
-  rotated = jnp.where(first, -shift(-half), shift(half))  # -x2 and x1
-  return (flat * cos + rotated * sin).astype(x.dtype).reshape(x.shape)
+  rotated = shift(half) - shift(-half)  # -x2 and x1
+  return (x32 * angles.cos + rotated * angles.sin).astype(x.dtype)
 
 
 class Norm(nn.Module):

@@ -1,7 +1,6 @@
 """Causal attention within documents: XLA in blocks of queries, or a flash-attention kernel of TPUs or of GPUs."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -190,9 +189,16 @@ def splash(
 
 def _local_splash(q, k, v, segment_ids, *, blocks: tuple[int, ...], interpret: bool) -> jax.Array:
   length, heads = q.shape[1:3]
-  names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-  named: dict[str, Any] = dict(zip(names, blocks))
-  sizes = splash_attention.BlockSizes(**named, use_fused_bwd_kernel=True)
+  queries, keys, computed, queries_back, keys_back, computed_back = blocks
+  sizes = splash_attention.BlockSizes(
+    block_q=queries,
+    block_kv=keys,
+    block_kv_compute=computed,
+    block_q_dkv=queries_back,
+    block_kv_dkv=keys_back,
+    block_kv_dkv_compute=computed_back,
+    use_fused_bwd_kernel=True,
+  )
   mask = splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads)
   kernel = splash_attention.make_splash_mha_single_device(
     mask, block_sizes=sizes, interpret=interpret, residual_checkpoint_name="attention"
