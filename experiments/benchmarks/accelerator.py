@@ -102,7 +102,7 @@ FULL = Preset(
   bank=("--dtype=bfloat16", "--rounds=5"),
   branchings=(16, 43, 72),
 )
-_TINY = ("--layers=2", "--width=16", "--heads=2", "--mlp_width=24")
+_TINY = ("--layers=1", "--width=16", "--heads=2", "--mlp_width=24")
 SMALL = Preset(
   matmul=128,
   copied=1 << 12,
@@ -113,8 +113,8 @@ SMALL = Preset(
   },
   encoder=_bert(64, 24, 1),
   texts=2,
-  memory=("--batch=2", "--length=16", "--rounds=1"),
-  scoring=("--quick", "--vocab_size=64"),
+  memory=("--layers=1", "--batch=2", "--length=16", "--rounds=1"),
+  scoring=("--quick", "--size=tiny", "--vocab_size=64"),
   bank=(*_TINY, "--vocab=32", "--batch=4", "--length=8", "--rounds=1", "--rows", "2", "1"),
   branchings=(2,),
 )

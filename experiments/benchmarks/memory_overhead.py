@@ -36,6 +36,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   """The command line."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--a2", action="store_true", help="the paper's A2 itself, bfloat16, sequences of 2048")
+  parser.add_argument("--layers", type=int, help="of both, where they are not those of A2 or of the smaller shape")
   parser.add_argument("--batch", type=int, default=8)
   parser.add_argument("--length", type=int)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"))
@@ -57,8 +58,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def measure(flags: argparse.Namespace) -> dict:
   """Times both programs in turns."""
+  sizes = dict(A2 if flags.a2 else SCALED)
+  sizes["num_layers"] = flags.layers or sizes["num_layers"]
   anchor = AnchorConfig(
-    **(A2 if flags.a2 else SCALED),
+    **sizes,
     tied_embeddings=True,
     dtype=flags.dtype,
     attention=flags.attention,

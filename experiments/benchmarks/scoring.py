@@ -32,6 +32,7 @@ from hiermem_jax.parallel import make_mesh
 from hiermem_jax.parallel.layout import abstract_arrays
 
 SIZES = {
+  "tiny": {"num_layers": 1, "width": 16, "num_heads": 2, "head_dim": 8, "mlp_width": 24},
   "small": {"num_layers": 8, "width": 256, "num_heads": 4, "head_dim": 64, "mlp_width": 768},
   "160m": {"num_layers": 35, "width": 512, "num_heads": 12, "head_dim": 32, "mlp_width": 2048},
 }

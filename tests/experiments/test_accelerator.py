@@ -33,7 +33,7 @@ def test_everything_is_measured(run, tmp_path):
   assert report["encoder"]["texts_per_second"] > 0 and report["scoring"]["new_tokens_per_s"] > 0
   lazy, dense = report["bank"]
   assert (lazy["optimizer"], dense["optimizer"]) == ("lazy", "dense")
-  neuron = 3 * 2 * 16
+  neuron = 3 * 1 * 16
   assert dense["bank_params"] == neuron * (2 * 2 + 1 * 4) and lazy["fetched_params"] == 4 * neuron * 3
   for row, moved in ((lazy, lazy["fetched_params"]), (dense, dense["bank_params"])):
     assert row["of_copy"] == pytest.approx(24 * moved / (row["update_ms"] / 1e3) / ceilings["copy_bytes"])

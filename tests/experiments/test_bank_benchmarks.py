@@ -68,7 +68,8 @@ def test_scoring(run):
   report = json.loads(done.out)
   assert report["questions"] == 16 and 0 < report["padding"] < 0.7
   assert report["score_ratio"] == pytest.approx(report["score_tokens_per_s"] / report["forward_tokens_per_s"])
-  assert min(report.values()) > 0
+  timed = report.keys() - {"decode_ratio"}  # of a difference of two times, which noise can turn round
+  assert min(report[name] for name in timed) > 0
 
 
 @pytest.mark.parametrize(
