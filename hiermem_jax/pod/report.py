@@ -142,7 +142,7 @@ def _traffic(compiled: jax.stages.Compiled, report: dict, program: StepProgram, 
       "counted": counted.hbm_bytes,  # as `cost` reads the compiled step
       "least": least,
       "ratio": counted.hbm_bytes / sum(least.values()),
-      "largest": [consumer._asdict() for consumer in counted.consumers[:_LARGEST]],
+      "largest": [vars(consumer) for consumer in counted.consumers[:_LARGEST]],
     },
     "collectives": [vars(collective) for collective in found],
     "exchange": exchange_ratios(found, report, model),
