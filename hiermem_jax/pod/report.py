@@ -127,7 +127,8 @@ def _traffic(compiled: jax.stages.Compiled, report: dict, program: StepProgram, 
     model, program.mesh, program.abstract_state, batch_size=report["batch_size"], length=report["length"]
   )
   flops = max(model_flops, counted.flops)
-  seconds = step_seconds(flops, sum(least.values()), found, topology)
+  # Of a step so small that all of it stays on the chip, the compiled one moves less than `least_bytes` says.
+  seconds = step_seconds(flops, min(sum(least.values()), counted.hbm_bytes), found, topology)
   compiled_seconds = step_seconds(flops, counted.hbm_bytes, found, topology)
   slowest = max(seconds, key=lambda name: seconds[name])
   model_seconds = model_flops / (topology.chip.peak_flops / topology.chip.devices)
