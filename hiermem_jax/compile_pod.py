@@ -204,7 +204,7 @@ def _time(report: dict) -> list[str]:
   lines += [f"  {_BOUNDS[name]:<26}{1e3 * value:>9.3f}" for name, value in seconds.items()]
   lines += [
     f"Bound by {_BOUNDS[report['bound_by']]}: at most {report['mfu_bound']:.1%} of the peak goes into the model (MFU)",
-    f"Moving the compiled step's bytes takes {1e3 * report['compiled_hbm_seconds']:.3f} ms of HBM: of this program"
-    f" {report['compiled_mfu']:.1%}, as counted",
+    f"Moving the compiled step's bytes takes {1e3 * report['compiled_hbm_seconds']:.3f} ms of HBM; with compute and"
+    f" networks one after the other, MFU {report['mfu_in_turn']:.1%}",
   ]
   return lines

@@ -108,25 +108,29 @@ def test_numbers(compile_run):
   assert len(report["exchange"]) == 4
   assert {c["network"] for c in report["collectives"]} == {"ICI"}
   assert report["seconds"][report["bound_by"]] == max(report["seconds"].values())
+  traffic = report["hbm_traffic"]
+  assert traffic["ratio"] == traffic["counted"] / sum(traffic["least"].values())
+  sizes = [row["bytes"] for row in traffic["largest"]]
+  assert len(sizes) == 10 and sizes == sorted(sizes, reverse=True) and sum(sizes) <= traffic["counted"]
+  assert 0 < report["mfu_in_turn"] < report["mfu_bound"]
   assert 0 < report["mfu_bound"] <= 1
 
 
 def test_every_length_that_the_run_trains_on(compile_run):
-  """Each with as many sequences as make the same tokens; the page is about the largest peak, here the longest's."""
+  """Each with as many sequences as make the same tokens; the page is about the largest peak."""
   run = ("PackConfig.buckets = (128, 256)", "ModelConfig.memory = None", "prepare.tree = None")
   report = compile_run("compile_pod.length = None", *run, topology="v5e:2x2")
-  lengths = report["lengths"]
-  assert [(each["length"], each["batch_size"]) for each in lengths] == [(256, 16), (128, 32)]
-  assert (report["length"], report["batch_size"]) == (256, 16)
-  longer, shorter = (each["hbm"]["temporaries"] for each in lengths)
-  assert longer > shorter and report["hbm"]["temporaries"] == longer
+  lengths = {each["length"]: each for each in report["lengths"]}
+  assert {length: each["batch_size"] for length, each in lengths.items()} == {256: 16, 128: 32}
+  assert report["hbm"]["peak"] == max(each["hbm"]["peak"] for each in lengths.values())
+  assert report["batch_size"] == lengths[report["length"]]["batch_size"]
+  assert lengths[128]["seconds"]["flops"] < lengths[256]["seconds"]["flops"]  # attention's part
   page = compile_pod.as_text(report)
-  assert (
-    "Lengths of sequences that the run trains on" in page and f"     128         32  {shorter / GIB:>15.3f}" in page
-  )
+  assert "Lengths of sequences that the run trains on" in page
+  assert f"     128         32  {lengths[128]['hbm']['temporaries'] / GIB:>15.3f}" in page
 
   alone = compile_run("compile_pod.length = 128", *run, topology="v5e:2x2")
-  assert alone["batch_size"] == 32 and alone["hbm"] == lengths[1]["hbm"]
+  assert alone["batch_size"] == 32 and alone["hbm"] == lengths[128]["hbm"]
 
 
 def test_two_slices(compile_run):

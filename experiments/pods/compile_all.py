@@ -75,7 +75,7 @@ def table() -> str:
   """The reports of `ENTRIES` as a Markdown table."""
   lines = [
     "| run | pod | sequences per chip | state GiB | temporaries GiB | of GiB | model TFLOPs | anchor MB | fetch MB"
-    " (ratio) | gradient MB (ratio) | over DCN MB | HBM GB (ratio) | bound by | MFU at most | as counted |",
+    " (ratio) | gradient MB (ratio) | over DCN MB | HBM GB (ratio) | bound by | MFU at most | in turn |",
     "|" + "---|" * 15,
   ]
   done = results()
@@ -137,7 +137,7 @@ def work(report: dict) -> list[str]:
     counted,
     report["bound_by"],
     f"{report['mfu_bound']:.0%}",
-    "-" if report["compiled_mfu"] is None else f"{report['compiled_mfu']:.0%}",
+    "-" if report["mfu_in_turn"] is None else f"{report['mfu_in_turn']:.0%}",
   ]
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import math
 import re
 from collections import defaultdict
-from typing import NamedTuple
 
 import numpy as np
 
@@ -29,7 +28,8 @@ _FREE = {
 _PASSING = ("tuple", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "custom-call")
 
 
-class Consumer(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Consumer:
   """Instructions of one kind that read or write HBM, of one device and step."""
 
   name: str  # where they belong, e.g. "layers/attention gradient" (see `tensor_names`), or a kernel's name

@@ -1,7 +1,7 @@
 """The least bytes of HBM that a training step moves, by arithmetic; `cost` counts what a compiled one does.
 
 Arrays that are made and used in one place may stay on the chip, and cost nothing here: queries, keys, values, neurons,
-norms. What is counted is too large for that, or waits for another part of the step:
+norms. What is counted is too large for that, unless the whole model is tiny, or waits for another part of the step:
 
   state         parameters and moments that the update changes, read and written once; of lazy tables the fetched rows
   weights       each matrix in the type of the computation, read in every pass that uses it, and written first where its

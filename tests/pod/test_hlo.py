@@ -1,6 +1,7 @@
 """Counting collectives, FLOPs and bytes in the text of compiled programs: on short modules written by hand, whose counts are
 known, and on programs that this machine compiles."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -332,7 +333,7 @@ def test_consumers_are_named_and_sorted():
   )
   array = 64 * 128 * 4
   found = cost(text)
-  assert [tuple(consumer) for consumer in found.consumers] == [
+  assert [dataclasses.astuple(consumer) for consumer in found.consumers] == [
     ("layers/attention gradient", "mul", 2, 6 * array),
     ("flash", "kernel", 1, 2 * array),
     ("layers/attention gradient", "add", 1, 2 * array),
