@@ -125,12 +125,18 @@ class OptimizerConfig:
       owner: what binds the numbers, for messages.
 
     Raises:
-      InputError: the warmup, or the steps in which the rate falls, leave nothing of the run.
+      InputError: the warmup, or the steps in which the rate falls, leave nothing of the run; or the kind of schedule
+        has no such steps.
     """
     peak, left = self.peak_learning_rate, steps - self.warmup_steps
     if left <= 0:
       raise InputError(
         f"{owner}.warmup_steps = {self.warmup_steps} leaves nothing of the run's {steps} steps; bind fewer"
+      )
+    if self.decay_steps is not None and self.schedule_kind != "wsd":
+      raise InputError(
+        f"{owner}.decay_steps = {self.decay_steps}: schedule_kind = {self.schedule_kind!r} has no such steps; bind 'wsd',"
+        " or None"
       )
     if self.schedule_kind == "cosine":
       after = optax.cosine_decay_schedule(peak, left, alpha=self.final_learning_rate / peak)
@@ -173,6 +179,8 @@ class OptimizerConfig:
     if "peak_learning_rate" in given:
       ratio = given["peak_learning_rate"] / self.peak_learning_rate
       given = {"final_learning_rate": ratio * self.final_learning_rate} | given
+    if given.get("schedule_kind", "wsd") != "wsd":
+      given = {"decay_steps": None} | given
     return dataclasses.replace(self, **given)
 
   def schedules(self, steps: int, memory: MemoryConfig | None = None) -> dict[str, optax.Schedule]:

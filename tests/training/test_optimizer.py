@@ -59,6 +59,10 @@ def test_warmup_that_leaves_no_steps(steps):
 @pytest.mark.parametrize(
   "changes, match",
   [
+    (
+      {"decay_steps": 5},
+      "OptimizerConfig.decay_steps = 5: schedule_kind = 'cosine' has no such steps; bind 'wsd', or None",
+    ),
     ({"schedule_kind": "wsd", "decay_steps": 41}, "OptimizerConfig.decay_steps = 41: the warmup of 10 leaves 40 of"),
     ({"bank": PartSettings(warmup_steps=50)}, "PartSettings.warmup_steps = 50 leaves nothing of the run's 50 steps"),
     (
