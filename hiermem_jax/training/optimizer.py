@@ -135,8 +135,8 @@ class OptimizerConfig:
       )
     if self.decay_steps is not None and self.schedule_kind != "wsd":
       raise InputError(
-        f"{owner}.decay_steps = {self.decay_steps}: schedule_kind = {self.schedule_kind!r} has no such steps; bind 'wsd',"
-        " or None"
+        f"{owner}.decay_steps = {self.decay_steps}: schedule_kind = {self.schedule_kind!r} has no such steps; bind"
+        " 'wsd', or None"
       )
     if self.schedule_kind == "cosine":
       after = optax.cosine_decay_schedule(peak, left, alpha=self.final_learning_rate / peak)
