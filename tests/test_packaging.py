@@ -94,9 +94,9 @@ def packages_of_modules():
 
 
 def imports(folder):
-  """(file, top module) of every import of what is neither in Python nor here."""
+  """(file, top module) of every import of what is neither in Python nor here; peers are drivers of other code bases."""
   here = {path.stem for name in DECLARED for path in (ROOT / name).rglob("*.py")} - packages_of_modules().keys()
-  for path in sorted((ROOT / folder).rglob("*.py")):
+  for path in sorted(path for path in (ROOT / folder).rglob("*.py") if path.parent.name != "peers"):
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]

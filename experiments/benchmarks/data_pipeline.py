@@ -165,11 +165,11 @@ def quickstart_appetite() -> float:
   script = pathlib.Path(__file__).with_name("anchor_throughput.py")
   os.sched_setaffinity(0, _CORES)
   try:
-    command = [sys.executable, str(script), "--single", "--steps=20", *_QUICKSTART]
+    command = [sys.executable, str(script), "--rounds=20", "--json", *_QUICKSTART]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
   finally:
     os.sched_setaffinity(0, {min(_CORES)})
-  return json.loads(done.stdout.strip().splitlines()[-1])["tokens_per_second"]
+  return json.loads(done.stdout)["tokens_per_second"]
 
 
 def dclm(report: dict) -> list[dict]:

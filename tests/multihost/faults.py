@@ -159,12 +159,12 @@ def try_all(trial):
   with (
     trial.fault("read hangs"),
     trial.in_second(ocp.Checkpointer, "restore", stuck),
-    replaced(CheckpointStore._agreed, "__defaults__", (2.0,)),
+    replaced(CheckpointStore._agreed, "__defaults__", (5.0,)),
   ):
     trial.store.metadata()
-  with trial.fault("does not come"), replaced(CheckpointStore._agreed, "__defaults__", (1.0,)):
+  with trial.fault("does not come"), replaced(CheckpointStore._agreed, "__defaults__", (5.0,)):
     if not first:
-      time.sleep(4)
+      time.sleep(10)
     trial.store.metadata()
   data = list((trial.run_dir / "checkpoints/5/bank/ocdbt.process_1/d").iterdir())
   if first:

@@ -17,7 +17,7 @@ from hiermem_jax.training.merge import merge_parts
 from hiermem_jax.training.program import Program
 from hiermem_jax.training.stored_model import StoredModel, load_model_as
 
-# Rows of 120 and 24 numbers; no other test of this folder has tables of these shapes.
+# Rows of 120 and 24 numbers.
 MEMORY = MemoryConfig(rows=(5, 1), branching=2)
 WHOLE = {"level_1": (3, 120), "level_2": (5, 24)}
 PART = {"level_1": (2, 120), "level_2": (3, 24)}
@@ -38,8 +38,12 @@ def save(toy, directory, memory, seed):
 
 @pytest.fixture
 def live(monkeypatch):
-  """After each read of a bank, or of a table of it, and each new state: how many arrays are alive, by shape and type."""
-  seen = []
+  """After each read of a bank, or of a table of it, and each new state: how many arrays are alive, by shape and type.
+
+  Arrays that earlier tests have left are not counted.
+  """
+  seen, earlier = [], jax.live_arrays()
+  known = set(map(id, earlier))
 
   def note_after(owner, name):
     real = getattr(owner, name)
@@ -49,7 +53,7 @@ def live(monkeypatch):
       if name == "_read" and "bank" not in args:
         return result
       counts = {}
-      for array in jax.live_arrays():
+      for array in (array for array in jax.live_arrays() if id(array) not in known):
         key = (array.shape, array.dtype.name)
         counts[key] = counts.get(key, 0) + 1
       seen.append(counts)
@@ -59,7 +63,8 @@ def live(monkeypatch):
 
   note_after(CheckpointReader, "_read")
   note_after(Program, "init")
-  return seen
+  yield seen
+  del earlier  # until here, so that no other array gets the identity of one of them
 
 
 def most(live, *shapes, dtype="float32"):
