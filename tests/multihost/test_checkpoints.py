@@ -46,10 +46,8 @@ def test_best_model_and_checkpoint_at_the_same_step(found):
 def test_what_is_no_damage_is_named_as_what_it_is_and_nothing_is_set_aside(found, fault, reason):
   first, second = found[fault]
   assert first["error"] == second["error"]
-  assert (
-    first["error"].startswith("UnreadableCheckpointError: ") and "/checkpoints/5 could not be read" in first["error"]
-  )
-  assert "process 1" in first["error"] and reason in first["error"] and "skip_damaged" not in first["error"]
+  assert first["error"].startswith("UnreadableCheckpointError: ") and "could not be read (process 1" in first["error"]
+  assert "/checkpoints" in first["error"] and reason in first["error"] and "skip_damaged" not in first["error"]
   assert first["steps"] == [1, 2, 4, 5]
 
 
