@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.pod.topology import CHIPS
@@ -75,6 +76,24 @@ def in_rotated_turns(functions: Mapping[str, Callable[[], object]], rounds: int)
       if turn >= 0:
         times[name][:, turn] = np.subtract((time.perf_counter(), time.process_time()), start)
   return times
+
+
+def optax_steps(losses: Callable, params, transformation: optax.GradientTransformation) -> Callable[[], object]:
+  """A function that starts one more training step from where the last one ended: parameters, state and loss."""
+
+  def step(params, state):
+    loss, grads = jax.value_and_grad(losses)(params)
+    updates, state = transformation.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+  step, state = jax.jit(step, donate_argnums=(0, 1)), transformation.init(params)
+
+  def run():
+    nonlocal params, state
+    params, state, loss = step(params, state)
+    return params, state, loss
+
+  return run
 
 
 def seconds_of(function: Callable[[], object], calls: int = 5) -> float:

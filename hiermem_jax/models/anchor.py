@@ -5,7 +5,7 @@ mesh axes by rules elsewhere; no mesh axis appears here.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,36 +13,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from hiermem_jax.models import context
-from hiermem_jax.models.anchor_config import ON_HOST, AnchorConfig
+from hiermem_jax.models.anchor_config import AnchorConfig
 from hiermem_jax.models.attention import attend
 from hiermem_jax.models.memory import Block, with_memory
-
-# Primitives that make a whole weight of its parts: the first is `gather`.
-_GATHERING = ("linear_call", "sharding_constraint")
-
-
-def _all_but_gathered(primitive, *_, **__) -> bool:
-  """What the backward pass keeps without remat: everything, except that weights are gathered again."""
-  return primitive.name not in _GATHERING
-
-
-def _remat_policy(config: AnchorConfig):
-  """What the backward pass keeps of a layer, as `jax.checkpoint` takes it; None: all, there is nothing to say."""
-  if isinstance(config.remat, tuple):
-    on_host = [point.removesuffix(ON_HOST) for point in config.remat if point.endswith(ON_HOST)]
-    return jax.checkpoint_policies.save_and_offload_only_these_names(
-      names_which_can_be_saved=[point for point in config.remat if not point.endswith(ON_HOST)],
-      names_which_can_be_offloaded=on_host,
-      offload_src="device",
-      offload_dst="pinned_host",
-    )
-  if config.remat == "none":
-    mesh = jax.sharding.get_abstract_mesh()
-    return _all_but_gathered if any(mesh.shape[axis] > 1 for axis in mesh.manual_axes) else None
-  return {
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-    "full": jax.checkpoint_policies.nothing_saveable,
-  }[config.remat]
+from hiermem_jax.models.remat import remat_policy
+from hiermem_jax.models.rope import rope, rope_angles
+from hiermem_jax.models.weights import Weight, look_up
 
 
 class KVCache(NamedTuple):
@@ -50,139 +26,6 @@ class KVCache(NamedTuple):
 
   key: jax.Array
   value: jax.Array
-
-
-class Weight(nn.Module):
-  """A weight matrix, stored in float32 and returned in the type of the computation.
-
-  Inside `parallel.batch_parallel` a device holds a part of the matrix only, because the rules split it over the data
-  axis (FSDP). The module then gathers the parts, so that it always returns the whole matrix. The gradient of a gather
-  is a reduce-scatter: every device ends with the gradient of its own part, summed in `config.gradient_dtype`. The whole
-  weight of a layer is never kept for the backward pass, which gathers it again.
-  """
-
-  shape: tuple[int, int]
-  axes: tuple[str, str]  # logical names
-  sigma: float | jax.Array  # of the initial truncated normal, cut at 3 sigma
-  config: AnchorConfig
-  parameter: str = "kernel"  # name of the variable
-
-  @nn.compact
-  def __call__(self) -> jax.Array:
-    """Gives the whole weight, of `shape` and the anchor's `dtype`."""
-    dtype = self.config.dtype
-    if self.is_initializing():
-
-      def init(key, shape):
-        return jax.random.truncated_normal(key, -3, 3, shape) * self.sigma
-
-      initial: Any = self.param(self.parameter, nn.with_logical_partitioning(init, self.axes), self.shape)
-      return initial.astype(dtype)
-    weight: Any = self.get_variable("params", self.parameter)  # `param` refuses a part
-    names: list[str | None] = list(self.axes)
-    running = jax.sharding.get_abstract_mesh().manual_axes
-    for axis, mesh_axis in enumerate(nn.logical_to_mesh_axes(self.axes) or ()):
-      if mesh_axis in running:
-        names[axis] = None
-        if jax.lax.axis_size(mesh_axis) > 1:  # a gather of one part would still cost a copy
-          weight = gather(weight, mesh_axis, axis, dtype, self.config.gradient_dtype)
-    return nn.with_logical_constraint(weight.astype(dtype), tuple(names))  # and its gradient: split over other axes
-
-
-def gather(part: jax.Array, mesh_axis: str, axis: int, dtype: str, gradient_dtype: str) -> jax.Array:
-  """The whole of an array that is split along one of its axes over a mesh axis, for use inside `jax.shard_map`.
-
-  Its gradient is a reduce-scatter, whose terms, one of each device, are sent and summed in `gradient_dtype`.
-
-  Args:
-    part: [..., n, ...], this device's.
-    mesh_axis: name of the mesh axis, of size d.
-    axis: number of the array's axis.
-    dtype: what is sent forward.
-    gradient_dtype: what is sent and summed backward.
-
-  Returns:
-    [..., d * n, ...] of `dtype`.
-  """
-
-  def forward(_, part):
-    return jax.lax.all_gather(part.astype(dtype), mesh_axis, axis=axis, tiled=True)
-
-  def transposed(_, gradient):
-    terms = gradient.astype(gradient_dtype)
-    return jax.lax.psum_scatter(terms, mesh_axis, scatter_dimension=axis, tiled=True).astype(part.dtype)
-
-  return jax.custom_derivatives.linear_call(forward, transposed, (), part)
-
-
-@jax.custom_vjp
-def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
-  """Rows of an embedding table.
-
-  The gradient of a row is the sum over all positions that hold its token. It is summed in float32 and then rounded once
-  to the table's type: a sum in bfloat16 stops growing after some hundred terms of the same size.
-
-  Args:
-    table: [V, D].
-    tokens: int32 [B, S].
-
-  Returns:
-    [B, S, D] of the table's type.
-  """
-  return jnp.take(table, tokens, axis=0)
-
-
-def _look_up_forward(table, tokens):
-  return look_up(table, tokens), (jnp.zeros((0,), table.dtype), table.shape[0], tokens)
-
-
-def _look_up_backward(saved, gradient):
-  like, size, tokens = saved
-  rows = jnp.zeros((size, gradient.shape[-1]), jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
-  return rows.astype(like.dtype), None
-
-
-look_up.defvjp(_look_up_forward, _look_up_backward)
-
-
-class Angles(NamedTuple):
-  """Cosines and sines by which `rope` rotates, float32 [B, S, 1, H] each; the two halves of H are equal."""
-
-  cos: jax.Array
-  sin: jax.Array
-
-
-def rope_angles(positions: jax.Array, head_dim: int, base: float) -> Angles:
-  """The angles of a batch's positions.
-
-  Args:
-    positions: int32 [B, S].
-    head_dim: H.
-    base: frequency base; 100,000 in the paper (Appendix A).
-  """
-  half = head_dim // 2
-  frequency = base ** (-(jnp.arange(head_dim) % half).astype(jnp.float32) / half)
-  angle = positions[..., None, None].astype(jnp.float32) * frequency
-  return Angles(jnp.cos(angle), jnp.sin(angle))
-
-
-def rope(x: jax.Array, angles: Angles) -> jax.Array:
-  """Rotary position embedding, half-rotation style.
-
-  Args:
-    x: [B, S, N, H] queries or keys.
-    angles: of their positions.
-
-  Returns:
-    [B, S, N, H] of x's dtype; the rotation itself is computed in float32.
-  """
-  half, x32 = x.shape[-1] // 2, x.astype(jnp.float32)
-
-  def shift(by):  # zeros come in; an array of the half alone would be padded to a TPU's 128 lanes
-    return jax.lax.pad(x32, jnp.float32(0), [(0, 0, 0)] * (x.ndim - 1) + [(by, -by, 0)])
-
-  rotated = shift(half) - shift(-half)  # -x2 and x1
-  return (x32 * angles.cos + rotated * angles.sin).astype(x.dtype)
 
 
 class Norm(nn.Module):
@@ -318,7 +161,7 @@ class Anchor(nn.Module):
     self.embed = Weight((c.vocab_size, c.width), ("vocab", "embed"), sigma, c, parameter="embedding")
     if not c.tied_embeddings:
       self.head = Weight((c.width, c.vocab_size), ("embed", "vocab"), sigma, c)
-    policy = _remat_policy(c)
+    policy = remat_policy(c)
     layer = Layer if policy is None else nn.remat(Layer, policy=policy, prevent_cse=False)
     self.layers = nn.scan(
       layer,

@@ -6,7 +6,9 @@ import json
 import pathlib
 import sys
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 _SCRIPT = "benchmarks/anchor_throughput"
@@ -83,6 +85,13 @@ def test_batch_is_packed(module):
       where = np.flatnonzero(segments == segment)
       np.testing.assert_array_equal(positions[where], np.arange(len(where)))
       np.testing.assert_array_equal(inputs[where], np.append(0, tokens[where][:-1]))
+
+
+def test_steps_of_a_peer_go_on_from_each_other(module):
+  """x -> x - x / 4 for the loss x^2 / 2 and a rate of 1/4."""
+  run = sys.modules["common"].optax_steps(lambda x: x**2 / 2, jnp.float32(4), optax.sgd(0.25))
+  assert [float(run()[0]) for _ in range(3)] == [3, 2.25, 1.6875]
+  assert float(run()[2]) == 1.6875**2 / 2
 
 
 def test_order_rotates_and_every_round_is_kept(monkeypatch, module):

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from hiermem_jax.models.anchor import Anchor, init_anchor, rope, rope_angles
+from hiermem_jax.models.anchor import Anchor, init_anchor
 from hiermem_jax.models.attention import document_mask
 from hiermem_jax.models.config import AnchorConfig
 from hiermem_jax.models.memory import KINDS, Block
+from hiermem_jax.models.rope import rope, rope_angles
 
 CONFIG = AnchorConfig(
   num_layers=2, width=16, num_heads=3, head_dim=4, mlp_width=24, vocab_size=29, dtype="float32", rope_base=100.0

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hiermem_jax.models.anchor import init_anchor, look_up
+from hiermem_jax.models.anchor import init_anchor
 from hiermem_jax.models.config import AnchorConfig
 from hiermem_jax.models.losses import anchor_losses
+from hiermem_jax.models.weights import look_up
 
 VOCABULARY, SEQUENCES, LENGTH = 1024, 256, 128  # 32,768 tokens
 ANCHOR = AnchorConfig(

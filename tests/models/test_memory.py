@@ -10,9 +10,10 @@ import pytest
 
 from hiermem_jax.errors import InputError
 from hiermem_jax.models import GENERIC_ROWS, Anchor, AnchorConfig, MemoryConfig, ModelConfig
-from hiermem_jax.models.anchor import Attention, rope_angles
+from hiermem_jax.models.anchor import Attention
 from hiermem_jax.models.bank import block_to_rows, init_bank, rows_to_block, table_shapes
 from hiermem_jax.models.memory import KINDS, Block
+from hiermem_jax.models.rope import rope_angles
 
 A1 = AnchorConfig(num_layers=35, width=512, num_heads=12, head_dim=32, mlp_width=2048, tied_embeddings=True)
 ANCHOR = AnchorConfig(

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hiermem_jax.models.anchor import Anchor, Attention, rope_angles
+from hiermem_jax.models.anchor import Anchor, Attention
 from hiermem_jax.models.attention import document_mask
 from hiermem_jax.models.config import AnchorConfig
+from hiermem_jax.models.rope import rope_angles
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

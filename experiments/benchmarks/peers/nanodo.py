@@ -7,6 +7,7 @@ needed). It has no document masks: each sequence is one document to it.
 import jax
 import jax.numpy as jnp
 import optax
+from common import optax_steps
 from flax import linen as nn
 from nanodo import model, optimizer
 from nanodo.configs import default
@@ -25,16 +26,4 @@ def training_step(flags, batch):
     weights = tokens > 0
     return (optax.softmax_cross_entropy_with_integer_labels(logits, tokens) * weights).sum() / weights.sum()
 
-  def step(params, state):
-    loss, grads = jax.value_and_grad(losses)(params)
-    updates, state = transformation.update(grads, state, params)
-    return optax.apply_updates(params, updates), state, loss
-
-  step, state = jax.jit(step, donate_argnums=(0, 1)), transformation.init(params)
-
-  def run():
-    nonlocal params, state
-    params, state, loss = step(params, state)
-    return params, state, loss
-
-  return run
+  return optax_steps(losses, params, transformation)

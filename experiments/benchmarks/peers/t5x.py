@@ -10,6 +10,7 @@ import types
 import jax
 import jax.numpy as jnp
 import optax
+from common import optax_steps
 
 sys.modules["t5x"] = types.ModuleType("t5x")
 sys.modules["t5x"].__path__ = [f"{sys.path[0]}/t5x"]
@@ -39,16 +40,4 @@ def training_step(flags, batch):
     logits = decoder.apply({"params": params}, *inputs, enable_dropout=False)
     return optax.softmax_cross_entropy_with_integer_labels(logits, inputs[1]).mean()
 
-  def step(params, state):
-    loss, grads = jax.value_and_grad(losses)(params)
-    updates, state = optimizer.update(grads, state, params)
-    return optax.apply_updates(params, updates), state, loss
-
-  step, state = jax.jit(step, donate_argnums=(0, 1)), optimizer.init(params)
-
-  def run():
-    nonlocal params, state
-    params, state, loss = step(params, state)
-    return params, state, loss
-
-  return run
+  return optax_steps(losses, params, optimizer)
