@@ -56,15 +56,16 @@ def devices(stages: Sequence[Planned], *, mesh: bool) -> None:
     ) from None
   if not mesh:
     return
-  from hiermem_jax.parallel import check_length, local_sequences, make_mesh
+  from hiermem_jax.parallel import check_length, make_mesh
   from hiermem_jax.parallel.layout import check_mesh
+  from hiermem_jax.parallel.mesh import check_batch
 
   for number, stage in enumerate(stages):
     if stage.verb == "train":
       run = stage.arguments["run"]
       made = make_mesh(run.mesh)
       check_mesh(made, run.model)
-      local_sequences(made, run.batch_size)
+      check_batch(made, run.batch_size, run.microbatches)
       for path in _datasets(stage):
         prepare = _maker(path, stages[:number], "prepare")
         for length in prepare.arguments["pack"].lengths if prepare else ():

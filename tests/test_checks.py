@@ -155,13 +155,18 @@ def test_meshes_that_do_not_fit():
   with pytest.raises(InputError, match="model axis of 3"):
     checks.devices(configuration.planned(), mesh=True)
   checks.devices(configuration.planned(), mesh=False)
+  configuration.load(["tests/smoke.gin"], ["train.microbatches = 3"])
+  configuration.dry_run("run", run_dir="")
+  with pytest.raises(
+    InputError, match="train.microbatches = 3: does not divide the 8 sequences that each of 1 devices"
+  ):
+    checks.devices(configuration.planned(), mesh=True)
 
 
 def test_lengths_that_the_context_axis_does_not_divide(monkeypatch):
   """Those that an earlier stage will pack."""
   mesh = abstract_mesh((1, 1, 3, 1))
   monkeypatch.setattr("hiermem_jax.parallel.make_mesh", lambda config: mesh)
-  monkeypatch.setattr("hiermem_jax.parallel.local_sequences", lambda mesh, batch_size: None)
   configuration.load(["tests/smoke.gin"], ["AnchorConfig.num_heads = 3"])
   configuration.dry_run("run", run_dir="")
   with pytest.raises(InputError, match="MeshConfig.context = 3: sequences of [0-9]+ tokens cannot be split"):

@@ -211,12 +211,17 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
   return {name: place(array) for name, array in batch.items()}
 
 
-def check_batch(mesh: Mesh | AbstractMesh, batch_size: int) -> None:
-  """Raises InputError when a batch cannot be split over the devices of a mesh."""
+def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, microbatches: int = 1) -> None:
+  """Raises InputError when a batch cannot be split over the devices of a mesh, or a device's part into microbatches."""
   if batch_size % (shards := batch_shards(mesh)):
     raise InputError(
       f"train.batch_size = {batch_size}: cannot be split over {shards} devices; bind a multiple, or more to"
       " MeshConfig.context"
+    )
+  if batch_size % (shards * microbatches):
+    raise InputError(
+      f"train.microbatches = {microbatches}: does not divide the {batch_size // shards} sequences that each of {shards}"
+      f" devices has of train.batch_size = {batch_size}; bind a divisor"
     )
 
 

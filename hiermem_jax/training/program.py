@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from hiermem_jax.errors import InputError
 from hiermem_jax.models.attention import check_platform
 from hiermem_jax.models.config import ModelConfig
-from hiermem_jax.parallel import batch_sharding, batch_shards, token_sharding
+from hiermem_jax.parallel import batch_sharding, token_sharding
 from hiermem_jax.parallel.layout import abstract_arrays, bytes_per_device, check_mesh
 from hiermem_jax.parallel.mesh import check_batch
 from hiermem_jax.training.config import TrainingRun
@@ -117,13 +117,7 @@ def make_program(run: TrainingRun, mesh: Mesh) -> Program:
     InputError: the mesh does not divide the batch, the heads, the memory units or a weight, the microbatches do not
       divide a device's sequences, or the devices do not have the attention kernel.
   """
-  check_batch(mesh, run.batch_size)
-  shards = batch_shards(mesh)
-  if run.batch_size % (shards * run.microbatches):
-    raise InputError(
-      f"train.microbatches = {run.microbatches}: does not divide the {run.batch_size // shards} sequences that each of"
-      f" {shards} devices has of train.batch_size = {run.batch_size}; bind a divisor"
-    )
+  check_batch(mesh, run.batch_size, run.microbatches)
   if isinstance(mesh, Mesh):
     check_platform(run.model.anchor.attention, mesh.devices.flat[0].platform)
   optimizer = run.transformation()
